@@ -1,0 +1,149 @@
+"""Graph inputs and outputs, described once: axes, dtypes, dummy inputs, and min/opt/max shapes for engines.
+
+Names follow optimum's, so that existing clients read them. This file needs numpy only: the runtime imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+GraphName = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input or output. ``axes`` are axis names or fixed sizes; ``dtype`` is ONNX's lower-case name."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Concrete shape for the given axis sizes; ``past + target`` is computed."""
+        return tuple(axis if isinstance(axis, int) else _size(axis, sizes) for axis in self.axes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Port:
+        return Port(data["name"], data["dtype"], tuple(data["axes"]))
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> int:
+    return sum(sizes[part.strip()] for part in axis.split("+"))
+
+
+@dataclass(frozen=True)
+class GraphPorts:
+    """All inputs and outputs of one graph, in order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "inputs": [port.to_dict() for port in self.inputs],
+            "outputs": [port.to_dict() for port in self.outputs],
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> GraphPorts:
+        return GraphPorts(
+            tuple(Port.from_dict(port) for port in data["inputs"]),
+            tuple(Port.from_dict(port) for port in data["outputs"]),
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest sizes a bundle is built and checked for (engines cannot exceed them; ONNX Runtime can)."""
+
+    max_batch: int = 8
+    max_source_length: int = 512
+    max_target_length: int = 256
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def profile(self, port: Port) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """(min, opt, max) shapes of a port for an engine's optimization profile. ``past`` starts at 0."""
+        return port.shape(self.minimum), port.shape(self.optimum), port.shape(self.maximum)
+
+    @property
+    def minimum(self) -> dict[str, int]:
+        return {"batch": 1, "source": 1, "target": 1, "past": 0}
+
+    @property
+    def optimum(self) -> dict[str, int]:
+        return {
+            "batch": 1,
+            "source": min(64, self.max_source_length),
+            "target": 1,
+            "past": min(32, self.max_target_length),
+        }
+
+    @property
+    def maximum(self) -> dict[str, int]:
+        return {
+            "batch": self.max_batch,
+            "source": self.max_source_length,
+            "target": self.max_target_length,
+            "past": self.max_target_length,
+        }
+
+
+def encoder_ports(decoder_layers: int, num_heads: int, d_kv: int, d_model: int, dtype: str) -> GraphPorts:
+    """Ports of the encoder graph; ``dtype`` is the compute dtype (float, float16, bfloat16)."""
+    hidden = Port("last_hidden_state", dtype, ("batch", "source", d_model))
+    cross = tuple(
+        Port(f"present.{layer}.encoder.{half}", dtype, ("batch", num_heads, "source", d_kv))
+        for layer in range(decoder_layers)
+        for half in ("key", "value")
+    )
+    return GraphPorts(
+        (Port("input_ids", "int64", ("batch", "source")), Port("attention_mask", "int64", ("batch", "source"))),
+        (hidden, *cross),
+    )
+
+
+def decoder_ports(decoder_layers: int, num_heads: int, d_kv: int, vocab_size: int, dtype: str) -> GraphPorts:
+    """Ports of the decoder-with-past graph; ``past`` may be 0, so it serves the first step too."""
+    inputs = [
+        Port("input_ids", "int64", ("batch", "target")),
+        Port("encoder_attention_mask", "int64", ("batch", "source")),
+    ]
+    outputs = [Port("logits", "float", ("batch", "target", vocab_size))]
+    for layer in range(decoder_layers):
+        for origin, axis in (("decoder", "past"), ("encoder", "source")):
+            for half in ("key", "value"):
+                name = f"past_key_values.{layer}.{origin}.{half}"
+                inputs.append(Port(name, dtype, ("batch", num_heads, axis, d_kv)))
+        for half in ("key", "value"):
+            axes = ("batch", num_heads, "past + target", d_kv)
+            outputs.append(Port(f"present.{layer}.decoder.{half}", dtype, axes))
+    return GraphPorts(tuple(inputs), tuple(outputs))
+
+
+def dummy_inputs(
+    ports: GraphPorts, sizes: Mapping[str, int], dtypes: Mapping[str, np.dtype], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random but legal inputs of one graph for the given axis sizes; masks are ones.
+
+    ``dtypes`` maps the compute dtype's name to a numpy dtype (bfloat16 comes from ml_dtypes).
+    """
+    generator = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for port in ports.inputs:
+        shape = port.shape(sizes)
+        if port.name.endswith("mask"):
+            feeds[port.name] = np.ones(shape, dtype=np.int64)
+        elif port.dtype == "int64":
+            feeds[port.name] = generator.integers(3, 32, shape, dtype=np.int64)
+        else:
+            feeds[port.name] = generator.standard_normal(shape).astype(dtypes[port.dtype])
+    return feeds

@@ -1,0 +1,70 @@
+"""The precisions as rows: what dtype the graph computes in, what is quantized, and what parity must hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from exporter.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One row.
+
+    Attributes:
+        compute: dtype of activations and unquantized weights, ONNX's lower-case name.
+        weight_bits: 0 when weights keep the compute dtype, else 8 or 4.
+        block_size: rows of a weight that share a scale; 0 means one scale per output channel.
+        quantize_activations: whether MatMul inputs are quantized to int8 too.
+        rescale: whether the exact power-of-two rescale keeps the residual stream in range.
+        max_error_ratio: logit error allowed, in units of PyTorch's own error at the compute dtype (fp32: absolute
+            relative error is bounded by ``max_relative_error`` instead).
+        max_relative_error: bound on the relative logit error against fp32 PyTorch, or None.
+        max_kl: mean KL divergence of next-token distributions against fp32 PyTorch (nats), or None.
+        min_top1: share of positions whose arg-max agrees, ties by margin left out, or None.
+    """
+
+    name: str
+    compute: str
+    weight_bits: int = 0
+    block_size: int = 0
+    quantize_activations: bool = False
+    rescale: bool = False
+    max_error_ratio: float | None = None
+    max_relative_error: float | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight_bits > 0
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Bytes of one MatMul weight, scales left out."""
+        full = 4.0 if self.compute == "float" else 2.0
+        return self.weight_bits / 8 if self.weight_bits else full
+
+
+PRECISIONS: tuple[Precision, ...] = (
+    Precision("fp32", "float", max_relative_error=1e-5, max_kl=1e-8, min_top1=1.0),
+    Precision("fp16", "float16", rescale=True, max_error_ratio=2.0, max_kl=1e-3, min_top1=0.995),
+    Precision("bf16", "bfloat16", max_error_ratio=2.0, max_kl=1e-2, min_top1=0.97),
+)
+
+
+def precision(name: str) -> Precision:
+    """The row called ``name``.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    for row in PRECISIONS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in PRECISIONS)
+    raise UserError(f"precision '{name}' is unknown; choose one of {known}.")

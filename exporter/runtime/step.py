@@ -1,0 +1,52 @@
+"""What the generation loop needs from a backend: encode once, then one cached decoder step per token.
+
+    encode : input_ids, attention_mask [batch, source] -> state of batch * copies rows, empty self-attention
+    step   : tokens [rows, target]                     -> logits [rows, target, vocab], cache longer by target
+    reorder: row r continues as old row rows[r]        -> beams that win replace beams that lose
+
+Rows are sentence-major: row ``r`` belongs to sentence ``r // copies`` from ``encode`` to the end, because
+``reorder`` never moves a row to another sentence. A backend may therefore hold cross keys and values once per
+sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+StateT = TypeVar("StateT")
+
+
+class StepModel(Protocol[StateT]):
+    """A T5 model that advances token by token. ``StateT`` belongs to the backend; the loop hands it back."""
+
+    def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> StateT:
+        """Run the encoder once and start ``copies`` rows (beams or samples) per sentence.
+
+        ``input_ids``, ``attention_mask``: int64 [batch, source]; 0 in the mask is padding, which may stand on
+        either side. The state holds cross keys and values and an empty self-attention cache.
+        """
+        ...
+
+    def step(self, state: StateT, tokens: Tokens) -> Scores:
+        """Feed ``tokens`` int64 [rows, target] behind the cache; return logits float32 [rows, target, vocab].
+
+        ``tokens`` is contiguous; ``target`` is 1 in generation and longer for prompts and teacher forcing.
+        The result may be a view of a buffer that the next step overwrites: the loop neither keeps nor changes
+        it. Rows that are finished are stepped with the padding token; their logits are ignored as long as
+        they are finite.
+        """
+        ...
+
+    def reorder(self, state: StateT, rows: Tokens) -> None:
+        """Make row ``r`` continue the self-attention cache of the old row ``rows[r]``.
+
+        ``rows``: int64 [batch * copies], with ``rows[r] // copies == r // copies``; ``rows[r] == r`` did not
+        move and needs no copy; an old row may appear several times or never. Never called when no row moved.
+        """
+        ...

@@ -1,0 +1,319 @@
+"""Stamp the fused blocks once per layer between a stem and a head: the encoder graph and the decoder graph.
+
+    encoder : input_ids, attention_mask -> last_hidden_state, cross keys and values of every decoder layer
+    decoder : input_ids, encoder_attention_mask, past and cross keys and values -> logits, present keys and values
+
+Cost does not depend on depth or width: a layer is a copy of some twenty nodes that name other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.architecture import Architecture, Stack
+from exporter.ports import GraphPorts, Port, decoder_ports, encoder_ports
+from exporter.recipes import DistanceTable, PlannedTensor, Source, constant_value, planned_value, stack_of
+from exporter.recipes import Stack as StackRecipe
+from exporter.rescale import Rescale, StackScale
+from exporter.trace import OPSET, Block, BlockKind, as_int64
+from kernels.position_bias.contract import bucket_table
+from kernels.position_bias.fusion import distances, look_up, table_index
+
+DTYPES = {
+    "float": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+}
+MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat16": -3.3895313892515355e38}
+"""Additive mask of a hidden key. float16: far below any score, and finite even when scores are added."""
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The two stamped graphs with their ports."""
+
+    encoder: ir.Model
+    decoder: ir.Model
+    encoder_ports: GraphPorts
+    decoder_ports: GraphPorts
+
+    def items(self) -> tuple[tuple[str, ir.Model], ...]:
+        return (("encoder", self.encoder), ("decoder", self.decoder))
+
+
+def stamp(
+    architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale
+) -> Graphs:
+    """Build both graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly."""
+    a = architecture
+    encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute)
+    decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)
+    return Graphs(
+        _EncoderStamper(a, blocks, compute, rescale.encoder, encoder).model(),
+        _DecoderStamper(a, blocks, compute, rescale.decoder, decoder).model(),
+        encoder,
+        decoder,
+    )
+
+
+class _Stamper:
+    """A graph under construction: ports in, nodes appended, weights named by their recipes."""
+
+    stack: Stack
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        blocks: Mapping[BlockKind, Block],
+        compute: str,
+        scale: StackScale,
+        ports: GraphPorts,
+    ) -> None:
+        self.architecture, self.blocks, self.scale, self.ports = architecture, blocks, scale, ports
+        self.compute = compute
+        self.dtype = DTYPES[compute]
+        self.inputs = {port.name: _port_value(port) for port in ports.inputs}
+        self.initializers: dict[str, ir.Value] = {}
+        self.tape = ir.tape.Tape()
+        self.nodes: list[ir.Node] = []
+        self.outputs: dict[str, ir.Value] = {}
+
+    def model(self) -> ir.Model:
+        """Stem, layers and head in order; then outputs get their port's names and types."""
+        self.build()
+        for port in self.ports.outputs:
+            value = self.outputs[port.name]
+            value.name, value.type, value.shape = port.name, ir.TensorType(DTYPES[port.dtype]), _shape(port)
+        graph = ir.Graph(
+            inputs=list(self.inputs.values()),
+            outputs=[self.outputs[port.name] for port in self.ports.outputs],
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": OPSET},
+            name=self.stack,
+        )
+        return ir.Model(graph, ir_version=10, producer_name="t5edge")
+
+    def build(self) -> None:
+        raise NotImplementedError
+
+    def flush(self, prefix: str) -> None:
+        """Take the tape's nodes into the graph under readable names, sharing equal small constants."""
+        for node in self.tape.nodes:
+            self._append(node, prefix)
+        self.tape = ir.tape.Tape()
+
+    def _append(self, node: ir.Node, prefix: str) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.const_value is not None:
+                node.replace_input_with(index, self.initializer(value))
+        node.name = f"{prefix}/{node.op_type}_{len(self.nodes)}"
+        for index, output in enumerate(node.outputs):
+            output.name = f"{node.name}:{index}"
+        self.nodes.append(node)
+
+    def initializer(self, value: ir.Value) -> ir.Value:
+        """The graph's one value for this weight or constant."""
+        tensor = value.const_value
+        assert tensor is not None
+        if isinstance(tensor, PlannedTensor):
+            key = tensor.recipe.key
+        else:
+            data = tensor.numpy()
+            key = f"const.{data.dtype.name}.{'x'.join(map(str, data.shape))}.{'_'.join(map(str, data.reshape(-1)))}"
+        if key not in self.initializers:
+            if isinstance(tensor, PlannedTensor):
+                self.initializers[key] = planned_value(tensor.recipe, tensor.dtype, key)
+            else:
+                self.initializers[key] = constant_value(tensor.numpy(), key)
+        return self.initializers[key]
+
+    def weight(self, recipe: StackRecipe | DistanceTable) -> ir.Value:
+        return self.initializer(planned_value(recipe, self.dtype, recipe.key))
+
+    def vector(self, name: str, scale: float = 1.0) -> ir.Value:
+        """A norm's weight, [d_model]."""
+        recipe = StackRecipe((Source(name, scale),), (self.architecture.d_model,), None)
+        return self.weight(recipe)
+
+    def embed(self) -> ir.Value:
+        """Token embeddings, [batch, length, d_model], divided by 2^k."""
+        a = self.architecture
+        table = self.weight(stack_of("shared.weight", (a.vocab_size, a.d_model)))
+        hidden = self.tape.op("Gather", [table, self.inputs["input_ids"]], {"axis": 0})
+        if self.scale.k:
+            hidden = self.tape.op("Mul", [hidden, self.number(2.0**-self.scale.k, "embedding_scale")])
+        return hidden
+
+    def number(self, value: float, name: str) -> ir.Value:
+        """A scalar constant of the compute dtype."""
+        return constant_value(np.array(value, dtype=self.dtype.numpy()), name)
+
+    def length(self, value: ir.Value, axis: int) -> ir.Value:
+        """The size of one axis as an int64 scalar."""
+        size = self.tape.op("Shape", [value], {"start": axis, "end": axis + 1})
+        return self.tape.op("Squeeze", [size, constant_value(as_int64(0), "axis_0")])
+
+    def padding(self, mask: ir.Value) -> ir.Value:
+        """[batch, source] int64 -> [batch, 1, 1, source] bool, true where a key may be seen."""
+        seen = self.tape.op("Cast", [mask], {"to": ir.DataType.BOOL})
+        return self.tape.op("Unsqueeze", [seen, constant_value(as_int64(1, 2), "axes_1_2")])
+
+    def bias_table(self, layer: int) -> ir.Value:
+        """The distance table of one layer, [heads, distances]; T5 has one for the stack, UMT5 one per layer."""
+        a = self.architecture
+        owner = layer if a.per_layer_bias else 0
+        causal = self.stack == "decoder"
+        table = DistanceTable(
+            f"{self.stack}.block.{owner}.layer.0.SelfAttention.relative_attention_bias.weight",
+            bucket_table(a.num_buckets, a.max_distance, bidirectional=not causal),
+            a.num_heads,
+            MASKED[self.compute] if causal else None,
+        )
+        return self.weight(table)
+
+    def stamp_block(self, kind: BlockKind, layer: int, feeds: Sequence[ir.Value]) -> list[ir.Value]:
+        """Copy one fused block for ``layer``; returns its outputs. Weights are prefixed and rescaled by their role."""
+        stack: Stack = "decoder" if kind == "cross_kv" else kind
+        prefix = f"{stack}.block.{layer}."
+        graph = self.blocks[kind].graph
+        mapping: dict[ir.Value, ir.Value] = dict(zip(graph.inputs, feeds, strict=True))
+        for value in graph.initializers.values():
+            mapping[value] = self._layer_value(value, prefix, layer, rescaled=kind != "cross_kv")
+        for node in graph:
+            if node.op_type == "Constant":
+                tensor = ir.convenience.get_const_tensor(node.outputs[0])
+                assert tensor is not None
+                mapping[node.outputs[0]] = constant_value(tensor.numpy(), "constant")
+                continue
+            copy = ir.Node(
+                "",
+                node.op_type,
+                [None if value is None else mapping[value] for value in node.inputs],
+                [self._attribute(node, attribute) for attribute in node.attributes.values()],
+                num_outputs=len(node.outputs),
+            )
+            self._append(copy, f"{prefix}{'cross_kv' if kind == 'cross_kv' else 'block'}")
+            mapping.update(zip(node.outputs, copy.outputs, strict=True))
+        return [mapping[output] for output in graph.outputs]
+
+    def _layer_value(self, value: ir.Value, prefix: str, layer: int, rescaled: bool) -> ir.Value:
+        tensor = value.const_value
+        if not isinstance(tensor, PlannedTensor):
+            assert tensor is not None
+            return constant_value(tensor.numpy(), "constant")
+        recipe = tensor.recipe.prefixed(prefix)
+        if rescaled and isinstance(recipe, StackRecipe):
+            names = [source.name for source in recipe.sources]
+            recipe = recipe.scaled({name: self.scale.factor(name, layer) for name in names})
+        return planned_value(recipe, self.dtype, recipe.key)
+
+    def _attribute(self, node: ir.Node, attribute: ir.Attr) -> ir.Attr:
+        if node.op_type == "RMSNormalization" and attribute.name == "epsilon":
+            return ir.AttrFloat32("epsilon", attribute.as_float() * self.scale.epsilon_factor)
+        return attribute
+
+    def final_norm(self, hidden: ir.Value, scale: float = 1.0) -> ir.Value:
+        weight = self.vector(f"{self.stack}.final_layer_norm.weight", scale)
+        epsilon = float(np.float32(self.architecture.norm_epsilon)) * self.scale.epsilon_factor
+        return self.tape.op(
+            "RMSNormalization", [hidden, weight], {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        )
+
+
+class _EncoderStamper(_Stamper):
+    stack: Stack = "encoder"
+
+    def build(self) -> None:
+        a = self.architecture
+        hidden = self.embed()
+        length = self.length(self.inputs["input_ids"], 1)
+        index = table_index(self.tape, distances(self.tape, length, length, None), a.max_distance, a.max_distance)
+        seen = self.padding(self.inputs["attention_mask"])
+        biases = [self._bias(layer, index, seen) for layer in range(a.encoder_layers if a.per_layer_bias else 1)]
+        self.flush("encoder/stem")
+        for layer in range(a.encoder_layers):
+            (hidden,) = self.stamp_block("encoder", layer, [hidden, biases[layer if a.per_layer_bias else 0]])
+        hidden = self.final_norm(hidden)
+        self.flush("encoder/head")
+        self.outputs["last_hidden_state"] = hidden
+        for layer in range(a.decoder_layers):
+            key, value = self.stamp_block("cross_kv", layer, [hidden])
+            self.outputs[f"present.{layer}.encoder.key"] = key
+            self.outputs[f"present.{layer}.encoder.value"] = value
+
+    def _bias(self, layer: int, index: ir.Value, seen: ir.Value) -> ir.Value:
+        """Position bias and padding in one additive mask, [batch, heads, source, source]."""
+        bias = look_up(self.tape, self.bias_table(layer), index)
+        return self.tape.op("Where", [seen, bias, self.number(MASKED[self.compute], "masked")])
+
+
+class _DecoderStamper(_Stamper):
+    stack: Stack = "decoder"
+
+    def build(self) -> None:
+        a = self.architecture
+        hidden = self.embed()
+        past = self.length(self.inputs["past_key_values.0.decoder.key"], 2)
+        total = self.tape.op("Add", [past, self.length(self.inputs["input_ids"], 1)])
+        index = table_index(self.tape, distances(self.tape, total, total, past), a.max_distance, 1)
+        owners = a.decoder_layers if a.per_layer_bias else 1
+        biases = [look_up(self.tape, self.bias_table(layer), index) for layer in range(owners)]
+        seen = self.padding(self.inputs["encoder_attention_mask"])
+        zero, masked = self.number(0.0, "visible"), self.number(MASKED[self.compute], "masked")
+        cross_bias = self._per_query(self.tape.op("Where", [seen, zero, masked]))
+        self.flush("decoder/stem")
+        for layer in range(a.decoder_layers):
+            names = [
+                f"past_key_values.{layer}.{origin}.{half}"
+                for origin in ("decoder", "encoder")
+                for half in ("key", "value")
+            ]
+            feeds = [hidden, biases[layer if a.per_layer_bias else 0], cross_bias, *(self.inputs[n] for n in names)]
+            hidden, key, value = self.stamp_block("decoder", layer, feeds)
+            self.outputs[f"present.{layer}.decoder.key"] = key
+            self.outputs[f"present.{layer}.decoder.value"] = value
+        self.outputs["logits"] = self._logits(hidden)
+        self.flush("decoder/head")
+
+    def _per_query(self, cross_bias: ir.Value) -> ir.Value:
+        """[batch, 1, 1, source] -> [batch, 1, target, source]: ONNX Runtime wants the queries' axis spelled out."""
+        target = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 1, "end": 2})
+        ones = constant_value(as_int64(1, 1), "ones"), constant_value(as_int64(1), "one_axis")
+        shape = self.tape.op("Concat", [ones[0], target, ones[1]], {"axis": 0})
+        return self.tape.op("Expand", [cross_bias, shape])
+
+    def _logits(self, hidden: ir.Value) -> ir.Value:
+        """[batch, target, vocab] float32. T5: tied embeddings are the output layer, scaled by d_model ** -0.5."""
+        a = self.architecture
+        normed = self.final_norm(hidden, a.logit_scale)
+        shape = (a.vocab_size, a.d_model)
+        if a.tied:
+            logits = self._tied_logits(normed, stack_of("shared.weight", shape))
+        else:
+            logits = self.tape.op("MatMul", [normed, self.weight(stack_of("lm_head.weight", shape).transpose())])
+        if self.compute == "float":
+            return logits
+        return self.tape.op("Cast", [logits], {"to": ir.DataType.FLOAT})
+
+    def _tied_logits(self, normed: ir.Value, table: StackRecipe) -> ir.Value:
+        """Gemm reads the embedding table [vocab, d_model] as it lies, so it is stored once."""
+        a = self.architecture
+        rows = self.tape.op("Reshape", [normed, constant_value(as_int64(-1, a.d_model), "rows")])
+        flat = self.tape.op("Gemm", [rows, self.weight(table)], {"transB": 1})
+        sizes = self.tape.op("Shape", [self.inputs["input_ids"]])
+        shape = self.tape.op("Concat", [sizes, constant_value(as_int64(a.vocab_size), "vocab_size")], {"axis": 0})
+        return self.tape.op("Reshape", [flat, shape])
+
+
+def _shape(port: Port) -> ir.Shape:
+    return ir.Shape(port.axes)
+
+
+def _port_value(port: Port) -> ir.Value:
+    return ir.Value(name=port.name, type=ir.TensorType(DTYPES[port.dtype]), shape=_shape(port))

@@ -1,0 +1,1 @@
+"""Ways to run a bundle: modules with the same verbs (``build``, ``open``)."""

@@ -1,0 +1,145 @@
+"""ONNX Runtime on the CPU (or another provider): runs the bundle's graphs as they are.
+
+Keys and values stay in ONNX Runtime's own buffers between steps; Python only hands them on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import UserError
+from exporter.ports import GraphPorts
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from exporter.runtime.step import Scores, Tokens
+
+NAME = "onnxruntime"
+PROVIDERS = ("CPUExecutionProvider",)
+DTYPES = {"float": np.dtype(np.float32), "float16": np.dtype(np.float16), "int64": np.dtype(np.int64)}
+
+
+@dataclass
+class State:
+    """One batch under way: masks and cross keys/values per row, and the self-attention cache."""
+
+    feeds: dict[str, Any]
+    copies: int
+
+
+class OnnxRuntimeModel:
+    """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
+
+    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts) -> None:
+        """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``."""
+        self.encoder, self.decoder = encoder, decoder
+        self._encoder_outputs = [output.name for output in encoder.get_outputs()]
+        self._decoder_outputs = [output.name for output in decoder.get_outputs()]
+        own = [port for port in ports.inputs if port.name.endswith(("decoder.key", "decoder.value"))]
+        self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
+        self._own_shape = (own[0].axes[1], own[0].axes[3])
+        self._own_dtype = DTYPES[own[0].dtype]
+
+    def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:
+        """Run the encoder once; start ``copies`` rows per sentence. See ``StepModel.encode``."""
+        from onnxruntime import OrtValue
+
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        outputs = self._run(self.encoder, self._encoder_outputs, inputs)
+        mask = np.repeat(attention_mask, copies, axis=0) if copies > 1 else attention_mask
+        feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
+        for name, value in outputs.items():
+            if name.startswith("present."):
+                feeds[name.replace("present", "past_key_values")] = self._repeated(value, copies)
+        heads, d_kv = self._own_shape
+        empty = np.zeros((len(mask), heads, 0, d_kv), dtype=self._own_dtype)  # type: ignore[arg-type]
+        for name in self._present.values():
+            feeds[name] = OrtValue.ortvalue_from_numpy(empty)
+        return State(feeds, copies)
+
+    def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
+        """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
+
+    def step(self, state: State, tokens: Tokens) -> Scores:
+        """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
+        from onnxruntime import OrtValue
+
+        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
+        outputs = self.decoder.run_with_ort_values(self._decoder_outputs, state.feeds)
+        for name, value in zip(self._decoder_outputs, outputs, strict=True):
+            if name in self._present:
+                state.feeds[self._present[name]] = value
+        logits: Scores = outputs[0].numpy()
+        return logits
+
+    def reorder(self, state: State, rows: Tokens) -> None:
+        """Row ``r`` continues the cache of the old row ``rows[r]``."""
+        from onnxruntime import OrtValue
+
+        for name in self._present.values():
+            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
+
+    @staticmethod
+    def _run(session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        from onnxruntime import OrtValue
+
+        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        return dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+
+    @staticmethod
+    def _repeated(value: Any, copies: int) -> Any:
+        from onnxruntime import OrtValue
+
+        return value if copies == 1 else OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), copies, axis=0))
+
+
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """Session options for the CPU. ``threads``: intra-op threads, None for one per core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def open(  # noqa: A001 - the verb every target has
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    providers: Sequence[str] = PROVIDERS,
+    threads: int | None = None,
+) -> OnnxRuntimeModel:
+    """Open both graphs of a bundle.
+
+    Raises:
+        UserError: onnxruntime is missing, or it cannot load a graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
+    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    if manifest["precision"]["compute"] == "bfloat16" and tuple(providers) == PROVIDERS:
+        from exporter.targets.bfloat16 import open_emulated
+
+        return open_emulated(folder, ports, session_options(threads))
+    sessions = []
+    for name in ("encoder", "decoder"):
+        path = folder / f"{name}.onnx"
+        try:
+            session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=list(providers))
+        except Exception as error:  # onnxruntime raises its own classes, all below Exception
+            raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
+        sessions.append(session)
+    return OnnxRuntimeModel(sessions[0], sessions[1], ports)

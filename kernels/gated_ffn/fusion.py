@@ -1,0 +1,60 @@
+"""Gated FFN: two MatMuls and an activation -> one packed MatMul, the activation, Mul.
+
+    x : [batch, seq, d_model]   wi_0, wi_1 : [d_model, d_ff]   out : [batch, seq, d_model]
+    before : (act(x @ wi_0) * (x @ wi_1)) @ wo, tanh-GELU spelled out in eight nodes
+    after  : gate, up = split(x @ [wi_0 | wi_1]);  (act(gate) * up) @ wo
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
+
+from exporter.architecture import Architecture
+from exporter.recipes import PlannedTensor, Stack, recipe_of
+from exporter.trace import Block, BlockKind
+from kernels.activation_patterns import ActivationPattern, activation_pattern
+from kernels.fusion import Fusion, Outcome, apply_rules
+
+
+class GatedFfnRule(RewriteRuleClassBase):
+    def __init__(self, activation: ActivationPattern) -> None:
+        super().__init__("gated_ffn")
+        self._activation = activation
+
+    def pattern(self, op: Any, x: Any, wi_0: Any, wi_1: Any, wo: Any) -> Any:
+        gate = self._activation.match(op, op.MatMul(x, wi_0))
+        return op.MatMul(op.Mul(gate, op.MatMul(x, wi_1)), wo)
+
+    def check(self, context: Any, wi_0: Any, wi_1: Any, wo: Any, **constants: Any) -> MatchResult:
+        result = MatchResult()
+        recipes = [recipe_of(value) for value in (wi_0, wi_1, wo)]
+        if not all(isinstance(recipe, Stack) and recipe.transposed for recipe in recipes):
+            return result.fail("wi_0, wi_1 and wo must be weights of the checkpoint in MatMul's layout")
+        if recipes[0].shape != recipes[1].shape:  # type: ignore[union-attr]
+            return result.fail("gate and up differ in width")
+        reason = self._activation.refuse(constants)
+        return result.fail(reason) if reason else result
+
+    def rewrite(self, op: Any, x: Any, wi_0: Any, wi_1: Any, wo: Any, **_: Any) -> Any:
+        recipe = recipe_of(wi_0).join(recipe_of(wi_1))  # type: ignore[union-attr, arg-type]
+        weight = op.initializer(PlannedTensor(recipe, wi_0.dtype, f"packed.{recipe.key}"), f"packed.{recipe.key}")
+        gate, up = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=2, _outputs=2)
+        return op.MatMul(op.Mul(self._activation.emit(op, gate), up), wo)
+
+
+def rule(activation: str) -> RewriteRule:
+    """The rewrite for one activation (``gelu_tanh``, ``silu``, ...)."""
+    return GatedFfnRule.rule(activation_pattern(activation))
+
+
+def _apply(block: Block, architecture: Architecture) -> Outcome:
+    return apply_rules(block, rule(architecture.activation))
+
+
+def _expect(architecture: Architecture, kind: BlockKind) -> int:
+    return int(architecture.gated and kind != "cross_kv")
+
+
+FUSION = Fusion("gated_ffn", _apply, _expect, "after the projections: all other MatMuls of weights are then packed")

@@ -1,0 +1,104 @@
+"""Projections into heads that share one input: found as a group, packed into one MatMul, split again.
+
+    x : [batch, seq, d_model]   w_i : [d_model, heads * d_kv]   out_i : [batch, heads, seq, d_kv]
+    before : transpose(reshape(x @ w_i, computed shape)) for each i
+    after  : y_i = split(x @ [w_1 | .. | w_n]);  transpose(reshape(y_i, [0, 0, heads, d_kv]))
+
+Self-attention has n = 3, the query of cross-attention n = 1, the cross keys and values n = 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from exporter.architecture import Architecture
+from exporter.recipes import Stack, constant_value, planned_value, recipe_of
+from exporter.trace import Block, as_int64, scalar
+from kernels.fusion import Outcome
+
+
+@dataclass(frozen=True)
+class HeadProjection:
+    """One MatMul -> Reshape -> Transpose chain into heads."""
+
+    matmul: ir.Node
+    reshape: ir.Node
+    transpose: ir.Node
+    recipe: Stack
+
+
+def pack_projections(block: Block, architecture: Architecture, count: int) -> Outcome:
+    """Replace every group of exactly ``count`` head projections of one input by a packed one."""
+    outcome = Outcome()
+    groups: dict[ir.Value, list[HeadProjection]] = {}
+    for node in block.graph:
+        found = _head_projection(node, architecture, outcome)
+        if found is not None and found.matmul.inputs[0] is not None:
+            groups.setdefault(found.matmul.inputs[0], []).append(found)
+    for x, group in groups.items():
+        if len(group) == count:
+            _pack(block.graph, x, group, architecture)
+            outcome.matched += 1
+        else:
+            outcome.refusals.append(f"{len(group)} projections share an input, {count} were expected")
+    return outcome
+
+
+def _head_projection(node: ir.Node, architecture: Architecture, outcome: Outcome) -> HeadProjection | None:
+    recipe = recipe_of(node.inputs[1]) if node.op_type == "MatMul" else None
+    if not isinstance(recipe, Stack):
+        return None
+    reshape = _only_user(node, "Reshape")
+    transpose = _only_user(reshape, "Transpose") if reshape is not None else None
+    if reshape is None or transpose is None:
+        return None
+    if list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]:
+        outcome.refusals.append(f"{recipe.key}: the transpose after it does not move the heads")
+        return None
+    if not _splits_into_heads(reshape, architecture.d_kv):
+        outcome.refusals.append(f"{recipe.key}: reshaped into heads of another size than d_kv = {architecture.d_kv}")
+        return None
+    if recipe.sources[0].name.split(".")[-2] not in ("q", "k", "v"):
+        outcome.refusals.append(f"{recipe.key}: not a query, key or value projection")
+        return None
+    return HeadProjection(node, reshape, transpose, recipe)
+
+
+def _only_user(node: ir.Node, op_type: str) -> ir.Node | None:
+    users = [use.node for use in node.outputs[0].uses()]
+    return users[0] if len(users) == 1 and users[0].op_type == op_type else None
+
+
+def _splits_into_heads(reshape: ir.Node, d_kv: int) -> bool:
+    """Whether the shape, computed in the trace as Concat(batch, seq, -1, d_kv), ends in ``d_kv``."""
+    target = reshape.inputs[1]
+    concat = None if target is None else target.producer()
+    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 4:
+        return False
+    return scalar(concat.inputs[3]) == d_kv
+
+
+def _pack(graph: ir.Graph, x: ir.Value, group: list[HeadProjection], architecture: Architecture) -> None:
+    recipe = group[0].recipe
+    for other in group[1:]:
+        recipe = recipe.join(other.recipe)
+    weight = planned_value(recipe, ir.DataType.FLOAT, f"packed.{recipe.key}")
+    graph.register_initializer(weight)
+    tape = ir.tape.Tape()
+    packed = tape.op("MatMul", [x, weight])
+    parts = (
+        tape.op_multi_out("Split", [packed], {"axis": -1, "num_outputs": len(group)}, num_outputs=len(group))
+        if len(group) > 1
+        else [packed]
+    )
+    heads = constant_value(as_int64(0, 0, architecture.num_heads, architecture.d_kv), "split_heads")
+    heads = graph.initializers.get("split_heads", heads)
+    graph.initializers["split_heads"] = heads
+    for part, projection in zip(parts, group, strict=True):
+        new = tape.op("Transpose", [tape.op("Reshape", [part, heads])], {"perm": [0, 2, 1, 3]})
+        ir.convenience.replace_all_uses_with(projection.transpose.outputs[0], new, replace_graph_outputs=True)
+    graph.insert_after(group[0].matmul, tape.nodes)
+    for projection in group:
+        graph.remove([projection.transpose, projection.reshape, projection.matmul], safe=True)

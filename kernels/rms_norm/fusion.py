@@ -1,0 +1,48 @@
+"""RMS norm: six elementwise nodes and a mean -> one RMSNormalization.
+
+    before : w * (x * (1 / sqrt(mean(x^2) + eps)))
+    after  : RMSNormalization(x, w, epsilon=eps), statistics in float32 whatever the type of x
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
+
+from exporter.architecture import Architecture
+from exporter.recipes import recipe_of
+from exporter.trace import Block, BlockKind, scalar
+from kernels.fusion import Fusion, Outcome, apply_rules, near
+
+
+class RmsNormRule(RewriteRuleClassBase):
+    def pattern(self, op: Any, x: Any, weight: Any, exponent: Any, axes: Any, epsilon: Any) -> Any:
+        mean = op.ReduceMean(op.Pow(x, exponent), axes, keepdims=1, _allow_other_attributes=True)
+        inverse = op.Reciprocal(op.Sqrt(op.Add(mean, epsilon)))
+        return op.Mul(weight, op.Mul(x, inverse))
+
+    def check(self, context: Any, x: Any, weight: Any, exponent: Any, axes: Any, epsilon: Any) -> MatchResult:
+        result = MatchResult()
+        if not near(exponent, 2.0):
+            return result.fail(f"the exponent is {scalar(exponent)}, not 2: this is not a root mean square")
+        if scalar(epsilon) is None:
+            return result.fail("epsilon is not a constant")
+        recipe = recipe_of(weight)
+        if recipe is None or len(recipe.shape) != 1:
+            return result.fail("the scale is not a vector of weights over the last axis")
+        return result
+
+    def rewrite(self, op: Any, x: Any, weight: Any, epsilon: Any, **_: Any) -> Any:
+        return op.RMSNormalization(x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=1)
+
+
+def _apply(block: Block, _: Architecture) -> Outcome:
+    return apply_rules(block, RmsNormRule.rule())
+
+
+def _expect(_: Architecture, kind: BlockKind) -> int:
+    return {"encoder": 2, "decoder": 3, "cross_kv": 0}[kind]
+
+
+FUSION = Fusion("rms_norm", _apply, _expect, "first: the projections after it are recognised by their common input")
