@@ -44,13 +44,11 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         UserError: bad input or environment; nothing is left behind.
         GateError: parity failed; the bundle is kept as ``<out>.failed``.
     """
-    watch = progress or Silent()
+    watch: Progress = progress or Silent()
     row = precision(options.precision)
     out = Path(options.out or options.folder_name)
     bundles.check_target_folder(out, options.force)
-    checkpoint = open_checkpoint(
-        options.variant, random_weights=options.random_weights, revision=options.revision
-    )
+    checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
     for difference in checkpoint.differences:
         watch.message(difference)
     with bundles.writing(out, options.force) as folder:
@@ -107,7 +105,10 @@ def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, watch: Pro
 
 def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
     """config.json as it was, generation_config.json, and tokenizer.json where there is a tokenizer."""
-    for name, data in (("config.json", checkpoint.config), ("generation_config.json", checkpoint.generation_config)):
+    for name, data in (
+        ("config.json", checkpoint.config),
+        ("generation_config.json", checkpoint.generation_config),
+    ):
         bundles.write_json(folder / name, data)
     tokenizer = tokenizer_json(checkpoint)
     if tokenizer is not None:
@@ -123,7 +124,10 @@ def describe(
         "revision": checkpoint.revision,
         "random_weights": options.random_weights,
         "content_key": checkpoint.content_key(),
-        "architecture": {**checkpoint.architecture.to_dict(), "parameters": checkpoint.architecture.parameters},
+        "architecture": {
+            **checkpoint.architecture.to_dict(),
+            "parameters": checkpoint.architecture.parameters,
+        },
         "precision": row.to_dict(),
         "rescale": rescale.to_dict(),
         "generation": checkpoint.generation_config,

@@ -125,14 +125,15 @@ def _open_random(
 ) -> Checkpoint:
     """Structure from a folder's config, the table, or the config on the hub; weights from ``seed``."""
     commit = None
-    if (folder / "config.json").is_file() or (row is None and _is_path(variant)):
+    named_folder = variant != DEMO_NAME and _is_checkpoint(folder)
+    if named_folder or (row is None and _is_path(variant)):
         config = _read_json(folder / "config.json")
     elif row is not None:
         config = row.config()
     else:
         folder, commit = download(_repository(variant, row, revision), weights=False)
         config = _read_json(folder / "config.json")
-    names = open_folder_store(folder).tensors if _is_checkpoint(folder) else None
+    names = open_folder_store(folder).tensors if named_folder else None
     store = RandomStore(architecture_from_config(config, names), seed)
     return Checkpoint(variant if row is None else row.name, config, store, revision=commit)
 

@@ -106,7 +106,10 @@ def encoder_ports(decoder_layers: int, num_heads: int, d_kv: int, d_model: int, 
         for half in ("key", "value")
     )
     return GraphPorts(
-        (Port("input_ids", "int64", ("batch", "source")), Port("attention_mask", "int64", ("batch", "source"))),
+        (
+            Port("input_ids", "int64", ("batch", "source")),
+            Port("attention_mask", "int64", ("batch", "source")),
+        ),
         (hidden, *cross),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -20,15 +20,9 @@ class Stage(Protocol):
 class Progress(Protocol):
     """A watcher of stages."""
 
-    def stage(self, title: str, total: int | None = None, unit: str = "steps") -> _Managed: ...
+    def stage(self, title: str, total: int | None = None, unit: str = "steps") -> AbstractContextManager[Stage]: ...
 
     def message(self, text: str) -> None: ...
-
-
-class _Managed(Protocol):
-    def __enter__(self) -> Stage: ...
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 class _SilentStage:

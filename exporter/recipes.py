@@ -76,9 +76,7 @@ class Stack:
 
     def scaled(self, factors: dict[str, float]) -> Stack:
         """Multiply the named sources by a factor each (exact where it is a power of two)."""
-        return replace(
-            self, sources=tuple(replace(s, scale=s.scale * factors.get(s.name, 1.0)) for s in self.sources)
-        )
+        return replace(self, sources=tuple(replace(s, scale=s.scale * factors.get(s.name, 1.0)) for s in self.sources))
 
     def join(self, other: Stack) -> Stack:
         """Stack ``other`` below (for transposed ones: to the right of) this one; inputs must be equally wide."""
@@ -162,4 +160,4 @@ def recipe_of(value: ir.Value | None) -> Recipe | None:
 def constant_value(array: np.ndarray, name: str) -> ir.Value:
     """A small initializer with data of its own (reshape targets, masks, split sizes)."""
     tensor = ir.tensor(array, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def build_torch_model(checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Any:
-    """transformers' model of the checkpoint in ``dtype``, on the CPU, in eval mode, with eager attention.
+    """The transformers model of the checkpoint in ``dtype``, on the CPU, in eval mode, with eager attention.
 
     Tying and the scale of the logits follow the checkpoint's facts, not transformers' own reading of the
     config. Weights already stored in ``dtype`` stay mapped from disk. ``keep_wo_float32`` keeps the FFN

@@ -136,9 +136,7 @@ def measure_rescale(
     reference = StreamedReference(checkpoint, torch.float32, watch)
     for batch in batches:
         reference.decode(batch, reference.encode(batch))
-    return Rescale(
-        *(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ("encoder", "decoder"))
-    )
+    return Rescale(*(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ("encoder", "decoder")))
 
 
 def _stack_scale(checkpoint: Checkpoint, stack: Stack, seen: _Ranges, headroom: float) -> StackScale:

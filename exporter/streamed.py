@@ -101,9 +101,9 @@ class StreamedReference:
             num_buckets=a.num_buckets,
             max_distance=a.max_distance,
         )
-        weight = self.checkpoint.read(
-            f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight"
-        ).to(self.dtype)
+        weight = self.checkpoint.read(f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight").to(
+            self.dtype
+        )
         return weight[buckets].permute(2, 0, 1)[None]
 
     def _padding(self, attention_mask: np.ndarray) -> torch.Tensor:

@@ -68,7 +68,9 @@ def _example(line: str, file: Path, number: int) -> Example:
     except ValueError as error:
         raise UserError(f"'{file}', line {number} is not JSON ({error}).") from error
     if not isinstance(data, dict) or not isinstance(data.get("source"), str):
-        raise UserError(f"'{file}', line {number} has no text under \"source\"; expected {{\"source\": ..., \"target\": ...}}.")
+        raise UserError(
+            f'\'{file}\', line {number} has no text under "source"; expected {{"source": ..., "target": ...}}.'
+        )
     return Example(data["source"], str(data.get("target") or data["source"]))
 
 
@@ -96,7 +98,9 @@ class Encoder:
         else:
             ids = [*self._hashed(text), self._architecture.eos_token_id]
         if len(ids) > MAX_TOKENS:
-            raise UserError(f"a text of {len(ids)} tokens ('{text[:30]}…') is too long; at most {MAX_TOKENS} are allowed.")
+            raise UserError(
+                f"a text of {len(ids)} tokens ('{text[:30]}…') is too long; at most {MAX_TOKENS} are allowed."
+            )
         return [min(token, self._architecture.vocab_size - 1) for token in ids]
 
     def _hashed(self, text: str) -> list[int]:

@@ -85,7 +85,7 @@ def _plan_weights(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         relative = name.partition("block.")[2]
         assert relative and value.shape is not None, f"unexpected initializer {name} in a traced block"
-        shape = tuple(int(size) for size in value.shape)
+        shape = tuple(int(size) for size in value.shape.numpy())
         planned = planned_value(stack_of(relative, shape), ir.DataType.FLOAT, name)
         graph.initializers.pop(name)
         ir.convenience.replace_all_uses_with(value, planned)
@@ -114,9 +114,10 @@ def _fold_weight_transpose(graph: ir.Graph, node: ir.Node) -> None:
         return
     weight = node.inputs[0]
     assert weight is not None and list(node.attributes["perm"].as_ints()) == [1, 0]
-    planned = planned_value(recipe.transpose(), ir.DataType.FLOAT, f"{weight.name}.T")
-    if planned.name in graph.initializers:
-        planned = graph.initializers[planned.name]
+    name = f"{weight.name}.T"
+    planned = planned_value(recipe.transpose(), ir.DataType.FLOAT, name)
+    if name in graph.initializers:
+        planned = graph.initializers[name]
     else:
         graph.register_initializer(planned)
     ir.convenience.replace_all_uses_with(node.outputs[0], planned)
@@ -144,7 +145,7 @@ def _config(architecture: Architecture, is_decoder: bool) -> Any:
 
 
 def block_module(architecture: Architecture, is_decoder: bool) -> Any:
-    """transformers' own T5Block on the meta device, without a position bias of its own."""
+    """Transformers' own T5Block on the meta device, without a position bias of its own."""
     import torch
     from transformers.models.t5.modeling_t5 import T5Block
 
@@ -191,9 +192,7 @@ def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[An
 
     heads, d_kv, d_model = architecture.num_heads, architecture.d_kv, architecture.d_model
     largest = 1 << 20
-    batch, source, target, past = (
-        Dim(name, min=1, max=largest) for name in ("batch", "source", "target", "past")
-    )
+    batch, source, target, past = (Dim(name, min=1, max=largest) for name in ("batch", "source", "target", "past"))
     b, s, t, p = 2, 5, 4, 3
     if kind == "encoder":
         encoder_inputs = (torch.empty(b, s, d_model), torch.empty(b, heads, s, s))

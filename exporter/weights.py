@@ -73,7 +73,11 @@ def plan_weights(models: Iterable[ir.Model]) -> WeightFile:
     for name, tensor in ordered:
         length = tensor.nbytes
         shape = list(tensor.shape.numpy()) if tensor.dtype != ir.DataType.INT4 else [length]
-        entry = {"dtype": SAFETENSORS_NAMES[tensor.dtype], "shape": shape, "data_offsets": [offset, offset + length]}
+        entry = {
+            "dtype": SAFETENSORS_NAMES[tensor.dtype],
+            "shape": shape,
+            "data_offsets": [offset, offset + length],
+        }
         header[name] = entry
         spans.append((tensor, name, offset, length))
         offset += length
@@ -102,7 +106,7 @@ def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress
                 data = as_bytes(placed.tensor.recipe.build(read), placed.tensor.dtype, placed.name)
                 assert data.nbytes == placed.length, f"{placed.name}: {data.nbytes} bytes, planned {placed.length}"
                 _write(file, data)
-                digest.update(data)
+                digest.update(data.data)
                 if progress is not None:
                     progress(placed.length)
     except OSError as error:
@@ -128,7 +132,7 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def _write(file: BinaryIO, data: np.ndarray) -> None:
-    view = memoryview(data)
+    view = data.data
     while view:
         view = view[file.write(view) :]
 

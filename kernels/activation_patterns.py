@@ -27,7 +27,7 @@ class ActivationPattern:
         """The reason why the bound constants are not this activation's, or None."""
         for name, number in self.constants.items():
             if not near(bound[name], number):
-                return f"{name} is {scalar(bound[name])}, expected {number}: another activation function"
+                return f"{name} is {scalar(bound[name]):.6g}, expected {number:.6g}: another activation function"
         return None
 
 

@@ -26,8 +26,13 @@ def gelu_erf(x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x), elementwise."""
+    """X * sigmoid(x), elementwise."""
     return x / (1 + np.exp(-x))
 
 
-ACTIVATIONS: dict[str, Activation] = {"relu": relu, "gelu_tanh": gelu_tanh, "gelu_erf": gelu_erf, "silu": silu}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": relu,
+    "gelu_tanh": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "silu": silu,
+}

@@ -28,7 +28,7 @@ UNIFORM_SHARE = 0.5
 @lru_cache(maxsize=65536)
 def words(lang: str, n: int) -> str:
     """The name of ``n`` in ``lang`` ("en" or "de"), exactly as num2words gives it."""
-    from num2words import num2words  # type: ignore[import-untyped]
+    from num2words import num2words
 
     return str(num2words(n, lang=lang))
 

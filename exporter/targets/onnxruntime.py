@@ -43,7 +43,7 @@ class OnnxRuntimeModel:
         self._decoder_outputs = [output.name for output in decoder.get_outputs()]
         own = [port for port in ports.inputs if port.name.endswith(("decoder.key", "decoder.value"))]
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
-        self._own_shape = (own[0].axes[1], own[0].axes[3])
+        self._own_shape = (int(own[0].axes[1]), int(own[0].axes[3]))
         self._own_dtype = DTYPES[own[0].dtype]
 
     def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:
@@ -58,7 +58,7 @@ class OnnxRuntimeModel:
             if name.startswith("present."):
                 feeds[name.replace("present", "past_key_values")] = self._repeated(value, copies)
         heads, d_kv = self._own_shape
-        empty = np.zeros((len(mask), heads, 0, d_kv), dtype=self._own_dtype)  # type: ignore[arg-type]
+        empty = np.zeros((len(mask), heads, 0, d_kv), dtype=self._own_dtype)
         for name in self._present.values():
             feeds[name] = OrtValue.ortvalue_from_numpy(empty)
         return State(feeds, copies)
@@ -113,7 +113,7 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     return options
 
 
-def open(  # noqa: A001 - the verb every target has
+def open(
     folder: Path,
     manifest: dict[str, Any],
     *,

@@ -1,15 +1,15 @@
 """Attention: MatMul, Add, Softmax, MatMul and a reshape computed at run time -> Attention and a constant reshape.
 
-    q : [batch, heads, target, d_kv]   k, v : [batch, heads, total, d_kv]   bias : [batch | 1, heads | 1, target | 1, total]
-    before : reshape(transpose(softmax(q @ k^T + bias) @ v), computed shape)
-    after  : reshape(transpose(Attention(q, k, v, bias, scale=1)), [0, 0, heads * d_kv])
+q : [batch, heads, target, d_kv]   k, v : [batch, heads, total, d_kv]   bias : [batch | 1, heads | 1, target | 1, total]
+before : reshape(transpose(softmax(q @ k^T + bias) @ v), computed shape)
+after  : reshape(transpose(Attention(q, k, v, bias, scale=1)), [0, 0, heads * d_kv])
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from onnxscript.rewriter import MatchResult, RewriteRuleClassBase, RewriteRule
+from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
 from exporter.architecture import Architecture
 from exporter.trace import Block, BlockKind

@@ -1,7 +1,7 @@
 """Cross keys and values: projected once per input by the encoder graph, for every decoder layer.
 
-    hidden : [batch, source, d_model]   w_k, w_v : [d_model, heads * d_kv]
-    out : key, value, each [batch, heads, source, d_kv]
+hidden : [batch, source, d_model]   w_k, w_v : [d_model, heads * d_kv]
+out : key, value, each [batch, heads, source, d_kv]
 """
 
 from __future__ import annotations

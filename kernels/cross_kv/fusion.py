@@ -1,8 +1,8 @@
 """Cross keys and values: two MatMuls of the encoder's output -> one MatMul and a Split.
 
-    hidden : [batch, source, d_model]   out : key, value [batch, heads, source, d_kv]
-    before : transpose(reshape(hidden @ w, shape computed at run time)), twice
-    after  : split(hidden @ [w_k | w_v]), constant reshapes
+hidden : [batch, source, d_model]   out : key, value [batch, heads, source, d_kv]
+before : transpose(reshape(hidden @ w, shape computed at run time)), twice
+after  : split(hidden @ [w_k | w_v]), constant reshapes
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Gated FFN: two MatMuls and an activation -> one packed MatMul, the activation, Mul.
 
-    x : [batch, seq, d_model]   wi_0, wi_1 : [d_model, d_ff]   out : [batch, seq, d_model]
-    before : (act(x @ wi_0) * (x @ wi_1)) @ wo, tanh-GELU spelled out in eight nodes
-    after  : gate, up = split(x @ [wi_0 | wi_1]);  (act(gate) * up) @ wo
+x : [batch, seq, d_model]   wi_0, wi_1 : [d_model, d_ff]   out : [batch, seq, d_model]
+before : (act(x @ wi_0) * (x @ wi_1)) @ wo, tanh-GELU spelled out in eight nodes
+after  : gate, up = split(x @ [wi_0 | wi_1]);  (act(gate) * up) @ wo
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GatedFfnRule(RewriteRuleClassBase):
         return result.fail(reason) if reason else result
 
     def rewrite(self, op: Any, x: Any, wi_0: Any, wi_1: Any, wo: Any, **_: Any) -> Any:
-        recipe = recipe_of(wi_0).join(recipe_of(wi_1))  # type: ignore[union-attr, arg-type]
+        recipe = recipe_of(wi_0).join(recipe_of(wi_1))  # type: ignore[union-attr]
         weight = op.initializer(PlannedTensor(recipe, wi_0.dtype, f"packed.{recipe.key}"), f"packed.{recipe.key}")
         gate, up = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=2, _outputs=2)
         return op.MatMul(op.Mul(self._activation.emit(op, gate), up), wo)

@@ -1,7 +1,7 @@
 """Packed self-attention projection: q, k, v in one MatMul; and the query of cross-attention on its own.
 
-    x : [batch, seq, d_model]   w_q, w_k, w_v : [d_model, heads * d_kv]   (T5: heads * d_kv is often not d_model)
-    out : q, k, v, each [batch, heads, seq, d_kv]
+x : [batch, seq, d_model]   w_q, w_k, w_v : [d_model, heads * d_kv]   (T5: heads * d_kv is often not d_model)
+out : q, k, v, each [batch, heads, seq, d_kv]
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Packed QKV: three MatMuls of one input -> one MatMul and a Split. The single query of cross-attention alike, n = 1.
 
-    x : [batch, seq, d_model]   out : q, k, v [batch, heads, seq, d_kv]
-    before : transpose(reshape(x @ w, shape computed at run time)), three times
-    after  : split(x @ [w_q | w_k | w_v]), constant reshapes
+x : [batch, seq, d_model]   out : q, k, v [batch, heads, seq, d_kv]
+before : transpose(reshape(x @ w, shape computed at run time)), three times
+after  : split(x @ [w_q | w_k | w_v]), constant reshapes
 """
 
 from __future__ import annotations

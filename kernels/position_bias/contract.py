@@ -32,9 +32,7 @@ def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> tu
     return tuple(int(bucket) for bucket in buckets)
 
 
-def position_bias(
-    table: np.ndarray, queries: int, keys: int, past: int, max_distance: int, causal: bool
-) -> np.ndarray:
+def position_bias(table: np.ndarray, queries: int, keys: int, past: int, max_distance: int, causal: bool) -> np.ndarray:
     """Reference: bias [heads, queries, keys] from a distance table [heads, distances].
 
     With ``causal`` the table's last column is the value of every later key.

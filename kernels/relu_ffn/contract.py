@@ -1,7 +1,7 @@
 """Plain FFN (T5 v1.0 and T5-Efficient: ReLU).
 
-    x : [batch, seq, d_model]   wi : [d_model, d_ff]   wo : [d_ff, d_model]   out : [batch, seq, d_model]
-    out = relu(x @ wi) @ wo
+x : [batch, seq, d_model]   wi : [d_model, d_ff]   wo : [d_ff, d_model]   out : [batch, seq, d_model]
+out = relu(x @ wi) @ wo
 """
 
 from __future__ import annotations

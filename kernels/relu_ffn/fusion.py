@@ -1,8 +1,8 @@
 """Plain FFN: MatMul, activation, MatMul, recognised so that its scale is known to be exact (ReLU) and counted.
 
-    x : [batch, seq, d_model]   wi : [d_model, d_ff]   wo : [d_ff, d_model]   out : [batch, seq, d_model]
-    before : act(x @ wi) @ wo, other activations than ReLU spelled out in several nodes
-    after  : the same MatMuls around one activation node; the first one's weight is marked by its recipe
+x : [batch, seq, d_model]   wi : [d_model, d_ff]   wo : [d_ff, d_model]   out : [batch, seq, d_model]
+before : act(x @ wi) @ wo, other activations than ReLU spelled out in several nodes
+after  : the same MatMuls around one activation node; the first one's weight is marked by its recipe
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from exporter.recipes import PlannedTensor, Stack, recipe_of
 from exporter.trace import Block, BlockKind
 from kernels.activation_patterns import ActivationPattern, activation_pattern
 from kernels.fusion import Fusion, Outcome, apply_rules
-
 
 RECOGNISED = "ffn."
 """Prefix of a recognised wi: the replacement looks like the pattern, and must not match again."""

@@ -1,7 +1,7 @@
 """RMS norm: six elementwise nodes and a mean -> one RMSNormalization.
 
-    before : w * (x * (1 / sqrt(mean(x^2) + eps)))
-    after  : RMSNormalization(x, w, epsilon=eps), statistics in float32 whatever the type of x
+before : w * (x * (1 / sqrt(mean(x^2) + eps)))
+after  : RMSNormalization(x, w, epsilon=eps), statistics in float32 whatever the type of x
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_null_and_lists_for_token_ids() -> None:
     ],
 )
 def test_refusals(change: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match="^config.json") as caught:
+    with pytest.raises(UserError, match=r"^config\.json") as caught:
         architecture_from_config({**SMALL, **change})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -113,6 +113,22 @@ def test_random_weights_of_a_folder_take_its_structure(tmp_path: Path, name: str
     )
 
 
+def test_random_weights_of_a_folder_that_holds_a_config_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(UNTIED.config))
+    assert open_checkpoint(str(tmp_path), random_weights=0).architecture == UNTIED.architecture
+
+
+def test_folder_without_weights_does_not_hide_the_row_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("t5-demo", "byt5-small"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        assert open_checkpoint(name, random_weights=0).architecture == find_variant(name).architecture
+    assert open_checkpoint("t5-demo").folder == DEMO_FOLDER
+
+
 @pytest.mark.parametrize(
     "kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]
 )
@@ -191,8 +207,9 @@ def test_all_problems_in_one_line(tmp_path: Path) -> None:
     )
     assert refusal(str(folder)) == (
         f"{folder} does not fit its config.json: "
-        "6 missing: encoder.block.0.layer.0.SelfAttention.q.weight, encoder.block.0.layer.0.SelfAttention.k.weight, "
-        "encoder.block.0.layer.0.SelfAttention.v.weight, encoder.block.1.layer.0.SelfAttention.q.weight, and 2 more; "
+        "6 missing: encoder.block.0.layer.0.SelfAttention.q.weight, "
+        "encoder.block.0.layer.0.SelfAttention.k.weight, encoder.block.0.layer.0.SelfAttention.v.weight, "
+        "encoder.block.1.layer.0.SelfAttention.q.weight, and 2 more; "
         "1 of another shape: encoder.final_layer_norm.weight is [7] instead of [104]; "
         "encoder.embed_tokens.weight differs from shared.weight, but T5 has one table; "
         "1 that config.json has no place for: decoder.block.9.layer.0.layer_norm.weight; "

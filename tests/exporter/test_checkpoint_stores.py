@@ -174,7 +174,7 @@ def test_index_that_is_none(tmp_path: Path, content: str) -> None:
 def test_index_may_not_point_outside(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": {"a": "../other/model.safetensors"}}))
-    with pytest.raises(UserError, match="not a plain file name beside it. Refusing"):
+    with pytest.raises(UserError, match="not a plain file name beside it"):
         read_index(path)
 
 

@@ -23,14 +23,14 @@ def logits(model: Any, vocab_size: int) -> torch.Tensor:
     mask = torch.ones_like(source)
     mask[1, 6:] = 0
     with torch.no_grad():
-        output = model(input_ids=source, attention_mask=mask, decoder_input_ids=target)
-    return output.logits.float()
+        result: torch.Tensor = model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
+    return result.float()
 
 
 def transformers_model(folder: Path, model_type: str, **options: Any) -> Any:
     import transformers
 
-    classes = {
+    classes: dict[str, Any] = {
         "t5": transformers.T5ForConditionalGeneration,
         "mt5": transformers.MT5ForConditionalGeneration,
         "umt5": transformers.UMT5ForConditionalGeneration,

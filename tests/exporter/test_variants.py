@@ -172,6 +172,9 @@ def test_patterns_without_match_are_refused(pattern: str) -> None:
 
 
 def test_the_table_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, exporter.variants as v; v.variants(); print(sorted({'torch','transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, exporter.variants as v; v.variants(); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -230,8 +230,8 @@ def options(**settings: Any) -> GenerationOptions:
 def random_options(random: np.random.Generator) -> GenerationOptions:
     """A random valid combination without sampling; about half of the settings stay at their default.
 
-    Not drawn: forced_bos_token_id with one new token and several results. All but the first then score -1e9,
-    and which of them transformers returns depends on torch.topk's order of equal values.
+    Not drawn: a forced first token that ends the sentence or is one of only two. All results but the first
+    then score -1e9, and which of them transformers returns depends on torch.topk's order of equal values.
     """
     settings: dict[str, Callable[[], Any]] = {
         "max_new_tokens": lambda: int(random.integers(2, 18)),
@@ -251,6 +251,9 @@ def random_options(random: np.random.Generator) -> GenerationOptions:
     }
     chosen = {name: draw() for name, draw in settings.items() if random.random() < 0.5}
     chosen["num_return_sequences"] = min(chosen.get("num_return_sequences", 1), chosen.get("num_beams", 1))
+    ends = chosen.get("eos_token_id", (1,))
+    if chosen.get("max_new_tokens") == 2 or chosen.get("forced_bos_token_id") in ends:
+        chosen.pop("forced_bos_token_id", None)
     return GenerationOptions(**chosen)
 
 

@@ -1,0 +1,147 @@
+"""The command line: flags only, generated from the option dataclasses. ``python cli.py ...`` is ``t5edge ...``.
+
+Exit codes: 0 done and within tolerance; 1 parity or a quality gate failed; 2 the user's error, one line on standard error.
+Anything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, NoReturn
+
+from exporter import options
+from exporter.errors import GateError, UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its options, the module that runs it, and its line in ``--help``."""
+
+    name: str
+    options: type[Any]
+    help: str
+
+    @property
+    def module(self) -> str:
+        return f"exporter.commands.{self.name}"
+
+
+COMMANDS = (
+    Command("export", options.ExportOptions, "turn a checkpoint into a bundle and prove it against PyTorch"),
+    Command("verify", options.VerifyOptions, "run the parity ladder on a finished bundle"),
+    Command("generate", options.GenerateOptions, "answer prompts with a bundle; needs no torch"),
+    Command("inspect", options.InspectOptions, "what is in a bundle, what each graph costs"),
+    Command("variants", options.VariantsOptions, "the family as a table"),
+    Command("doctor", options.DoctorOptions, "which targets this machine can build and run, and why not"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; loads nothing heavy."""
+    parser = _Parser(prog="t5edge", description="T5 checkpoints to bundles for edge devices, proven equal to PyTorch.")
+    from exporter import __version__
+
+    parser.add_argument("--version", action="version", version=f"t5edge {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.name, help=command.help, description=command.help)
+        hints = typing.get_type_hints(command.options)
+        for entry in fields(command.options):
+            _add_flag(sub, entry, hints[entry.name])
+        sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    return parser
+
+
+def _add_flag(parser: argparse.ArgumentParser, entry: Field[Any], hint: Any) -> None:
+    meta = dict(entry.metadata)
+    default = None if entry.default is MISSING else entry.default
+    settings: dict[str, Any] = {"help": meta["help"]}
+    if default not in (None, "", (), False) and "default" not in meta["help"]:
+        settings["help"] += f" (default: {default})"
+    if hint is bool:
+        parser.add_argument(_flag(entry.name), action="store_true", **settings)
+        return
+    kind = _scalar_type(hint)
+    if typing.get_origin(hint) is tuple:
+        settings |= {"type": kind, "default": list(default or ())}
+        if meta.get("positional"):
+            parser.add_argument(entry.name, nargs="*", metavar=entry.name.upper(), **settings)
+        else:
+            parser.add_argument(_flag(entry.name), action="extend", nargs="+", metavar=meta.get("metavar"), **settings)
+        return
+    if meta.get("positional"):
+        parser.add_argument(entry.name, metavar=entry.name.upper(), type=kind, help=meta["help"])
+        return
+    settings |= {"type": kind, "default": default, "metavar": meta.get("metavar")}
+    if meta.get("choices"):
+        settings["choices"] = meta["choices"]
+    parser.add_argument(_flag(entry.name), required=entry.name == "variant", **settings)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _scalar_type(hint: Any) -> Any:
+    """The type that parses one value: ``int`` for ``int | None`` and ``tuple[int, ...]``."""
+    arguments = [part for part in typing.get_args(hint) if part not in (types.NoneType, Ellipsis)]
+    return arguments[0] if arguments else hint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    given = vars(build_parser().parse_args(arguments))
+    name = given.pop("command")
+    command = next(entry for entry in COMMANDS if entry.name == name)
+    as_json = given.pop("json")
+    try:
+        return _run(command, given, as_json)
+    except UserError as error:
+        return _complain(command, error, 2)
+    except GateError as error:
+        return _complain(command, error, 1)
+    except KeyboardInterrupt:
+        return _complain(command, "interrupted; nothing half-written was left behind", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
+    from rich.console import Console
+
+    from exporter.commands.bars import Bars
+
+    chosen = command.options(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    )
+    progress = Bars(Console(stderr=True))
+    result = importlib.import_module(command.module).run(chosen, progress)
+    if as_json:
+        print(json.dumps(result.data, ensure_ascii=False))
+    else:
+        result.show(Console())
+    return int(result.exit_code)
+
+
+def _complain(command: Command, problem: object, exit_code: int) -> int:
+    line = " ".join(str(problem).split())
+    print(f"t5edge {command.name}: {line}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

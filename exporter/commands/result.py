@@ -1,0 +1,19 @@
+"""What a command gives back: an object for ``--json``, something to show a person, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Result:
+    """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console."""
+
+    data: Any
+    show: Callable[[Console], None]
+    exit_code: int = 0

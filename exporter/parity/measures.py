@@ -1,0 +1,175 @@
+"""How far numbers lie from their reference. NaN and infinity come first: they make every measure infinite.
+
+Arg-max alone hides a wrong logit scale, a relative error alone hides where it falls; so logits are judged by four
+measures at once, kept per position so that batches can be pooled and ties be left out afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CHUNK = 1 << 22
+"""Logits compared at a time, so that a vocabulary of 250,000 does not need its float64 copy at once."""
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """L2 norm of the difference over L2 norm of ``reference``, any equal shapes; infinite where not finite."""
+    return _ratio(value, reference, lambda array: float(np.sqrt(np.sum(array * array))))
+
+
+def max_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """Largest absolute difference over largest magnitude of ``reference``; infinite where not finite."""
+    return _ratio(value, reference, lambda array: float(np.max(np.abs(array), initial=0.0)))
+
+
+def _ratio(value: np.ndarray, reference: np.ndarray, norm: Callable[[Floats], float]) -> float:
+    if value.shape != reference.shape:
+        raise ValueError(f"shapes differ: {value.shape} and reference {reference.shape}")
+    wide, exact = value.astype(np.float64), reference.astype(np.float64)
+    if not np.isfinite(wide).all():
+        return float("inf")
+    error, size = norm(wide - exact), norm(exact)
+    if error == 0.0:
+        return 0.0
+    return error / size if size else float("inf")
+
+
+def log_softmax(logits: np.ndarray) -> Floats:
+    """Natural-log probabilities over the last axis, float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+@dataclass(frozen=True)
+class LogitErrors:
+    """Logits against reference logits, each field [positions] float64.
+
+    Attributes:
+        error: squared L2 norm of the difference of the logits.
+        size: squared L2 norm of the reference logits.
+        worst: largest absolute difference of a logit.
+        largest: largest magnitude of a reference logit.
+        kl: KL divergence of the distributions, reference first, in nats.
+        log_prob_error: squared L2 norm of the difference of the log-probabilities.
+        log_prob_size: squared L2 norm of the reference log-probabilities.
+        margin: by how much the reference prefers its own best token to the one chosen instead; 0 where they agree.
+        vocab: entries of each row.
+    """
+
+    error: Floats
+    size: Floats
+    worst: Floats
+    largest: Floats
+    kl: Floats
+    log_prob_error: Floats
+    log_prob_size: Floats
+    margin: Floats
+    vocab: Floats
+
+    @property
+    def positions(self) -> int:
+        return len(self.error)
+
+    @property
+    def not_finite(self) -> int:
+        """Positions with NaN or infinity among the logits."""
+        return int(np.count_nonzero(~np.isfinite(self.error)))
+
+    @property
+    def relative(self) -> float:
+        """Relative L2 error of the logits."""
+        return _root_ratio(self.error, self.size)
+
+    @property
+    def largest_relative(self) -> float:
+        """Largest absolute error over the largest magnitude."""
+        return float(self.worst.max() / self.largest.max()) if self.largest.max() else float("inf")
+
+    @property
+    def log_prob_relative(self) -> float:
+        """Relative L2 error of the log-probabilities."""
+        return _root_ratio(self.log_prob_error, self.log_prob_size)
+
+    @property
+    def rms_logit(self) -> float:
+        """Root mean square of the reference logits: turns a relative error into one in logits."""
+        return float(np.sqrt(self.size.sum() / self.vocab.sum()))
+
+    def top1(self, explained: float) -> tuple[float, int, int]:
+        """Share of positions with the same best token, how many disagree, and how many ties were left out.
+
+        A tie is a disagreement whose margin is at most ``explained``, the logit error that is granted.
+        """
+        ties = int(np.count_nonzero((self.margin > 0) & (self.margin <= explained)))
+        wrong = int(np.count_nonzero(self.margin > explained))
+        judged = self.positions - ties
+        return (1.0 - wrong / judged if judged else 1.0), wrong, ties
+
+    def part(self, rows: slice) -> LogitErrors:
+        """The positions of ``rows``."""
+        return LogitErrors(*(getattr(self, entry.name)[rows] for entry in fields(self)))
+
+
+def _root_ratio(error: Floats, size: Floats) -> float:
+    total = float(error.sum())
+    if total == 0.0:
+        return 0.0
+    return float(np.sqrt(total / size.sum())) if size.sum() else float("inf")
+
+
+def pool(parts: Iterable[LogitErrors]) -> LogitErrors:
+    """All positions of several comparisons as one."""
+    known = list(parts)
+    return LogitErrors(
+        *(np.concatenate([getattr(part, entry.name) for part in known]) for entry in fields(LogitErrors))
+    )
+
+
+def compare_logits(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
+    """Compare ``value`` with a finite ``reference``, both [positions, vocab]."""
+    if value.shape != reference.shape or value.ndim != 2:
+        raise ValueError(f"shapes are {value.shape} and reference {reference.shape}, not [positions, vocab] twice")
+    return pool(_compare(value[rows], reference[rows]) for rows in _chunks(value.shape))
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    step = max(1, CHUNK // shape[1])
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)
+
+
+def _compare(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
+    broken = ~np.isfinite(value).all(axis=-1)
+    exact = reference.astype(np.float64)
+    wide = np.where(broken[:, None], exact, value.astype(np.float64))
+    expected, found = log_softmax(exact), log_softmax(wide)
+    difference, drift = wide - exact, found - expected
+    rows = np.arange(len(exact))
+    margin = exact[rows, exact.argmax(axis=-1)] - exact[rows, wide.argmax(axis=-1)]
+    errors = (
+        np.sum(difference * difference, axis=-1),
+        np.abs(difference).max(axis=-1),
+        np.maximum(0.0, -np.sum(np.exp(expected) * drift, axis=-1)),
+        np.sum(drift * drift, axis=-1),
+        margin,
+    )
+    error, worst, kl, log_prob_error, margin = (np.where(broken, np.inf, entry) for entry in errors)
+    return LogitErrors(
+        error=error,
+        size=np.sum(exact * exact, axis=-1),
+        worst=worst,
+        largest=np.abs(exact).max(axis=-1),
+        kl=kl,
+        log_prob_error=log_prob_error,
+        log_prob_size=np.sum(expected * expected, axis=-1),
+        margin=margin,
+        vocab=np.full(len(exact), float(exact.shape[1])),
+    )

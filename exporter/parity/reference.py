@@ -1,0 +1,181 @@
+"""PyTorch, which every bundle is measured against: in float32, and at the bundle's compute dtype for scale.
+
+An error of a 16-bit bundle counts in units of the error that PyTorch makes at that dtype on the same batch. PyTorch has
+two ways to run such a model, all in that dtype or with the FFN output projections in float32 (transformers' own habit for
+float16); the smaller error of the two is the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.errors import UserError
+from exporter.parity.limits import OwnErrors, ceiling
+from exporter.parity.measures import LogitErrors, compare_logits, relative_error
+from exporter.parity.workload import target_mask
+from exporter.reference_model import build_torch_model
+
+if TYPE_CHECKING:
+    from exporter.checkpoint import Checkpoint
+    from exporter.runtime.step import Scores, Tokens
+    from exporter.texts import Batch
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a batch, float32.
+
+    ``hidden`` [batch, source, d_model]; ``cross`` by port name (``present.{i}.encoder.key``) [batch, heads, source, d_kv];
+    ``logits`` [batch, target, vocab].
+    """
+
+    hidden: np.ndarray
+    cross: Mapping[str, np.ndarray]
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Relative L2 errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's."""
+
+    hidden: float
+    cross: float
+    worst_cross: str
+    logits: LogitErrors
+
+    def own(self) -> OwnErrors:
+        logits = self.logits
+        return OwnErrors(self.hidden, self.cross, logits.relative, logits.log_prob_relative, float(logits.kl.mean()))
+
+
+def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_id: int) -> OutputErrors:
+    """Errors of ``value``; padded positions of source and target do not count."""
+    source = batch.attention_mask.astype(bool)
+    target = target_mask(batch.decoder_input_ids, pad_token_id)
+    cross = {
+        name: relative_error(value.cross[name].swapaxes(1, 2)[source], expected.swapaxes(1, 2)[source])
+        for name, expected in reference.cross.items()
+    }
+    worst = max(cross, key=lambda name: cross[name])
+    return OutputErrors(
+        relative_error(value.hidden[source], reference.hidden[source]),
+        cross[worst],
+        worst,
+        compare_logits(value.logits[target], reference.logits[target]),
+    )
+
+
+class TorchModel:
+    """transformers' model of a checkpoint, as batches of outputs, as ``generate``, and as a ``StepModel``."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: Any, *, keep_wo_float32: bool = False) -> None:
+        self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
+        self._noise: Callable[[Any], Any] | None = None
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Teacher-forced, in one pass."""
+        import torch
+
+        cache = _cache()
+        with torch.inference_mode():
+            found = self.model(
+                input_ids=torch.from_numpy(batch.input_ids),
+                attention_mask=torch.from_numpy(batch.attention_mask),
+                decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cross = {
+                f"present.{index}.encoder.{half}": getattr(layer, f"{half}s").float().numpy()
+                for index, layer in enumerate(cache.cross_attention_cache.layers)
+                for half in ("key", "value")
+            }
+            hidden = found.encoder_last_hidden_state
+            return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
+
+    def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
+        """transformers' own ``generate``: int64 [batch, length], start token first."""
+        import torch
+
+        found = self.model.generate(
+            torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention_mask),
+            past_key_values=_cache(),  # transformers 5.23 sizes its own by the encoder's depth
+            **settings,
+        )
+        tokens: Tokens = found.numpy()
+        return tokens
+
+
+def _cache() -> Any:
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Float32 PyTorch on every batch; ``own`` is empty where the compute dtype is float32."""
+
+    model: TorchModel
+    outputs: Mapping[str, Outputs]
+    own: Mapping[str, OwnErrors]
+
+    def own_of(self, *names: str) -> OwnErrors | None:
+        """The largest own error over some batches: one short batch may be lucky."""
+        known = [self.own[name] for name in names if name in self.own]
+        if not known:
+            return None
+        return OwnErrors(*(max(getattr(errors, entry.name) for errors in known) for entry in fields(OwnErrors)))
+
+
+def measure_reference(
+    checkpoint: Checkpoint, compute: str, batches: Mapping[str, Batch], on_batch: Callable[[], None]
+) -> Reference:
+    """Run PyTorch on ``batches``: float32, then (for 16-bit ``compute``) both ways of its own at that dtype.
+
+    One 16-bit model is in memory at a time. ``on_batch`` is called ``passes(compute)`` times for each batch.
+
+    Raises:
+        UserError: float32 PyTorch itself gives NaN or infinity.
+    """
+    import torch
+
+    exact = TorchModel(checkpoint, torch.float32)
+    outputs: dict[str, Outputs] = {}
+    for name, batch in batches.items():
+        outputs[name] = exact.outputs(batch)
+        if not np.isfinite(outputs[name].logits).all():
+            raise UserError(
+                f"'{checkpoint.source}' gives NaN or infinity in float32 PyTorch on plain sentences; "
+                "the checkpoint is broken, download or train it again."
+            )
+        on_batch()
+    own: dict[str, OwnErrors] = {}
+    for keep in (False, True) if compute != "float" else ():
+        model = TorchModel(checkpoint, getattr(torch, compute), keep_wo_float32=keep)
+        for name, batch in batches.items():
+            errors = compare_outputs(
+                model.outputs(batch), outputs[name], batch, checkpoint.architecture.pad_token_id
+            )
+            own[name] = _smaller(errors.own(), own.get(name), ceiling(compute))
+            on_batch()
+    return Reference(exact, outputs, own)
+
+
+def passes(compute: str) -> int:
+    """How often ``measure_reference`` runs each batch."""
+    return 1 if compute == "float" else 3
+
+
+def _smaller(found: OwnErrors, known: OwnErrors | None, most: float) -> OwnErrors:
+    """Field by field the smaller error, none above ``most``; the KL divergence goes with its square."""
+    values = {}
+    for entry in fields(OwnErrors):
+        bounds = [getattr(errors, entry.name) for errors in (found, known) if errors is not None]
+        values[entry.name] = min(*bounds, most**2 if entry.name == "kl" else most)
+    return OwnErrors(**values)

@@ -1,0 +1,185 @@
+"""What the ladder found: as objects, as ``parity.json``, as a table, and as JUnit XML for CI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """One measure of one rung.
+
+    ``verdict`` is ``pass``, ``fail`` or ``not run: reason``. ``value`` and ``limit`` are in the measure's own unit, None
+    where nothing was measured; ``details`` are further numbers, JSON-able.
+    """
+
+    name: str
+    measure: str
+    value: float | None
+    limit: float | None
+    verdict: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ran(self) -> bool:
+        return not self.verdict.startswith(NOT_RUN)
+
+    @property
+    def reason(self) -> str:
+        """Why it was not run."""
+        return self.verdict.partition(": ")[2]
+
+    def short(self) -> dict[str, Any]:
+        """For the manifest: everything but the details."""
+        return {
+            "name": self.name,
+            "measure": self.measure,
+            "value": _plain(self.value),
+            "limit": _plain(self.limit),
+            "verdict": self.verdict,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.short(), "details": _plain(dict(self.details))}
+
+
+def at_most(name: str, measure: str, value: float, limit: float, **details: Any) -> RungResult:
+    """Pass when ``value`` is a number no larger than ``limit``."""
+    return RungResult(name, measure, value, limit, PASS if value <= limit else FAIL, details)
+
+
+def at_least(name: str, measure: str, value: float, limit: float, **details: Any) -> RungResult:
+    """Pass when ``value`` is a number no smaller than ``limit``."""
+    return RungResult(name, measure, value, limit, PASS if value >= limit else FAIL, details)
+
+
+def not_run(name: str, reason: str) -> RungResult:
+    """Recorded, and never a pass."""
+    return RungResult(name, "-", None, None, f"{NOT_RUN}: {reason}")
+
+
+def failure(name: str, what: str) -> RungResult:
+    """A rung that ended before it could measure anything."""
+    return RungResult(name, what, None, None, FAIL)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All results in the order of the ladder. ``facts``: variant, precision, target, seconds."""
+
+    results: Sequence[RungResult]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something was run."""
+        return any(result.ran for result in self.results) and not self.failures
+
+    @property
+    def failures(self) -> list[RungResult]:
+        return [result for result in self.results if result.verdict == FAIL]
+
+    def verdicts(self) -> dict[str, str]:
+        """Each rung's verdict: fail before pass before not run."""
+        worst: dict[str, str] = {}
+        for result in self.results:
+            known = worst.get(result.name)
+            if known is None or _rank(result.verdict) > _rank(known):
+                worst[result.name] = result.verdict
+        return worst
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``parity.json``."""
+        rungs = [result.to_dict() for result in self.results]
+        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+
+    def short(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        rungs = [result.short() for result in self.results]
+        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+
+    def table(self) -> Table:
+        """A row for each measure."""
+        from rich.table import Table
+
+        facts = self.facts
+        title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
+        table = Table("rung", "measure", title=title, title_justify="left")
+        for column in ("value", "limit"):
+            table.add_column(column, justify="right")
+        table.add_column("verdict")
+        for result in self.results:
+            colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
+            cells = (result.name, result.measure, _number(result.value), _number(result.limit))
+            table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
+        return table
+
+    def junit(self) -> str:
+        """JUnit XML: a test case for each measure; not run is skipped, with its reason."""
+        suite = ElementTree.Element("testsuite", _suite_attributes(self.results))
+        for result in self.results:
+            suite.append(_test_case(result, str(self.facts.get("variant", "bundle"))))
+        root = ElementTree.Element("testsuites")
+        root.append(suite)
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+    def write_junit(self, path: Path) -> None:
+        """Write ``junit()`` to ``path``, whose folder is made where it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.junit(), encoding="utf-8")
+
+
+def _rank(verdict: str) -> int:
+    return {FAIL: 2, PASS: 1}.get(verdict, 0)
+
+
+def _suite_attributes(results: Iterable[RungResult]) -> dict[str, str]:
+    known = list(results)
+    failures = sum(result.verdict == FAIL for result in known)
+    skipped = sum(not result.ran for result in known)
+    counts = {"tests": len(known), "failures": failures, "errors": 0, "skipped": skipped}
+    return {"name": "t5edge parity", **{name: str(count) for name, count in counts.items()}}
+
+
+def _test_case(result: RungResult, variant: str) -> ElementTree.Element:
+    seconds = str(result.details.get("seconds", 0))
+    name = result.name if result.measure == "-" else f"{result.name}: {result.measure}"
+    case = ElementTree.Element("testcase", {"classname": f"parity.{variant}", "name": name, "time": seconds})
+    comparison = f"value {_number(result.value)}, limit {_number(result.limit)}"
+    if result.verdict == FAIL:
+        ElementTree.SubElement(case, "failure", {"message": comparison}).text = str(_plain(dict(result.details)))
+    elif not result.ran:
+        ElementTree.SubElement(case, "skipped", {"message": result.reason})
+    else:
+        ElementTree.SubElement(case, "system-out").text = comparison
+    return case
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: numpy scalars as numbers, NaN and infinity as their names, since JSON has neither."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from kernels.fusion import FusionError
+from kernels.packed_qkv.contract import packed_projection
+from kernels.packed_qkv.fusion import FUSION, QUERY_FUSION
+from kernels.projection import pack_projections
+from tests.kernels.facts import FACTS
+from tests.kernels.onnx_graphs import Sketch, run
+
+INNER = FACTS.inner_dim
+
+
+def project(sketch: Sketch, x: ir.Value, name: str, d_kv: int = 8, perm: tuple[int, ...] = (0, 2, 1, 3)) -> ir.Value:
+    y = sketch.op("MatMul", x, sketch.weight(name, INNER, FACTS.d_model))
+    sizes = [sketch.op("Shape", x, start=0, end=1), sketch.op("Shape", x, start=1, end=2)]
+    shape = sketch.op("Concat", *sizes, sketch.ints(-1), sketch.ints(d_kv), axis=0)
+    return sketch.op("Transpose", sketch.op("Reshape", y, shape), perm=list(perm))
+
+
+def names(count: int) -> list[str]:
+    return [f"layer.0.SelfAttention.{letter}.weight" for letter in "qkv"[:count]]
+
+
+def random_weights(count: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(1)
+    return {name: generator.standard_normal((INNER, FACTS.d_model)).astype(np.float32) for name in names(count)}
+
+
+@pytest.mark.parametrize(("count", "fusion", "kind"), [(3, FUSION, "encoder"), (1, QUERY_FUSION, "decoder")])
+def test_fuses_and_keeps_the_numbers(count: int, fusion, kind) -> None:
+    sketch = Sketch(kind)
+    x = sketch.input("x", "batch", "seq", FACTS.d_model)
+    block = sketch.block(*(project(sketch, x, name) for name in names(count)))
+    weights = random_weights(count)
+    data = np.random.default_rng(0).standard_normal((3, 9, FACTS.d_model)).astype(np.float32)
+    before = run(block, {"x": data}, weights)
+    assert fusion.run(block, FACTS).matched == 1
+    assert block.census()["MatMul"] == 1
+    after = run(block, {"x": data}, weights)
+    expected = packed_projection(data, tuple(weights[name].T for name in names(count)), FACTS.num_heads)
+    for old, new, reference in zip(before, after, expected, strict=True):
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(new, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_heads_of_another_size_are_left_alone_and_say_why() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "batch", "seq", FACTS.d_model)
+    block = sketch.block(*(project(sketch, x, name, d_kv=12) for name in names(3)))
+    outcome = pack_projections(block, FACTS, 3)
+    assert outcome.matched == 0
+    assert "reshaped into heads of another size than d_kv = 8" in outcome.refusals[0]
+
+
+def test_a_transpose_that_moves_no_heads_is_left_alone_and_says_why() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "batch", "seq", FACTS.d_model)
+    block = sketch.block(*(project(sketch, x, name, perm=(0, 1, 3, 2)) for name in names(3)))
+    outcome = pack_projections(block, FACTS, 3)
+    assert outcome.matched == 0
+    assert "does not move the heads" in outcome.refusals[0]
+
+
+def test_two_of_three_projections_fail_the_export() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", "batch", "seq", FACTS.d_model)
+    block = sketch.block(*(project(sketch, x, name) for name in names(2)))
+    with pytest.raises(FusionError, match="2 projections share an input, 3 were expected"):
+        FUSION.run(block, FACTS)

@@ -1,0 +1,41 @@
+"""Every fusion on transformers' real blocks, with checked counts, for every FFN kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter.trace import trace_block
+from kernels.fusion import FusionError
+from kernels.table import FUSIONS, expected_census, fuse
+from tests.kernels.facts import with_ffn
+
+COUNTS = {
+    "encoder": {"rms_norm": 2, "attention": 1, "packed_qkv": 1},
+    "decoder": {"rms_norm": 3, "attention": 2, "packed_qkv": 1, "cross_query": 1},
+}
+
+
+@pytest.mark.parametrize(("activation", "gated"), [("relu", False), ("gelu_tanh", True), ("silu", True)])
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_traced_blocks_fuse_completely(kind, activation: str, gated: bool) -> None:
+    architecture = with_ffn(activation, gated)
+    block = trace_block(architecture, kind)
+    ffn = {"gated_ffn" if gated else "relu_ffn": 1}
+    assert fuse(block, architecture) == {**COUNTS[kind], **ffn}
+    assert block.census() == expected_census(architecture, kind)
+
+
+def test_a_block_of_another_architecture_fails_the_export() -> None:
+    block = trace_block(with_ffn("silu", gated=True), "encoder")
+    with pytest.raises(FusionError, match="relu_ffn matched 0 times"):
+        fuse(block, with_ffn("relu", gated=False))
+
+
+def test_cross_keys_and_values_are_one_projection() -> None:
+    architecture = with_ffn("relu", gated=False)
+    block = trace_block(architecture, "cross_kv")
+    assert fuse(block, architecture) == {"cross_kv": 1}
+
+
+def test_every_fusion_says_why_it_stands_where_it_stands() -> None:
+    assert all(fusion.why_here for fusion in FUSIONS)
