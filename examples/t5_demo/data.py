@@ -85,7 +85,4 @@ def held_out_pairs(count: int, seed: int) -> list[tuple[str, str]]:
     """``count`` (prompt, target) pairs about held-out numbers, the four kinds in turn, drawn by ``seed``."""
     combos = [(kind, lang) for kind in KINDS for lang in LANGS]
     numbers = held_out(count, seed)
-    return [
-        (prompt(*combos[i % len(combos)], n), target(*combos[i % len(combos)], n))
-        for i, n in enumerate(numbers)
-    ]
+    return [(prompt(*combos[i % len(combos)], n), target(*combos[i % len(combos)], n)) for i, n in enumerate(numbers)]

@@ -37,9 +37,7 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], batch: int) -> list[
 def score(kind: str, lang: str, numbers: list[int], got: list[str]) -> dict[str, Any]:
     """Exact matches of ``got``, the answers about ``numbers``, and the first wrong ones."""
     wrong = [(n, text) for n, text in zip(numbers, got, strict=True) if text != target(kind, lang, n)]
-    examples = [
-        {"source": prompt(kind, lang, n), "target": target(kind, lang, n), "answer": t} for n, t in wrong[:5]
-    ]
+    examples = [{"source": prompt(kind, lang, n), "target": target(kind, lang, n), "answer": t} for n, t in wrong[:5]]
     right = len(numbers) - len(wrong)
     return {"exact": right, "count": len(numbers), "percent": 100.0 * right / len(numbers), "wrong": examples}
 
@@ -59,9 +57,7 @@ def evaluate(folder: Path, numbers: list[int], batch: int) -> dict[str, dict[str
 
 def main() -> None:
     """Read the command line, evaluate, print and (with --out) write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="checkpoint folder")
     parser.add_argument("--count", type=int, default=2000, help="held-out numbers, the same for all four")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw of the held-out numbers")

@@ -1,9 +1,10 @@
 """Train t5-demo from scratch on a CPU and write the checkpoint folder.
 
-    python train.py --work WORK --out FOLDER --steps 14000 --seed 0
+    python train.py --work WORK --out FOLDER --steps 5500 --seed 0 --bf16
 
 Training state goes to WORK/state.pt at every ``--save-every`` steps; the same command resumes from it.  A
-resumed run draws the same examples as an uninterrupted one.
+resumed run draws the same examples as an uninterrupted one; with another ``--steps`` it goes on along that
+schedule.
 """
 
 from __future__ import annotations
@@ -88,14 +89,12 @@ def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
     temp.replace(path)
 
 
-def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, warm: bool) -> int:
-    """Load a training state, if there is one, and return its step; ``warm`` takes the weights only (0)."""
+def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load the training state in ``path``, if there is one, and return its step (0 without one)."""
     if not path.exists():
         return 0
     state: dict[str, Any] = torch.load(path)
     model.load_state_dict(state["model"])
-    if warm:
-        return 0
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
@@ -108,9 +107,7 @@ def train(args: argparse.Namespace) -> None:
     model = build_model(tokenizer.get_vocab_size())
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     path = args.work / "state.pt"
-    if args.init is not None and not path.exists():
-        load_state(args.init, model, optimizer, warm=True)
-    step = load_state(path, model, optimizer, warm=False)
+    step = load_state(path, model, optimizer)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {tokenizer.get_vocab_size()}")
     sizes = {"spell": args.batch_spell, "read": args.batch_read}
     stream = steps_from(tokenizer, sizes, args.seed, step)
@@ -138,13 +135,10 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the training state")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--init", type=Path, help="a state.pt to take the weights from (warm restart)")
-    parser.add_argument("--steps", type=int, default=14000)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch-spell", type=int, default=48)
     parser.add_argument("--batch-read", type=int, default=96)
     parser.add_argument("--lr", type=float, default=2e-3)
