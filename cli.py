@@ -7,8 +7,11 @@ Anything else is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import logging
+import os
 import sys
 import types
 import typing
@@ -34,10 +37,11 @@ class Command:
 
 
 COMMANDS = (
-    Command("export", options.ExportOptions, "turn a checkpoint into a bundle and prove it against PyTorch"),
+    Command("export", options.SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many"),
     Command("verify", options.VerifyOptions, "run the parity ladder on a finished bundle"),
     Command("generate", options.GenerateOptions, "answer prompts with a bundle; needs no torch"),
     Command("inspect", options.InspectOptions, "what is in a bundle, what each graph costs"),
+    Command("report", options.ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
     Command("variants", options.VariantsOptions, "the family as a table"),
     Command("doctor", options.DoctorOptions, "which targets this machine can build and run, and why not"),
 )
@@ -143,5 +147,15 @@ def _complain(command: Command, problem: object, exit_code: int) -> int:
     return exit_code
 
 
+def entry() -> NoReturn:
+    """``main`` for a process of its own: leaves without tearing torch down piece by piece, which takes a second."""
+    exit_code = main()
+    logging.shutdown()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from calibration.plan import Plan, apply_plan, make_plan
+from calibration.speed import measure_speed, verdict
+from calibration.texts import CalibrationTexts, choose_examples, examples_from, read_texts
 from exporter import bundle as bundles
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import GateError, UserError
+from exporter.inputs import recorded_options
 from exporter.options import ExportOptions
 from exporter.precision import Precision, precision
 from exporter.progress import Progress, Silent
 from exporter.rescale import Rescale, measure_rescale
 from exporter.stamp import Graphs, stamp
-from exporter.texts import Encoder, bundled_examples, read_examples
+from exporter.stamp_in_place import add_in_place
+from exporter.targets.doctor import engine_targets
+from exporter.targets.tensorrt import build_engines, check_buildable
+from exporter.targets.tensorrt_flavor import FLAVORS
+from exporter.texts import Encoder
 from exporter.tokenizer_files import tokenizer_json
 from exporter.trace import Block, BlockKind, trace_block
 from exporter.versions import tool_versions
@@ -26,6 +34,7 @@ from kernels.table import fuse
 
 BLOCK_KINDS: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
 RANGE_TEXTS = 16
+RANGE_BATCHES = 3
 
 
 @dataclass(frozen=True)
@@ -48,21 +57,27 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     row = precision(options.precision)
     out = Path(options.out or options.folder_name)
     bundles.check_target_folder(out, options.force)
+    targets = choose_targets(options, row)
     checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
     for difference in checkpoint.differences:
         watch.message(difference)
+    texts = read_texts(checkpoint, options.calibration, options.limits, watch) if row.quantized else None
     with bundles.writing(out, options.force) as folder:
         blocks = trace_blocks(checkpoint, watch)
         rescale = choose_rescale(checkpoint, row, options, watch)
-        graphs = stamp(checkpoint.architecture, blocks, row.compute, rescale)
+        graphs = stamp_graphs(checkpoint, blocks, row, rescale, options)
+        plan = put_precision(graphs, checkpoint, row, texts, watch)
         digest = save_graphs(graphs, checkpoint, folder, watch)
         copy_small_files(checkpoint, folder)
-        manifest = describe(checkpoint, options, row, rescale, graphs)
+        manifest = {**describe(checkpoint, options, row, rescale, graphs), "quantization": plan and plan.to_dict()}
+        manifest["speed"] = time_bundle(folder, manifest, options, watch)
         bundles.write_manifest(folder, manifest, {"weights.safetensors": digest})
-        passed = check(folder, checkpoint, options, watch)
+        build_targets(folder, targets, options, watch)
+        passed = check(folder, checkpoint, blocks, options, watch)
     if passed is False:
         failed = bundles.keep_failed(out)
         raise GateError(f"parity failed; the bundle is kept for study as '{failed}' (see parity.json there).")
+    require_speedup(out, options)
     return Bundle(out, bundles.read_manifest(out), passed)
 
 
@@ -82,14 +97,64 @@ def choose_rescale(checkpoint: Checkpoint, row: Precision, options: ExportOption
     """The fp16 rescale from activations on real texts; none for the other precisions."""
     if not row.rescale or options.no_rescale:
         return Rescale()
-    if options.calibration:
-        examples = read_examples(options.calibration)
-    else:
-        examples = bundled_examples(demo=checkpoint.source == "t5-demo")
+    examples, _ = choose_examples(checkpoint, options.calibration, Silent())
     encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
-    batch = encoder.batch(examples[:RANGE_TEXTS])
+    batches = encoder.batches(examples[:RANGE_TEXTS], RANGE_BATCHES)
     with watch.stage("activation ranges", sum(_depths(checkpoint)), "layers") as stage:
-        return measure_rescale(checkpoint, [batch], on_layer=stage.advance)
+        return measure_rescale(checkpoint, batches, on_layer=stage.advance)
+
+
+def put_precision(
+    graphs: Graphs, checkpoint: Checkpoint, row: Precision, texts: CalibrationTexts | None, watch: Progress
+) -> Plan | None:
+    """Quantize the graphs as far as the texts allow; None where the precision quantizes nothing."""
+    if texts is None:
+        return None
+    plan = make_plan(checkpoint, graphs, row, texts, watch)
+    apply_plan(plan, graphs)
+    return plan
+
+
+def time_bundle(
+    folder: Path, manifest: Mapping[str, Any], options: ExportOptions, watch: Progress
+) -> dict[str, Any] | None:
+    """Quantized against float32 on this machine, with a warning where it is slower; None where that says nothing."""
+    if manifest["quantization"] is None or (options.no_verify and not options.require_speedup):
+        return None
+    with watch.stage("speed against float32"):
+        speed = measure_speed(folder, manifest)
+    slower = verdict(speed)
+    if slower:
+        watch.message(f"warning: {slower}")
+    return speed
+
+
+def require_speedup(out: Path, options: ExportOptions) -> None:
+    """Under ``--require-speedup``, a bundle that is not faster than float32 fails.
+
+    Raises:
+        GateError: it is slower, or could not be timed; the bundle is kept as ``<out>.failed``.
+    """
+    if not options.require_speedup:
+        return
+    speed = bundles.read_manifest(out)["speed"]
+    if speed is None or speed["speedup"] < 1:
+        failed = bundles.keep_failed(out)
+        raise GateError(f"{verdict(speed) or 'not timed against float32'} The bundle is kept for study as '{failed}'.")
+
+
+def stamp_graphs(
+    checkpoint: Checkpoint,
+    blocks: Mapping[BlockKind, Block],
+    row: Precision,
+    rescale: Rescale,
+    options: ExportOptions,
+) -> Graphs:
+    """The encoder and the decoder, and the decoder's in-place form where an engine wants it."""
+    graphs = stamp(checkpoint.architecture, blocks, row.compute, rescale)
+    if options.cache == "concat":
+        return graphs
+    return add_in_place(graphs, checkpoint.architecture, blocks, row.compute, rescale, options.max_target_length)
 
 
 def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, watch: Progress) -> str:
@@ -131,21 +196,52 @@ def describe(
         "precision": row.to_dict(),
         "rescale": rescale.to_dict(),
         "generation": checkpoint.generation_config,
+        "options": recorded_options(options),
         "limits": options.limits.to_dict(),
-        "ports": {"encoder": graphs.encoder_ports.to_dict(), "decoder": graphs.decoder_ports.to_dict()},
+        "cache": options.cache,
+        "ports": {name: ports.to_dict() for name, ports in graphs.ports().items()},
         "engines": {},
         "tools": tool_versions(),
         "parity": None,
     }
 
 
-def check(folder: Path, checkpoint: Checkpoint, options: ExportOptions, watch: Progress) -> bool | None:
+def choose_targets(options: ExportOptions, row: Precision) -> tuple[str, ...]:
+    """The engine targets to build: those asked for, else those that build and run here. Refused before any work.
+
+    Raises:
+        UserError: an unknown target, or one that cannot be built here in this precision.
+    """
+    known = ("onnxruntime", *FLAVORS)
+    unknown = [target for target in options.target if target not in known]
+    if unknown:
+        raise UserError(f"target '{unknown[0]}' is unknown; choose among {', '.join(known)}.")
+    wanted = options.target or engine_targets()
+    engines = tuple(target for target in dict.fromkeys(wanted) if target in FLAVORS)
+    for target in engines:
+        check_buildable(target, options.compute_capability, row.compute)
+    return engines
+
+
+def build_targets(folder: Path, targets: Sequence[str], options: ExportOptions, watch: Progress) -> None:
+    """Engines of each target; ONNX Runtime runs the graphs as they are."""
+    for target in targets:
+        build_engines(folder, target, options.compute_capability, no_fuse=options.no_fuse, progress=watch)
+
+
+def check(
+    folder: Path,
+    checkpoint: Checkpoint,
+    blocks: Mapping[BlockKind, Block],
+    options: ExportOptions,
+    watch: Progress,
+) -> bool | None:
     """Run the parity ladder on the written bundle; None when it was switched off."""
     if options.no_verify:
         return None
     from exporter.parity.ladder import verify_bundle
 
-    return verify_bundle(folder, checkpoint, progress=watch).passed
+    return verify_bundle(folder, checkpoint, blocks=blocks, progress=watch).passed
 
 
 def _depths(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -155,13 +251,16 @@ def _depths(checkpoint: Checkpoint) -> tuple[int, int]:
 def export(variant: str, precision: str = "fp32", progress: Progress | None = None, **options: Any) -> Bundle:
     """Export ``variant`` in ``precision``; keywords are the fields of ``ExportOptions``.
 
-    ``targets=("onnxruntime",)`` is accepted for ``target``. Raises as ``export_bundle``.
+    ``targets=("onnxruntime",)`` is accepted for ``target``; ``calibration`` may be a file or an iterable of texts, of
+    (source, target) pairs or of ``Example``. Raises as ``export_bundle``.
     """
     if "targets" in options:
         options["target"] = tuple(options.pop("targets"))
     for name in ("variant", "out", "calibration"):
         if isinstance(options.get(name), Path):
             options[name] = str(options[name])
+    if not isinstance(options.get("calibration"), (str, type(None))):
+        options["calibration"] = examples_from(options["calibration"])
     try:
         chosen = ExportOptions(variant=str(variant), precision=precision, **options)
     except TypeError as error:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from exporter.errors import UserError
 from exporter.ports import Limits
+from exporter.texts import Example
 
 
 def option(help: str, default: Any = None, **extra: Any) -> Any:
     """A dataclass field that carries its flag's help; ``extra``: metavar, choices, nargs, positional."""
     return field(default=default, metadata={"help": help, **extra})
+
+
+CACHES = ("concat", "in-place", "both")
+"""How an engine's decoder keeps keys and values."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,22 @@ class ExportOptions:
     force: bool = option("replace an existing bundle", False)
     random_weights: int | None = option("random weights from this seed, for the structure alone", None, metavar="SEED")
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
-    calibration: str | None = option("texts, one per line, or JSONL with source and target", None, metavar="FILE")
+    calibration: str | tuple[Example, ...] | None = option(
+        "texts, one per line, or JSONL with source and target", None, metavar="FILE"
+    )
+    require_speedup: bool = option("exit 1 unless a quantized bundle is faster than fp32 on this machine's CPU", False)
+    compute_capability: tuple[str, ...] = option(
+        "GPU generation of tensorrt-rtx engines, such as 8.6; may be given several times (default: this machine's GPU)",
+        (),
+        metavar="CC",
+        repeat=True,
+    )
+    cache: str = option(
+        "decoder of the engines: concat (cache grows) or in-place (fixed size, no copies), or both",
+        "concat",
+        choices=CACHES,
+    )
+    no_fuse: bool = option("engines with plain instead of fused attention", False)
     max_batch: int = option("largest batch an engine takes", Limits.max_batch, metavar="N")
     max_source_length: int = option("longest source an engine takes, in tokens", Limits.max_source_length, metavar="N")
     max_target_length: int = option("longest target an engine takes, in tokens", Limits.max_target_length, metavar="N")
@@ -42,6 +63,8 @@ class ExportOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
+        if self.cache not in CACHES:
+            raise UserError(f"--cache is '{self.cache}'; choose one of {', '.join(CACHES)}.")
         if not self.variant:
             raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
 
@@ -57,6 +80,93 @@ class ExportOptions:
 
     def to_dict(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class SweepOptions(ExportOptions):
+    """What ``export`` takes on the command line: the options of one export, with lists where it has names."""
+
+    variant: tuple[str, ...] = option(  # type: ignore[assignment]
+        "names in the table or patterns such as 't5-efficient-*', hub ids, checkpoint folders, or t5-demo",
+        (),
+        metavar="V",
+    )
+    precision: tuple[str, ...] = option(  # type: ignore[assignment]
+        "fp32, fp16, bf16, int8, int8-weight or int4-weight; several make a sweep (default: fp32)",
+        (),
+        metavar="P",
+    )
+    out: str | None = option(
+        "bundle folder (default: <variant>-<precision> here); for a sweep the folder or fsspec URL around them",
+        None,
+        metavar="DIR",
+    )
+    force: bool = option("replace an existing bundle; in a sweep, those made from other inputs", False)
+    jobs: int | None = option("a sweep's exports at a time (default: as memory and cores allow)", None, metavar="N")
+    ray: str | None = option("sweep on the Ray cluster at this address", None, metavar="ADDRESS")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"--jobs is {self.jobs}; a whole number of at least 1 is needed.")
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Each asked-for precision once."""
+        return tuple(dict.fromkeys(self.precision)) or (ExportOptions.precision,)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether anything asks for more than one plain export."""
+        alone = len(self.variant) == len(self.precisions) == 1 and not is_pattern(self.variant[0])
+        return not alone or self.jobs is not None or self.ray is not None or "://" in (self.out or "")
+
+    def variants(self) -> list[str]:
+        """Each variant once, in the order given; patterns expanded from the table, names in full.
+
+        Raises:
+            UserError: a pattern that matches nothing.
+        """
+        from exporter.variants import expand_patterns, look_up_variant
+
+        names: list[str] = []
+        for given in self.variant:
+            row = None if Path(given).exists() else look_up_variant(given)
+            names += [row.name] if row else [given]
+            if is_pattern(given):
+                names[-1:] = [match.name for match in expand_patterns([given])]
+        return list(dict.fromkeys(names))
+
+    def one(self, variant: str, precision: str, out: str | None = None) -> ExportOptions:
+        """The options of a single export."""
+        shared = {entry.name: getattr(self, entry.name) for entry in fields(ExportOptions)}
+        return ExportOptions(**{**shared, "variant": variant, "precision": precision, "out": out})
+
+
+def is_pattern(variant: str) -> bool:
+    """Whether a variant is spelled with wildcards; the folder of that very name comes first."""
+    return bool(PATTERN & set(variant)) and not Path(variant).exists()
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What ``build`` takes: engines for a bundle, on the device or ahead of it."""
+
+    bundle: str = option("a bundle written by export", "", positional=True)
+    target: tuple[str, ...] = option(
+        "tensorrt or tensorrt-rtx; may be given several times", (), metavar="T", repeat=True
+    )
+    compute_capability: tuple[str, ...] = option(
+        "GPU generation of tensorrt-rtx engines, such as 8.6; may be given several times (default: this machine's GPU)",
+        (),
+        metavar="CC",
+        repeat=True,
+    )
+    no_fuse: bool = option("plain instead of fused attention, for a defective fused kernel", False)
+    force: bool = option("build again what is up to date", False)
 
 
 @dataclass(frozen=True)
@@ -110,10 +220,35 @@ class InspectOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What ``report`` takes."""
+
+    bundle: str = option("a bundle written by export", "", positional=True)
+    out: str | None = option("the page to write (default: <bundle>.html beside the bundle)", None, metavar="FILE")
+
+
+@dataclass(frozen=True)
 class VariantsOptions:
     """What ``variants`` takes."""
 
     pattern: tuple[str, ...] = option("names or patterns such as 't5-efficient-*' (default: all)", (), positional=True)
+    plan: bool = option("what each variant would cost on a device: bytes, FLOPs, roofline latency", False)
+    precision: str = option("precision to plan for", "fp16", metavar="P")
+    device: str | None = option(
+        "jetson-orin-nano, jetson-agx-orin, rtx-4060, l4, or this-cpu, which is measured (default)",
+        None,
+        metavar="NAME",
+    )
+    bandwidth: float | None = option("another device: memory bandwidth in GB/s, with --tflops", None, metavar="X")
+    tflops: float | None = option("another device: peak TFLOP/s, with --bandwidth", None, metavar="X")
+    source_length: int = option("source tokens to plan for", 512, metavar="N")
+    past_length: int = option("tokens in the cache at the planned decode step", 64, metavar="N")
+    plot: str | None = option("draw the plan as an image (default variants: T5-Efficient)", None, metavar="PNG")
+
+    @property
+    def planned(self) -> bool:
+        """Whether any flag asks for a plan."""
+        return self.plan or self.plot is not None
 
 
 @dataclass(frozen=True)

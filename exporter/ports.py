@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-GraphName = Literal["encoder", "decoder"]
+GraphName = Literal["encoder", "decoder", "decoder_in_place"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class GraphPorts:
             "inputs": [port.to_dict() for port in self.inputs],
             "outputs": [port.to_dict() for port in self.outputs],
         }
+
+    def axis_names(self) -> tuple[str, ...]:
+        """Names of the axes that vary among the inputs, in order."""
+        names = (axis for port in self.inputs for axis in port.axes if isinstance(axis, str))
+        return tuple(dict.fromkeys(names))
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> GraphPorts:
@@ -130,6 +135,22 @@ def decoder_ports(decoder_layers: int, num_heads: int, d_kv: int, vocab_size: in
             axes = ("batch", num_heads, "past + target", d_kv)
             outputs.append(Port(f"present.{layer}.decoder.{half}", dtype, axes))
     return GraphPorts(tuple(inputs), tuple(outputs))
+
+
+def in_place_ports(ports: GraphPorts, capacity: int) -> GraphPorts:
+    """Ports of the decoder whose cache is written in place: ``ports`` of the concatenating one, with fixed caches.
+
+    Caches are [batch, heads, capacity, d_kv] in and out, meant to share memory; ``past_length`` int64 [1] says how many
+    positions are filled, and ``past_length + target`` must not exceed ``capacity``.
+    """
+
+    def fixed(port: Port) -> Port:
+        own = port.name.endswith(("decoder.key", "decoder.value"))
+        return Port(port.name, port.dtype, (*port.axes[:2], capacity, port.axes[3])) if own else port
+
+    ids, mask, *caches = (fixed(port) for port in ports.inputs)
+    length = Port("past_length", "int64", (1,))
+    return GraphPorts((ids, mask, length, *caches), tuple(fixed(port) for port in ports.outputs))
 
 
 def dummy_inputs(

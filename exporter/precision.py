@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from exporter.errors import UserError
@@ -16,12 +17,14 @@ class Precision:
         compute: dtype of activations and unquantized weights, ONNX's lower-case name.
         weight_bits: 0 when weights keep the compute dtype, else 8 or 4.
         block_size: rows of a weight that share a scale; 0 means one scale per output channel.
-        quantize_activations: whether MatMul inputs are quantized to int8 too.
+        activations: graphs whose MatMul inputs are int8 too. The encoder is compute bound and gains; a decoder step is
+            memory bound, gains nothing, and stays weight-only.
         rescale: whether the exact power-of-two rescale keeps the residual stream in range.
         max_error_ratio: logit error allowed, in units of PyTorch's own error at the compute dtype (fp32: absolute
             relative error is bounded by ``max_relative_error`` instead).
         max_relative_error: bound on the relative logit error against fp32 PyTorch, or None.
-        max_kl: mean KL divergence of next-token distributions against fp32 PyTorch (nats), or None.
+        max_kl: mean KL divergence of next-token distributions against fp32 PyTorch (nats), or None. With
+            ``max_error_ratio`` the divergence that PyTorch's own error causes, times the ratio squared, is allowed too.
         min_top1: share of positions whose arg-max agrees, ties by margin left out, or None.
     """
 
@@ -29,19 +32,31 @@ class Precision:
     compute: str
     weight_bits: int = 0
     block_size: int = 0
-    quantize_activations: bool = False
+    activations: tuple[str, ...] = ()
     rescale: bool = False
     max_error_ratio: float | None = None
     max_relative_error: float | None = None
     max_kl: float | None = None
     min_top1: float | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activations", tuple(self.activations))  # JSON knows lists only
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "activations": list(self.activations)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Precision:
+        """The row as a manifest holds it."""
+        return Precision(**{entry.name: data[entry.name] for entry in fields(Precision) if entry.name in data})
 
     @property
     def quantized(self) -> bool:
         return self.weight_bits > 0
+
+    @property
+    def quantize_activations(self) -> bool:
+        return bool(self.activations)
 
     @property
     def bytes_per_weight(self) -> float:
@@ -53,6 +68,9 @@ class Precision:
 PRECISIONS: tuple[Precision, ...] = (
     Precision("fp32", "float", max_relative_error=1e-5, max_kl=1e-8, min_top1=1.0),
     Precision("fp16", "float16", rescale=True, max_error_ratio=2.0, max_kl=1e-3, min_top1=0.995),
+    Precision("int8", "float", weight_bits=8, activations=("encoder",), max_kl=0.05, min_top1=0.97),
+    Precision("int8-weight", "float", weight_bits=8, max_kl=0.01, min_top1=0.99),
+    Precision("int4-weight", "float", weight_bits=4, block_size=32, max_kl=0.2, min_top1=0.9),
     Precision("bf16", "bfloat16", max_error_ratio=2.0, max_kl=1e-2, min_top1=0.97),
 )
 

@@ -6,12 +6,16 @@ scale) and never touch numbers; the weights stage follows each recipe once, stre
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
+
+from exporter.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +72,11 @@ class Stack:
         parts = "+".join(s.name if s.scale == 1.0 else f"{s.name}*{s.scale!r}" for s in self.sources)
         return f"T({parts})" if self.transposed else parts
 
+    @property
+    def origin(self) -> str:
+        """The key before any smoothing: what a quantization plan names the weight by."""
+        return self.key
+
     def prefixed(self, prefix: str) -> Stack:
         return replace(self, sources=tuple(replace(s, name=prefix + s.name) for s in self.sources))
 
@@ -84,15 +93,115 @@ class Stack:
             raise ValueError(f"cannot join {self.key} {self.shape} and {other.key} {other.shape}")
         return replace(self, sources=self.sources + other.sources, rows=self.rows + other.rows)
 
-    def build(self, read: Read) -> torch.Tensor:
+    def build(self, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The stacked tensor; with ``dtype`` each part is cast before the copies, which then move fewer bytes.
+
+        Raises:
+            UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
+        """
         import torch
 
         parts = []
         for source in self.sources:
             tensor = read(source.name)
-            parts.append(tensor if source.scale == 1.0 else tensor.float() * source.scale)
+            scaled = tensor if source.scale == 1.0 else tensor.float() * source.scale
+            parts.append(scaled if dtype is None else cast(scaled, dtype, source.name))
         stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
         return stacked.T if self.transposed else stacked
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A power of two for each channel, 2^exponent: multiplying by them and dividing again changes no bit.
+
+    ``exponents`` are int8, one byte a channel.
+    """
+
+    exponents: bytes
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(self.exponents).hexdigest()[:12]
+
+    @property
+    def inverse(self) -> Factors:
+        return Factors((-self.array()).tobytes())
+
+    def array(self) -> np.ndarray:
+        """The exponents, int8 [channels]."""
+        return np.frombuffer(self.exponents, dtype=np.int8)
+
+    def values(self) -> torch.Tensor:
+        """The factors, float32 [channels]."""
+        import torch
+
+        return torch.from_numpy(np.exp2(self.array().astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A stack whose channels are multiplied by powers of two: ``rows`` along its first axis, ``columns`` its second."""
+
+    base: Stack
+    rows: Factors | None = None
+    columns: Factors | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.base.sources
+
+    @property
+    def origin(self) -> str:
+        return self.base.key
+
+    @property
+    def key(self) -> str:
+        marks = [f"{mark}{factors.key}" for mark, factors in (("r", self.rows), ("c", self.columns)) if factors]
+        return f"{self.base.key}~{'.'.join(marks)}"
+
+    def prefixed(self, prefix: str) -> Smoothed:
+        return replace(self, base=self.base.prefixed(prefix))
+
+    @property
+    def transposed(self) -> bool:
+        return self.base.transposed
+
+    def transpose(self) -> Smoothed:
+        return Smoothed(self.base.transpose(), self.columns, self.rows)
+
+    def build(self, read: Read) -> torch.Tensor:
+        """The stack in float32, its channels multiplied."""
+        tensor = self.base.build(read).float()
+        if self.rows is not None:
+            tensor = tensor * self.rows.values().reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor if self.columns is None else tensor * self.columns.values()
+
+
+Matrix = Stack | Smoothed
+"""Recipes of weights that come from the checkpoint."""
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """``tensor`` in ``dtype``.
+
+    Raises:
+        UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
+    """
+    import torch
+
+    lowest, highest = (float(bound) for bound in torch.aminmax(tensor))
+    largest = max(-lowest, highest)
+    if not largest <= torch.finfo(dtype).max:  # NaN compares false
+        value = "NaN" if math.isnan(largest) else f"{largest:g}"
+        raise UserError(
+            f"{name} holds {value}, beyond the range of {str(dtype).removeprefix('torch.')}; "
+            "export in bf16 or fp32, or mend the checkpoint."
+        )
+    return tensor.to(dtype)
 
 
 def stack_of(name: str, shape: tuple[int, ...]) -> Stack:

@@ -134,8 +134,7 @@ def measure_rescale(
         up.register_forward_hook(lambda _, __, out: seen.see_ffn(layer, out))
 
     reference = StreamedReference(checkpoint, torch.float32, watch)
-    for batch in batches:
-        reference.decode(batch, reference.encode(batch))
+    reference.decode_all(batches, reference.encode_all(batches))
     return Rescale(*(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ("encoder", "decoder")))
 
 

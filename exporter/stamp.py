@@ -35,36 +35,45 @@ MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat
 
 @dataclass(frozen=True)
 class Graphs:
-    """The two stamped graphs with their ports."""
+    """The stamped graphs with their ports; ``in_place`` is the decoder's second form, where it was asked for."""
 
     encoder: ir.Model
     decoder: ir.Model
     encoder_ports: GraphPorts
     decoder_ports: GraphPorts
+    in_place: ir.Model | None = None
+    in_place_ports: GraphPorts | None = None
 
     def items(self) -> tuple[tuple[str, ir.Model], ...]:
-        return (("encoder", self.encoder), ("decoder", self.decoder))
+        """Every graph under its file's name."""
+        both = (("encoder", self.encoder), ("decoder", self.decoder))
+        return both if self.in_place is None else (*both, ("decoder_in_place", self.in_place))
+
+    def ports(self) -> dict[str, GraphPorts]:
+        """Every graph's ports under its file's name."""
+        both = {"encoder": self.encoder_ports, "decoder": self.decoder_ports}
+        return both if self.in_place_ports is None else {**both, "decoder_in_place": self.in_place_ports}
 
 
-def stamp(
-    architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale
-) -> Graphs:
+def stamp(architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale) -> Graphs:
     """Build both graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly."""
     a = architecture
     encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute)
     decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)
     return Graphs(
-        _EncoderStamper(a, blocks, compute, rescale.encoder, encoder).model(),
-        _DecoderStamper(a, blocks, compute, rescale.decoder, decoder).model(),
+        EncoderStamper(a, blocks, compute, rescale.encoder, encoder).model(),
+        DecoderStamper(a, blocks, compute, rescale.decoder, decoder).model(),
         encoder,
         decoder,
     )
 
 
-class _Stamper:
+class Stamper:
     """A graph under construction: ports in, nodes appended, weights named by their recipes."""
 
     stack: Stack
+    opset = OPSET
+    ir_version = 10
 
     def __init__(
         self,
@@ -94,10 +103,10 @@ class _Stamper:
             outputs=[self.outputs[port.name] for port in self.ports.outputs],
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
-            opset_imports={"": OPSET},
+            opset_imports={"": self.opset},
             name=self.stack,
         )
-        return ir.Model(graph, ir_version=10, producer_name="t5edge")
+        return ir.Model(graph, ir_version=self.ir_version, producer_name="t5edge")
 
     def build(self) -> None:
         raise NotImplementedError
@@ -191,16 +200,15 @@ class _Stamper:
                 assert tensor is not None
                 mapping[node.outputs[0]] = constant_value(tensor.numpy(), "constant")
                 continue
-            copy = ir.Node(
-                "",
-                node.op_type,
-                [None if value is None else mapping[value] for value in node.inputs],
-                [self._attribute(node, attribute) for attribute in node.attributes.values()],
-                num_outputs=len(node.outputs),
-            )
+            copy = self.copy_node(node, [None if value is None else mapping[value] for value in node.inputs])
             self._append(copy, f"{prefix}{'cross_kv' if kind == 'cross_kv' else 'block'}")
             mapping.update(zip(node.outputs, copy.outputs, strict=True))
         return [mapping[output] for output in graph.outputs]
+
+    def copy_node(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """One node of a block for this layer."""
+        attributes = [self._attribute(node, attribute) for attribute in node.attributes.values()]
+        return ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs))
 
     def _layer_value(self, value: ir.Value, prefix: str, layer: int, rescaled: bool) -> ir.Value:
         tensor = value.const_value
@@ -221,12 +229,10 @@ class _Stamper:
     def final_norm(self, hidden: ir.Value, scale: float = 1.0) -> ir.Value:
         weight = self.vector(f"{self.stack}.final_layer_norm.weight", scale)
         epsilon = float(np.float32(self.architecture.norm_epsilon)) * self.scale.epsilon_factor
-        return self.tape.op(
-            "RMSNormalization", [hidden, weight], {"axis": -1, "epsilon": epsilon, "stash_type": 1}
-        )
+        return self.tape.op("RMSNormalization", [hidden, weight], {"axis": -1, "epsilon": epsilon, "stash_type": 1})
 
 
-class _EncoderStamper(_Stamper):
+class EncoderStamper(Stamper):
     stack: Stack = "encoder"
 
     def build(self) -> None:
@@ -253,20 +259,12 @@ class _EncoderStamper(_Stamper):
         return self.tape.op("Where", [seen, bias, self.number(MASKED[self.compute], "masked")])
 
 
-class _DecoderStamper(_Stamper):
+class DecoderStamper(Stamper):
     stack: Stack = "decoder"
 
     def build(self) -> None:
         a = self.architecture
-        hidden = self.embed()
-        past = self.length(self.inputs["past_key_values.0.decoder.key"], 2)
-        total = self.tape.op("Add", [past, self.length(self.inputs["input_ids"], 1)])
-        index = table_index(self.tape, distances(self.tape, total, total, past), a.max_distance, 1)
-        owners = a.decoder_layers if a.per_layer_bias else 1
-        biases = [look_up(self.tape, self.bias_table(layer), index) for layer in range(owners)]
-        seen = self.padding(self.inputs["encoder_attention_mask"])
-        zero, masked = self.number(0.0, "visible"), self.number(MASKED[self.compute], "masked")
-        cross_bias = self._per_query(self.tape.op("Where", [seen, zero, masked]))
+        hidden, biases, cross_bias = self.embed(), self.own_biases(), self.cross_bias()
         self.flush("decoder/stem")
         for layer in range(a.decoder_layers):
             names = [
@@ -280,6 +278,25 @@ class _DecoderStamper(_Stamper):
             self.outputs[f"present.{layer}.decoder.value"] = value
         self.outputs["logits"] = self._logits(hidden)
         self.flush("decoder/head")
+
+    def own_biases(self) -> list[ir.Value]:
+        """Position bias and causality of the self-attentions, [1, heads, target, past + target] each."""
+        past = self.length(self.inputs["past_key_values.0.decoder.key"], 2)
+        total = self.tape.op("Add", [past, self.length(self.inputs["input_ids"], 1)])
+        return self.look_up_biases(distances(self.tape, total, total, past))
+
+    def look_up_biases(self, distance: ir.Value) -> list[ir.Value]:
+        """The biases for ``distance`` [target, keys]: one, or one per layer where every layer has its own."""
+        a = self.architecture
+        index = table_index(self.tape, distance, a.max_distance, 1)
+        owners = a.decoder_layers if a.per_layer_bias else 1
+        return [look_up(self.tape, self.bias_table(layer), index) for layer in range(owners)]
+
+    def cross_bias(self) -> ir.Value:
+        """Padding of the source as an additive mask, [batch, 1, target, source]."""
+        seen = self.padding(self.inputs["encoder_attention_mask"])
+        zero, masked = self.number(0.0, "visible"), self.number(MASKED[self.compute], "masked")
+        return self._per_query(self.tape.op("Where", [seen, zero, masked]))
 
     def _per_query(self, cross_bias: ir.Value) -> ir.Value:
         """[batch, 1, 1, source] -> [batch, 1, target, source]: ONNX Runtime wants the queries' axis spelled out."""

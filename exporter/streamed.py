@@ -6,7 +6,7 @@ the loop around the blocks is ours, and the position bias is passed in, as in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,26 +35,39 @@ class StreamedReference:
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The encoder's last hidden state, [batch, source, d_model]."""
-        mask = self._padding(batch.attention_mask)
-        hidden = self._embed(batch.input_ids)
-        length = batch.input_ids.shape[1]
-        for layer, block, bias in self._blocks("encoder", length):
-            hidden = self._run(block, hidden, bias + mask)
-            self._after("encoder", layer, hidden)
-        return self._norm("encoder", hidden)
+        return self.encode_all([batch])[0]
 
     def decode(self, batch: Batch, encoded: torch.Tensor) -> torch.Tensor:
         """The decoder's normed hidden state, [batch, target, d_model], teacher-forced."""
+        return self.decode_all([batch], [encoded])[0]
+
+    def encode_all(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """``encode`` for several batches; each layer is loaded once."""
+        masks = [self._padding(batch.attention_mask) for batch in batches]
+        hidden = [self._embed(batch.input_ids) for batch in batches]
+        lengths = [batch.input_ids.shape[1] for batch in batches]
+        for layer, block, biases in self._blocks("encoder", lengths):
+            for index, (bias, mask) in enumerate(zip(biases, masks, strict=True)):
+                hidden[index] = self._run(block, hidden[index], bias + mask)
+                self._after("encoder", layer, hidden[index])
+        return [self._norm("encoder", states) for states in hidden]
+
+    def decode_all(self, batches: Sequence[Batch], encoded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """``decode`` for several batches; each layer is loaded once."""
+        masks = [self._padding(batch.attention_mask) for batch in batches]
+        hidden = [self._embed(batch.decoder_input_ids) for batch in batches]
+        lengths = [batch.decoder_input_ids.shape[1] for batch in batches]
+        for layer, block, biases in self._blocks("decoder", lengths):
+            for index, bias in enumerate(biases):
+                own = bias + self._causal(lengths[index])
+                hidden[index] = self._run(block, hidden[index], own, encoded[index], masks[index])
+                self._after("decoder", layer, hidden[index])
+        return [self._norm("decoder", states) for states in hidden]
+
+    def _causal(self, length: int) -> torch.Tensor:
         import torch
 
-        mask = self._padding(batch.attention_mask)
-        hidden = self._embed(batch.decoder_input_ids)
-        length = batch.decoder_input_ids.shape[1]
-        causal = torch.full((length, length), torch.finfo(self.dtype).min, dtype=self.dtype).triu(1)
-        for layer, block, bias in self._blocks("decoder", length):
-            hidden = self._run(block, hidden, bias + causal, encoded, mask)
-            self._after("decoder", layer, hidden)
-        return self._norm("decoder", hidden)
+        return torch.full((length, length), torch.finfo(self.dtype).min, dtype=self.dtype).triu(1)
 
     def _after(self, stack: Stack, layer: int, hidden: torch.Tensor) -> None:
         """A place for subclasses to look at each layer's output."""
@@ -65,16 +78,16 @@ class StreamedReference:
         with torch.inference_mode():
             return block(hidden, None, bias, encoded, None, cross)[0]
 
-    def _blocks(self, stack: Stack, length: int) -> Iterator[tuple[int, Any, torch.Tensor]]:
+    def _blocks(self, stack: Stack, lengths: Sequence[int]) -> Iterator[tuple[int, Any, list[torch.Tensor]]]:
         architecture = self.checkpoint.architecture
-        bias: Any = None
+        biases: list[Any] = []
         for layer in range(architecture.layers(stack)):
             if layer == 0 or architecture.per_layer_bias:
-                bias = self._bias(stack, layer, length)
+                biases = [self._bias(stack, layer, length) for length in lengths]
             block = self._block(stack, layer)
             if self.on_block is not None:
                 self.on_block(stack, layer, block)
-            yield layer, block, bias
+            yield layer, block, biases
 
     def _block(self, stack: Stack, layer: int) -> Any:
         prefix = f"{stack}.block.{layer}."

@@ -116,6 +116,13 @@ class Encoder:
         return Batch(ids, mask, pad(targets, a.pad_token_id)[0])
 
 
+    def batches(self, examples: Sequence[Example], count: int) -> list[Batch]:
+        """``count`` batches of similar lengths, so that little is padded."""
+        ordered = sorted(examples, key=lambda example: len(example.source))
+        size = max(1, -(-len(ordered) // count))
+        return [self.batch(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+
+
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows padded on the right: ids and mask, int64 [rows, longest]."""
     longest = max(map(len, rows))

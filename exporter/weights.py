@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import UserError
-from exporter.recipes import PlannedTensor, Read
+from exporter.recipes import PlannedTensor, Read, Stack, cast
 
 if TYPE_CHECKING:
     import torch
@@ -92,23 +93,34 @@ def _stored_name(tensor: PlannedTensor) -> str:
 
 
 def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress | None = None) -> str:
-    """Write the file into ``folder``, one tensor at a time; returns its sha256 in hex.
+    """Write the file into ``folder``; returns its sha256 in hex.
+
+    One thread converts tensors while another hashes and writes the one before: at most three are in memory.
 
     Raises:
         UserError: not enough room on the disk, or a tensor has values its dtype cannot hold.
     """
     check_room(folder, plan.size)
     digest = hashlib.sha256(plan.header)
+
+    def store(file: BinaryIO, data: np.ndarray) -> None:
+        digest.update(data.data)
+        _write(file, data)
+        if progress is not None:
+            progress(data.nbytes)
+
     try:
-        with (folder / FILE_NAME).open("wb") as file:
+        with (folder / FILE_NAME).open("wb") as file, ThreadPoolExecutor(1) as writer:
             file.write(plan.header)
+            previous: Future[None] | None = None
             for placed in plan.tensors:
-                data = as_bytes(placed.tensor.recipe.build(read), placed.tensor.dtype, placed.name)
+                data = as_bytes(placed.tensor, read)
                 assert data.nbytes == placed.length, f"{placed.name}: {data.nbytes} bytes, planned {placed.length}"
-                _write(file, data)
-                digest.update(data.data)
-                if progress is not None:
-                    progress(placed.length)
+                if previous is not None:
+                    previous.result()
+                previous = writer.submit(store, file, data)
+            if previous is not None:
+                previous.result()
     except OSError as error:
         raise UserError(
             f"writing {FILE_NAME} failed: {error.strerror}; it needs {plan.size / 1e6:.0f} MB. "
@@ -137,11 +149,11 @@ def _write(file: BinaryIO, data: np.ndarray) -> None:
         view = view[file.write(view) :]
 
 
-def as_bytes(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> np.ndarray:
-    """The tensor's bytes, uint8 [length], row-major in ``dtype``.
+def as_bytes(tensor: PlannedTensor, read: Read) -> np.ndarray:
+    """Follow one recipe: the tensor's bytes, uint8 [length], row-major in its dtype.
 
     Raises:
-        UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
+        UserError: a value is NaN, infinite, or beyond the range of the dtype.
     """
     import torch
 
@@ -149,25 +161,14 @@ def as_bytes(tensor: torch.Tensor, dtype: ir.DataType, name: str) -> np.ndarray:
         ir.DataType.FLOAT: torch.float32,
         ir.DataType.FLOAT16: torch.float16,
         ir.DataType.BFLOAT16: torch.bfloat16,
-    }.get(dtype)
+    }.get(tensor.dtype)
     if target is None:
-        return tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
-    if target != tensor.dtype or tensor.dtype != torch.float32:
-        _check_range(tensor, target, name)
-    converted = tensor.to(target).contiguous()
-    return converted.reshape(-1).view(torch.uint8).numpy()
-
-
-def _check_range(tensor: torch.Tensor, target: torch.dtype, name: str) -> None:
-    import torch
-
-    lowest, highest = (float(bound) for bound in torch.aminmax(tensor))
-    largest = max(abs(lowest), abs(highest))
-    if not largest <= torch.finfo(target).max:
-        raise UserError(
-            f"{name} holds {'NaN' if largest != largest else largest:}, beyond {target}'s range; "
-            "export in bf16 or fp32, or mend the checkpoint."
-        )
+        built = tensor.recipe.build(read)
+    elif isinstance(tensor.recipe, Stack):
+        built = tensor.recipe.build(read, target)
+    else:
+        built = cast(tensor.recipe.build(read), target, tensor.recipe.key)
+    return built.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def attach(model: ir.Model, plan: WeightFile, folder: Path) -> None:

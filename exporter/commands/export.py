@@ -1,4 +1,4 @@
-"""``t5edge export``: one variant in one precision to a bundle."""
+"""``t5edge export``: one variant in one precision to a bundle, or a sweep over many."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.commands.result import Result
-from exporter.options import ExportOptions
+from exporter.options import ExportOptions, SweepOptions
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPED_WIDTH = 160
+"""Columns of a sweep's table where it goes into a file or pipe."""
 
-def run(options: ExportOptions, progress: Progress) -> Result:
-    """Export, then show the parity table and where the bundle lies."""
+
+def run(options: SweepOptions, progress: Progress) -> Result:
+    """Export, then show what came of it and where it lies."""
+    if options.is_sweep:
+        return _many(options, progress)
+    return _single(options.one(options.variant[0], options.precisions[0], options.out), progress)
+
+
+def _single(options: ExportOptions, progress: Progress) -> Result:
     from exporter.api import export_bundle
 
     bundle = export_bundle(options, progress)
@@ -26,3 +35,17 @@ def run(options: ExportOptions, progress: Progress) -> Result:
         console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)
 
     return Result(data, show)
+
+
+def _many(options: SweepOptions, progress: Progress) -> Result:
+    """Exit 1 when any export failed."""
+    from exporter.sweep import sweep
+
+    report = sweep(options, progress)
+
+    def show(console: Console) -> None:
+        if not console.is_terminal:
+            console.width = max(console.width, PIPED_WIDTH)
+        console.print(report.table())
+
+    return Result(report.to_dict(), show, 1 if report.failed else 0)

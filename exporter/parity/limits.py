@@ -1,14 +1,17 @@
 """What a precision's row allows, in numbers: one rule for every row, by its facts.
 
-    max_relative_error   a bound as it stands
-    max_error_ratio      so many times the error that PyTorch itself makes at the compute dtype
-    max_kl, min_top1     bounds on the next-token distributions
+A row that bounds errors says so as it stands (``max_relative_error``) or in units of the error that PyTorch itself
+makes at the compute dtype (``max_error_ratio``). A quantized row bounds the next-token distributions on real texts
+(``max_kl``, ``min_top1``). Elsewhere, on odd lengths and against itself, its unit is the error that it makes on texts,
+times how much more PyTorch errs there than on texts: quantization noise and rounding noise are amplified alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from exporter.parity.measures import LogitErrors
 from exporter.parity.report import RungResult, at_least, at_most, failure
@@ -18,20 +21,32 @@ FLOAT32_ERROR = 1e-5
 """Relative error that two correct float32 implementations may differ by."""
 TIE_SPREAD = 4.0
 """Two logits are tied when they lie within this many times the root mean square error that is granted."""
+QUANTIZED_TIE_SPREAD = 2.0
+"""The same for top-1 agreement of quantized rows, whose error is large: a difference of two errors is 1.4 times one."""
 QUANTIZED_HIDDEN = 0.5
-"""Rows without a bound on errors gate the logits; a hidden state further off than this is another one (unrelated: 1.4)."""
+"""Bound on the hidden states of quantized rows, whose logits are gated in earnest (unrelated vectors: 1.4)."""
+QUANTIZED_RATIO = 3.0
+"""A quantized bundle may err this many times its unit. On its texts the ratio is 1, elsewhere up to 1.7 was seen."""
+SCALE_DTYPE = "bfloat16"
+"""PyTorch's dtype that tells where a quantized row's errors are amplified."""
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 BROKEN_DOWN = 64.0
 """PyTorch's own error never counts as more roundings than this: beyond, PyTorch itself overflowed or clamped."""
+Measured = Literal["hidden", "cross", "logits", "position", "log_probs"]
+"""The relative errors, by the fields of ``OwnErrors``."""
 
 
 @dataclass(frozen=True)
 class OwnErrors:
-    """The relative errors that PyTorch makes at a compute dtype, and the KL divergence (nats) they cause."""
+    """The relative errors of a model on a batch, and the KL divergence (nats) they cause: the unit of other errors.
+
+    ``position`` is the worst position's error of the logits (``LogitErrors.worst_position``).
+    """
 
     hidden: float
     cross: float
     logits: float
+    position: float
     log_probs: float
     kl: float
 
@@ -41,64 +56,91 @@ def ceiling(compute: str) -> float:
     return BROKEN_DOWN * ROUNDING[compute]
 
 
-def error_limit(row: Precision, own: float | None) -> float | None:
-    """Bound on a relative error, ``own`` being PyTorch's; None where the row sets none."""
+def bounds_errors(row: Precision) -> bool:
+    """Whether the row bounds the errors themselves; quantized rows bound what becomes of the distributions."""
+    return row.max_relative_error is not None or row.max_error_ratio is not None
+
+
+def own_dtype(row: Precision) -> str | None:
+    """The 16-bit dtype at which PyTorch's own error is needed, or None."""
+    if row.max_relative_error is not None:
+        return None
+    return row.compute if row.max_error_ratio is not None else SCALE_DTYPE
+
+
+def error_limit(row: Precision, unit: OwnErrors | None, of: Measured) -> float:
+    """Bound on the relative error of ``of``."""
     if row.max_relative_error is not None:
         return row.max_relative_error
-    if row.max_error_ratio is not None:
-        assert own is not None, f"{row.name} is judged by PyTorch's own error"
-        return row.max_error_ratio * own
-    return None
+    assert unit is not None, f"{row.name} is judged by a unit"
+    return (row.max_error_ratio or QUANTIZED_RATIO) * float(getattr(unit, of))
 
 
-def hidden_limit(row: Precision, own: float | None) -> float:
-    """Bound on the relative error of hidden states, keys and values."""
-    limit = error_limit(row, own)
-    return QUANTIZED_HIDDEN if limit is None else limit
+def tie_margin(row: Precision, unit: OwnErrors | None, rms_logit: float) -> float:
+    """Logits closer than this may swap places: what the granted error explains."""
+    if row.max_relative_error is not None:
+        return TIE_SPREAD * row.max_relative_error * rms_logit
+    assert unit is not None, f"{row.name} is judged by a unit"
+    return TIE_SPREAD * (row.max_error_ratio or 1.0) * unit.logits * rms_logit
 
 
-def granted(row: Precision, own: OwnErrors | None) -> float:
-    """Relative logit error that rounding explains, whatever the row quantizes: what ties are judged by."""
-    if own is None:
-        return row.max_relative_error or FLOAT32_ERROR
-    return (row.max_error_ratio or 2.0) * own.logits
-
-
-def tie_margin(row: Precision, own: OwnErrors | None, rms_logit: float) -> float:
-    """Logits closer than this may swap places."""
-    return TIE_SPREAD * granted(row, own) * rms_logit
-
-
-def kl_limit(row: Precision, own: OwnErrors | None) -> float | None:
+def kl_limit(row: Precision, unit: OwnErrors | None) -> float | None:
     """Bound on the mean KL divergence. It grows with the square of the error that is allowed."""
-    if row.max_kl is None or row.max_error_ratio is None or own is None:
+    if row.max_kl is None or row.max_error_ratio is None or unit is None:
         return row.max_kl
-    return max(row.max_kl, row.max_error_ratio**2 * own.kl)
+    return max(row.max_kl, row.max_error_ratio**2 * unit.kl)
+
+
+def judge_error(name: str, what: str, value: float, limit: float, **details: Any) -> RungResult:
+    """One relative error against its bound; NaN and infinity get a result of their own name."""
+    if not math.isfinite(value):
+        return failure(name, f"NaN or infinity in the {what}", **details)
+    return at_most(name, f"relative error, {what}", value, limit, **details)
 
 
 def judge_logits(
-    name: str, errors: LogitErrors, row: Precision, own: OwnErrors | None, where: str = ""
+    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str = "logits"
 ) -> Iterator[RungResult]:
-    """All gates of a row on one comparison of logits. ``where`` is appended to the measures' names."""
+    """All gates of a row on logits of real text, called ``what`` in the measures."""
     if errors.not_finite:
-        yield failure(name, f"NaN or infinity at {errors.not_finite} of {errors.positions} positions{where}")
+        yield _not_finite(name, errors, what)
         return
-    facts = {"positions": errors.positions, "own": None if own is None else own.logits}
-    limit = error_limit(row, None if own is None else own.logits)
-    if limit is not None:
-        yield at_most(
-            name, f"relative error{where}", errors.relative, limit, **facts, largest=errors.largest_relative
-        )
-    bound = kl_limit(row, own)
+    facts = {
+        "positions": errors.positions,
+        "relative_error": errors.relative,
+        "largest_error": float(errors.worst.max()),
+        "largest_kl": float(errors.kl.max()),
+    }
+    if bounds_errors(row):
+        yield at_most(name, f"relative error, {what}", errors.relative, error_limit(row, unit, "logits"), **facts)
+        limit = error_limit(row, unit, "log_probs")
+        yield at_most(name, f"log-probability error, {what}", errors.log_prob_relative, limit, **facts)
+    bound = kl_limit(row, unit)
     if bound is not None:
-        kl = float(errors.kl.mean())
-        yield at_most(name, f"mean KL (nats){where}", kl, bound, **facts, largest=float(errors.kl.max()))
+        yield at_most(name, f"mean KL (nats), {what}", float(errors.kl.mean()), bound, **facts)
     if row.min_top1 is not None:
-        margin = tie_margin(row, own, errors.rms_logit)
-        share, wrong, ties = errors.top1(margin)
-        yield at_least(
-            name, f"top-1 agreement{where}", share, row.min_top1, **facts, wrong=wrong, ties=ties, margin=margin
-        )
-    limit = error_limit(row, None if own is None else own.log_probs)
-    if limit is not None:
-        yield at_most(name, f"log-probability error{where}", errors.log_prob_relative, limit, **facts)
+        yield _judge_top1(name, errors, row, unit, what, row.min_top1)
+
+
+def _judge_top1(
+    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str, least: float
+) -> RungResult:
+    if bounds_errors(row):
+        margin = tie_margin(row, unit, errors.rms_logit)
+    else:
+        margin = QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
+    share, wrong, ties = errors.top1(margin)
+    return at_least(name, f"top-1 agreement, {what}", share, least, wrong=wrong, ties=ties, margin=margin)
+
+
+def judge_briefly(
+    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str, **details: Any
+) -> RungResult:
+    """The relative error alone: for odd inputs and for a bundle against itself."""
+    if errors.not_finite:
+        return _not_finite(name, errors, what)
+    return at_most(name, f"relative error, {what}", errors.relative, error_limit(row, unit, "logits"), **details)
+
+
+def _not_finite(name: str, errors: LogitErrors, what: str) -> RungResult:
+    return failure(name, f"NaN or infinity in the {what}", broken=errors.not_finite, positions=errors.positions)

@@ -94,6 +94,11 @@ class LogitErrors:
         return float(self.worst.max() / self.largest.max()) if self.largest.max() else float("inf")
 
     @property
+    def worst_position(self) -> float:
+        """Error of the worst position, relative to the average size of a position's logits."""
+        return float(np.sqrt(self.error.max() / self.size.mean())) if self.size.mean() else float("inf")
+
+    @property
     def log_prob_relative(self) -> float:
         """Relative L2 error of the log-probabilities."""
         return _root_ratio(self.log_prob_error, self.log_prob_size)
@@ -113,10 +118,6 @@ class LogitErrors:
         judged = self.positions - ties
         return (1.0 - wrong / judged if judged else 1.0), wrong, ties
 
-    def part(self, rows: slice) -> LogitErrors:
-        """The positions of ``rows``."""
-        return LogitErrors(*(getattr(self, entry.name)[rows] for entry in fields(self)))
-
 
 def _root_ratio(error: Floats, size: Floats) -> float:
     total = float(error.sum())
@@ -134,7 +135,7 @@ def pool(parts: Iterable[LogitErrors]) -> LogitErrors:
 
 
 def compare_logits(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
-    """Compare ``value`` with a finite ``reference``, both [positions, vocab]."""
+    """Compare ``value`` with ``reference``, both [positions, vocab]; all infinite where either is not finite."""
     if value.shape != reference.shape or value.ndim != 2:
         raise ValueError(f"shapes are {value.shape} and reference {reference.shape}, not [positions, vocab] twice")
     return pool(_compare(value[rows], reference[rows]) for rows in _chunks(value.shape))
@@ -147,9 +148,9 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def _compare(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
-    broken = ~np.isfinite(value).all(axis=-1)
-    exact = reference.astype(np.float64)
-    wide = np.where(broken[:, None], exact, value.astype(np.float64))
+    broken = ~(np.isfinite(value).all(axis=-1) & np.isfinite(reference).all(axis=-1))
+    exact = np.where(broken[:, None], 0.0, reference.astype(np.float64))
+    wide = np.where(broken[:, None], 0.0, value.astype(np.float64))
     expected, found = log_softmax(exact), log_softmax(wide)
     difference, drift = wide - exact, found - expected
     rows = np.arange(len(exact))

@@ -1,14 +1,16 @@
 """PyTorch, which every bundle is measured against: in float32, and at the bundle's compute dtype for scale.
 
-An error of a 16-bit bundle counts in units of the error that PyTorch makes at that dtype on the same batch. PyTorch has
-two ways to run such a model, all in that dtype or with the FFN output projections in float32 (transformers' own habit for
-float16); the smaller error of the two is the unit.
+An error of a 16-bit bundle counts in units of the error that PyTorch makes at that dtype on the same batch. PyTorch
+has two ways to run such a model, all in that dtype or with the FFN output projections in float32 (transformers' own
+habit for float16); the smaller error of the two is the unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +22,10 @@ from exporter.parity.workload import target_mask
 from exporter.reference_model import build_torch_model
 
 if TYPE_CHECKING:
+    import torch
+
     from exporter.checkpoint import Checkpoint
-    from exporter.runtime.step import Scores, Tokens
+    from exporter.runtime.step import Tokens
     from exporter.texts import Batch
 
 
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
 class Outputs:
     """What a model makes of a batch, float32.
 
-    ``hidden`` [batch, source, d_model]; ``cross`` by port name (``present.{i}.encoder.key``) [batch, heads, source, d_kv];
-    ``logits`` [batch, target, vocab].
+    ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
+    (``present.{i}.encoder.key``) [batch, heads, source, d_kv].
     """
 
     hidden: np.ndarray
@@ -48,8 +52,15 @@ class OutputErrors:
     logits: LogitErrors
 
     def own(self) -> OwnErrors:
-        logits = self.logits
-        return OwnErrors(self.hidden, self.cross, logits.relative, logits.log_prob_relative, float(logits.kl.mean()))
+        found = self.logits
+        return OwnErrors(
+            hidden=self.hidden,
+            cross=self.cross,
+            logits=found.relative,
+            position=found.worst_position,
+            log_probs=found.log_prob_relative,
+            kl=float(found.kl.mean()),
+        )
 
 
 def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_id: int) -> OutputErrors:
@@ -70,17 +81,17 @@ def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_
 
 
 class TorchModel:
-    """transformers' model of a checkpoint, as batches of outputs, as ``generate``, and as a ``StepModel``."""
+    """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: Any, *, keep_wo_float32: bool = False) -> None:
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
-        self._noise: Callable[[Any], Any] | None = None
+        _speed_up_float16(self.model)
 
     def outputs(self, batch: Batch) -> Outputs:
         """Teacher-forced, in one pass."""
         import torch
 
-        cache = _cache()
+        cache = new_cache()
         with torch.inference_mode():
             found = self.model(
                 input_ids=torch.from_numpy(batch.input_ids),
@@ -98,20 +109,63 @@ class TorchModel:
             return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
 
     def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
-        """transformers' own ``generate``: int64 [batch, length], start token first."""
+        """What transformers' ``generate`` gives: int64 [batch, length], start token first."""
         import torch
 
         found = self.model.generate(
             torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention_mask),
-            past_key_values=_cache(),  # transformers 5.23 sizes its own by the encoder's depth
+            past_key_values=new_cache(),  # transformers 5.23 sizes its own by the encoder's depth
             **settings,
         )
         tokens: Tokens = found.numpy()
         return tokens
 
 
-def _cache() -> Any:
+WIDE_ROWS = 32
+"""From so many rows on, widening the weight costs less than PyTorch's float16 kernel."""
+
+
+def _speed_up_float16(model: Any) -> None:
+    """Let float16 layers multiply in float32 and round once, as float16 kernels with float32 accumulation do.
+
+    PyTorch's own float16 matmul on the CPU takes ten times as long as float32, for the same numbers.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float16:
+            setattr(module, "forward", partial(_wide_linear, module.weight))  # noqa: B010 - mypy knows a method
+
+
+def _wide_linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``x`` [..., in] float16 times ``weight`` [out, in] float16, rounded once: [..., out] float16."""
+    import torch
+
+    if x.numel() < WIDE_ROWS * x.shape[-1]:
+        return torch.nn.functional.linear(x, weight)
+    return torch.nn.functional.linear(x.float(), weight.float()).to(weight.dtype)
+
+
+SMALL = 20e6
+"""Parameters below which one thread is as fast as many."""
+
+
+@contextmanager
+def threads_for(parameters: int) -> Iterator[None]:
+    """One PyTorch thread for a small model: on a busy machine, threads that wait for each other take far longer."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if parameters < SMALL else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def new_cache() -> Any:
+    """An empty cache that grows with the decoder's depth, whatever the encoder's."""
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     return EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -119,7 +173,7 @@ def _cache() -> Any:
 
 @dataclass(frozen=True)
 class Reference:
-    """Float32 PyTorch on every batch; ``own`` is empty where the compute dtype is float32."""
+    """Float32 PyTorch on every batch; ``own`` errors at a 16-bit dtype are empty where none was asked for."""
 
     model: TorchModel
     outputs: Mapping[str, Outputs]
@@ -134,11 +188,11 @@ class Reference:
 
 
 def measure_reference(
-    checkpoint: Checkpoint, compute: str, batches: Mapping[str, Batch], on_batch: Callable[[], None]
+    checkpoint: Checkpoint, narrow: str | None, batches: Mapping[str, Batch], on_batch: Callable[[], None]
 ) -> Reference:
-    """Run PyTorch on ``batches``: float32, then (for 16-bit ``compute``) both ways of its own at that dtype.
+    """Run PyTorch on ``batches``: float32, then both ways of its own at the dtype ``narrow``, if any.
 
-    One 16-bit model is in memory at a time. ``on_batch`` is called ``passes(compute)`` times for each batch.
+    One 16-bit model is in memory at a time. ``on_batch`` is called ``passes(narrow)`` times for each batch.
 
     Raises:
         UserError: float32 PyTorch itself gives NaN or infinity.
@@ -156,20 +210,19 @@ def measure_reference(
             )
         on_batch()
     own: dict[str, OwnErrors] = {}
-    for keep in (False, True) if compute != "float" else ():
-        model = TorchModel(checkpoint, getattr(torch, compute), keep_wo_float32=keep)
+    for keep in (False, True) if narrow is not None else ():
+        assert narrow is not None
+        model = TorchModel(checkpoint, getattr(torch, narrow), keep_wo_float32=keep)
         for name, batch in batches.items():
-            errors = compare_outputs(
-                model.outputs(batch), outputs[name], batch, checkpoint.architecture.pad_token_id
-            )
-            own[name] = _smaller(errors.own(), own.get(name), ceiling(compute))
+            errors = compare_outputs(model.outputs(batch), outputs[name], batch, checkpoint.architecture.pad_token_id)
+            own[name] = _smaller(errors.own(), own.get(name), ceiling(narrow))
             on_batch()
     return Reference(exact, outputs, own)
 
 
-def passes(compute: str) -> int:
+def passes(narrow: str | None) -> int:
     """How often ``measure_reference`` runs each batch."""
-    return 1 if compute == "float" else 3
+    return 1 if narrow is None else 3
 
 
 def _smaller(found: OwnErrors, known: OwnErrors | None, most: float) -> OwnErrors:

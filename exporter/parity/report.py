@@ -19,8 +19,8 @@ PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
 class RungResult:
     """One measure of one rung.
 
-    ``verdict`` is ``pass``, ``fail`` or ``not run: reason``. ``value`` and ``limit`` are in the measure's own unit, None
-    where nothing was measured; ``details`` are further numbers, JSON-able.
+    ``verdict`` is ``pass``, ``fail`` or ``not run: reason``. ``value`` and ``limit`` are in the measure's own unit,
+    None where nothing was measured; ``details`` are further numbers, JSON-able.
     """
 
     name: str
@@ -38,6 +38,12 @@ class RungResult:
     def reason(self) -> str:
         """Why it was not run."""
         return self.verdict.partition(": ")[2]
+
+    def describe(self) -> str:
+        """One line for people."""
+        limit = "" if self.limit is None else f", limit {_number(self.limit)}"
+        value = "" if self.value is None else f": {_number(self.value)}{limit}"
+        return f"{self.name}, {self.measure}{value}"
 
     def short(self) -> dict[str, Any]:
         """For the manifest: everything but the details."""
@@ -68,9 +74,9 @@ def not_run(name: str, reason: str) -> RungResult:
     return RungResult(name, "-", None, None, f"{NOT_RUN}: {reason}")
 
 
-def failure(name: str, what: str) -> RungResult:
-    """A rung that ended before it could measure anything."""
-    return RungResult(name, what, None, None, FAIL)
+def failure(name: str, what: str, **details: Any) -> RungResult:
+    """Something that must not be there at all: no number says how bad it is."""
+    return RungResult(name, what, None, None, FAIL, details)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What the ladder runs a bundle on: real sentences as padded batches, at the lengths where things break.
 
     texts         a batch of sentences of different lengths, teacher-forced on their targets
-    source N      one row of exactly N source tokens, N at the edges of position buckets, and the maximum
+    source N      one row of exactly N source tokens, N at the edges of position buckets (1, 7, 8, 15, 16, 127, 128, 129
+                  in every published model), and the maximum
     long target   one row whose target runs past the last position bucket
 
 Amounts follow the model's size: a small model is checked on more rows than a large one.
@@ -14,15 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from exporter.architecture import Architecture
 from exporter.checkpoint import Checkpoint
 from exporter.ports import Limits
 from exporter.texts import Batch, Encoder, Example, bundled_examples, pad, read_examples
 from exporter.tokenizer_files import tokenizer_json
 
-EDGES = (1, 7, 8, 15, 16, 127, 128, 129)
-"""Source lengths on both sides of T5's position buckets: exact up to 8, logarithmic to 128, saturated after."""
-LONG_TARGET = 140
-"""Target tokens: past the last bucket, so that the cached steps cross every edge."""
+BEYOND = 12
+"""Target tokens past the last position bucket, so that the cached steps cross every edge."""
+LONG_TARGET_SOURCE = 24
+TEXT_SOURCE, TEXT_TARGET = 160, 64
+"""Most tokens of a text (ByT5's bytes make many): long ones have a rung of their own."""
 TASK_FILE = "heldout.jsonl"
 TEXTS_FILE = "calibration.jsonl"
 
@@ -74,16 +77,23 @@ def build_workload(checkpoint: Checkpoint, limits: Limits) -> Workload:
     """
     amounts = effort(checkpoint.architecture.parameters)
     maker = _Maker(checkpoint, limits)
-    lengths = sorted({n for n in EDGES if n < limits.max_source_length} | {limits.max_source_length})
-    long_target = min(LONG_TARGET, limits.max_target_length)
+    edges = bucket_edges(checkpoint.architecture)
+    lengths = sorted({n for n in edges if n < limits.max_source_length} | {limits.max_source_length})
+    long_target = min(checkpoint.architecture.max_distance + BEYOND, limits.max_target_length)
     return Workload(
         {
             "texts": {"texts": maker.texts(amounts.rows)},
             "lengths": {f"source {n}": maker.exact(n, amounts.target, n) for n in lengths},
-            "long": {"long target": maker.exact(24, long_target, 0)},
+            "long": {"long target": maker.exact(LONG_TARGET_SOURCE, long_target, 0)},
         },
         amounts,
     )
+
+
+def bucket_edges(architecture: Architecture) -> tuple[int, ...]:
+    """Lengths on both sides of the position buckets' edges: exact at first, then logarithmic, saturated at the end."""
+    exact, last = architecture.num_buckets // 4, architecture.max_distance
+    return tuple(sorted({1, exact - 1, exact, 2 * exact - 1, 2 * exact, last - 1, last, last + 1} - {0}))
 
 
 def examples_of(checkpoint: Checkpoint) -> list[Example]:
@@ -101,12 +111,14 @@ class _Maker:
         self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
 
     def texts(self, rows: int) -> Batch:
-        """Examples spread evenly over the lengths there are, in an order that mixes long and short."""
+        """Examples spread evenly over the lengths there are, long and short ones mixed."""
         ordered = sorted(self.examples, key=lambda example: len(example.source))
         places = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).astype(int)
-        chosen = [ordered[place] for place in np.roll(places[np.argsort(np.arange(len(places)) % 2)], 1)]
-        sources = [self._cut(self.encoder.ids(e.source), self.limits.max_source_length) for e in chosen]
-        targets = [self._target(self.encoder.ids(e.target), self.limits.max_target_length) for e in chosen]
+        chosen = [ordered[place] for place in np.random.default_rng(0).permutation(places)]
+        source = min(TEXT_SOURCE, self.limits.max_source_length)
+        target = min(TEXT_TARGET, self.limits.max_target_length)
+        sources = [self._cut(self.encoder.ids(example.source), source) for example in chosen]
+        targets = [self._target(self.encoder.ids(example.target), target) for example in chosen]
         return self._batch(sources, targets)
 
     def exact(self, source: int, target: int, start: int) -> Batch:

@@ -17,7 +17,7 @@ from exporter.runtime.beam import search_beams
 from exporter.runtime.logits import Rule, build_rules
 from exporter.runtime.options import GenerationOptions
 from exporter.runtime.scores import check_logits, draw_tokens
-from exporter.runtime.step import Scores, StateT, StepModel, Tokens
+from exporter.runtime.step import BestModel, Scores, StateT, StepModel, Tokens
 
 OnToken = Callable[[int, Tokens], None]
 Choice = Callable[[Tokens, Scores], Tokens]
@@ -66,8 +66,7 @@ def _extend(
     output[:, 0] = options.decoder_start_token_id
     newest, running, length = output[:, 0].copy(), np.ones(rows, bool), 1
     while length < options.total_length and running.any():
-        logits = model.step(state, newest[:, None])[:, -1]
-        newest = choose(output[:, :length], logits)
+        newest = _next(model, state, newest, choose, output[:, :length])
         if not running.all():
             newest[~running] = options.pad
         output[:, length] = newest
@@ -77,6 +76,15 @@ def _extend(
             on_token(length - 1, newest)
         length += 1
     return output[:, :length]
+
+
+def _next(model: StepModel[StateT], state: StateT, newest: Tokens, choose: Choice, tokens: Tokens) -> Tokens:
+    """The next token per row, int64 [rows]; a backend that takes the arg-max itself does so in plain greedy search."""
+    if choose is _best and isinstance(model, BestModel):
+        best, scores = model.best(state, newest[:, None])
+        check_logits(scores)
+        return best
+    return choose(tokens, model.step(state, newest[:, None])[:, -1])
 
 
 def _chooser(rules: tuple[Rule, ...], options: GenerationOptions, random: np.random.Generator) -> Choice:

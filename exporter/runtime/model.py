@@ -19,7 +19,14 @@ from exporter.runtime.tokenizer import BundleTokenizer
 if TYPE_CHECKING:
     from exporter.runtime.step import Tokens
 
-TARGETS = {"onnxruntime": "exporter.targets.onnxruntime"}
+TARGETS = {
+    "onnxruntime": "exporter.targets.onnxruntime",
+    "onnxruntime-cuda": "exporter.targets.onnxruntime_cuda",
+    "onnxruntime-rtx": "exporter.targets.onnxruntime_rtx",
+    "tensorrt": "exporter.targets.tensorrt",
+    "tensorrt-rtx": "exporter.targets.tensorrt_rtx",
+}
+"""Target -> the module that opens a bundle on it."""
 
 
 class BundleModel:

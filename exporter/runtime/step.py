@@ -11,7 +11,7 @@ sentence.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,5 +48,17 @@ class StepModel(Protocol[StateT]):
 
         ``rows``: int64 [batch * copies], with ``rows[r] // copies == r // copies``; ``rows[r] == r`` did not
         move and needs no copy; an old row may appear several times or never. Never called when no row moved.
+        """
+        ...
+
+
+@runtime_checkable
+class BestModel(Protocol):
+    """A ``StepModel`` that can also take the arg-max itself, so that greedy search moves no logits to the host."""
+
+    def best(self, state: object, tokens: Tokens) -> tuple[Tokens, Scores]:
+        """As ``step`` for ``tokens`` int64 [rows, 1]; returns the likeliest next tokens int64 and their logits, [rows].
+
+        A logit that is NaN or infinite tells the loop that the row's logits are.
         """
         ...

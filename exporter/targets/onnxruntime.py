@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime"
 PROVIDERS = ("CPUExecutionProvider",)
-DTYPES = {"float": np.dtype(np.float32), "float16": np.dtype(np.float16), "int64": np.dtype(np.int64)}
+EMULATED = ("bfloat16",)
+"""Compute dtypes without kernels in the CPU provider; see ``exporter.targets.rounding``."""
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "int64": np.dtype(np.int64),
+}
 
 
 @dataclass
@@ -73,7 +79,7 @@ class OnnxRuntimeModel:
         from onnxruntime import OrtValue
 
         state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
-        outputs = self.decoder.run_with_ort_values(self._decoder_outputs, state.feeds)
+        outputs = self.execute(self.decoder, self._decoder_outputs, state.feeds)
         for name, value in zip(self._decoder_outputs, outputs, strict=True):
             if name in self._present:
                 state.feeds[self._present[name]] = value
@@ -87,12 +93,16 @@ class OnnxRuntimeModel:
         for name in self._present.values():
             state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
 
-    @staticmethod
-    def _run(session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
+        outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
+        return outputs
+
+    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         from onnxruntime import OrtValue
 
         feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        return dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+        return dict(zip(names, self.execute(session, names, feeds), strict=True))
 
     @staticmethod
     def _repeated(value: Any, copies: int) -> Any:
@@ -130,10 +140,10 @@ def open(
     except ImportError as error:
         raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    if manifest["precision"]["compute"] == "bfloat16" and tuple(providers) == PROVIDERS:
-        from exporter.targets.bfloat16 import open_emulated
+    if manifest["precision"]["compute"] in EMULATED and tuple(providers) == PROVIDERS:
+        from exporter.targets.rounding import open_rounded
 
-        return open_emulated(folder, ports, session_options(threads))
+        return open_rounded(folder, manifest, session_options(threads))
     sessions = []
     for name in ("encoder", "decoder"):
         path = folder / f"{name}.onnx"

@@ -86,19 +86,22 @@ class Twin:
     input_ids: Tokens
     attention_mask: Tokens
 
-    def expected(self, options: GenerationOptions) -> Tokens:
-        """What transformers generates: int64 [batch * num_return_sequences, length]."""
+    def expected(self, options: GenerationOptions) -> tuple[Tokens, int]:
+        """What transformers generates, int64 [batch * num_return_sequences, length], and in how many steps."""
         settings = {k: v for k, v in asdict(options).items() if v is not None and k != "seed"}
         settings["eos_token_id"] = list(options.eos) or None
         # Without our own cache, transformers 5.23 sizes it by the encoder's depth and fails on deep-decoder.
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        steps: list[None] = []
+        hook = self.model.lm_head.register_forward_hook(lambda *_: steps.append(None))
         output = self.model.generate(
             torch.from_numpy(self.input_ids),
             attention_mask=torch.from_numpy(self.attention_mask),
             past_key_values=cache,
             **settings,
         )
-        return output.numpy()
+        hook.remove()
+        return output.numpy(), len(steps)
 
 
 @lru_cache

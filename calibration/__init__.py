@@ -1,0 +1,1 @@
+"""Quantization decided by measurement: texts, ranges, smoothing, sensitivity, placement."""

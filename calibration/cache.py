@@ -1,0 +1,110 @@
+"""Calibration results on disk, under a key of everything they depend on.
+
+The key covers the token ids, how many, the seed, the observer and its settings, the weights, the graphs' matrices and
+the precision's row. A file is written beside its place and renamed, so an interrupted run leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.smoothing import Choice
+from exporter.bundle import write_json
+from exporter.recipes import Factors
+
+if TYPE_CHECKING:
+    from calibration.sites import Site
+    from calibration.texts import CalibrationTexts
+    from exporter.checkpoint import Checkpoint
+    from exporter.precision import Precision
+
+VERSION = 2
+"""Raised whenever the same inputs would give other numbers."""
+FOLDER = "T5EDGE_CACHE"
+"""Environment variable that names another folder than ~/.cache/t5edge."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was run. Equal recipes give equal scales and factors."""
+
+    texts: str
+    count: int
+    seed: int
+    settings: Mapping[str, Any]
+    weights: str
+    graphs: str
+    row: Mapping[str, Any]
+    version: int = VERSION
+
+    @staticmethod
+    def of(
+        checkpoint: Checkpoint,
+        sites: Sequence[Site],
+        row: Precision,
+        texts: CalibrationTexts,
+        settings: Mapping[str, Any],
+    ) -> Recipe:
+        from calibration.texts import SEED
+
+        digest = hashlib.sha256()
+        for batch in texts.batches:
+            for array in (batch.input_ids, batch.attention_mask, batch.decoder_input_ids):
+                digest.update(repr(array.shape).encode() + array.tobytes())
+        graphs = json.dumps([asdict(site) for site in sites], sort_keys=True)
+        return Recipe(
+            digest.hexdigest(),
+            texts.count,
+            SEED,
+            dict(settings),
+            checkpoint.content_key(),
+            hashlib.sha256(graphs.encode()).hexdigest(),
+            {"weight_bits": row.weight_bits, "block_size": row.block_size, "activations": list(row.activations)},
+        )
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "key": self.key}
+
+    @property
+    def path(self) -> Path:
+        folder = os.environ.get(FOLDER) or Path.home() / ".cache" / "t5edge"
+        return Path(folder) / "calibration" / f"{self.key}.json"
+
+
+def load_choices(recipe: Recipe) -> dict[str, Choice] | None:
+    """What an earlier run with this recipe chose; None where there is none or it cannot be read."""
+    try:
+        data = json.loads(recipe.path.read_text(encoding="utf-8"))
+        return {name: _choice(facts) for name, facts in data["choices"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_choices(recipe: Recipe, choices: Mapping[str, Choice]) -> None:
+    """Keep the choices for the next run; a cache that cannot be written is no error."""
+    data = {"recipe": recipe.to_dict(), "choices": {name: _facts(choice) for name, choice in choices.items()}}
+    try:
+        recipe.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(recipe.path, data)
+    except OSError:
+        return
+
+
+def _facts(choice: Choice) -> dict[str, Any]:
+    factors = None if choice.factors is None else choice.factors.exponents.hex()
+    return {**asdict(choice), "factors": factors}
+
+
+def _choice(facts: Mapping[str, Any]) -> Choice:
+    factors = None if facts["factors"] is None else Factors(bytes.fromhex(facts["factors"]))
+    return Choice(**{**facts, "factors": factors})

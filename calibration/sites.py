@@ -1,0 +1,101 @@
+"""The places where a graph may be quantized: every MatMul with a weight, and the token table.
+
+encoder.block.3.qkv      a packed MatMul of one layer          decoder.block.3.cross_kv   in the encoder graph
+encoder.block.3.wo       its input is the FFN's hidden state    lm_head, embedding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from exporter.precision import Precision
+from exporter.quantize import Scheme, scheme_for
+from exporter.recipes import PlannedTensor, Stack
+from exporter.stamp import Graphs
+
+ROLES = {
+    ("SelfAttention", "q"): "qkv",
+    ("SelfAttention", "o"): "o",
+    ("EncDecAttention", "q"): "cross_q",
+    ("EncDecAttention", "k"): "cross_kv",
+    ("EncDecAttention", "o"): "cross_o",
+    ("DenseReluDense", "wi"): "wi",
+    ("DenseReluDense", "wi_0"): "wi",
+    ("DenseReluDense", "wo"): "wo",
+}
+"""Module and projection of the first source -> what the packed MatMul is called."""
+EMBEDDING, OUTPUT = "embedding", "lm_head"
+TABLE = "shared.weight"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight and its input.
+
+    ``key`` is its recipe's key (the matrix is [in, out]); ``sources`` are the checkpoint tensors it is packed from;
+    ``graph`` runs it. ``block`` is ``encoder.block.3``, empty for what belongs to no layer.
+    """
+
+    name: str
+    graph: str
+    key: str
+    sources: tuple[str, ...]
+    shape: tuple[int, int]
+
+    @property
+    def role(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def block(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The weights' modules relative to the block: ``layer.0.SelfAttention.q``, ..."""
+        return tuple(source.removeprefix(f"{self.block}.").removesuffix(".weight") for source in self.sources)
+
+    @property
+    def parameters(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def scheme(self, row: Precision) -> Scheme | None:
+        """How ``row`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
+        return Scheme(8) if TABLE in self.sources else scheme_for(row, *self.shape)
+
+
+def find_sites(graphs: Graphs) -> tuple[Site, ...]:
+    """Every site of both graphs in the order they run, the embedding first."""
+    sites = {site.name: site for name in ("encoder", "decoder") for site in _sites(name, getattr(graphs, name))}
+    return tuple(sorted(sites.values(), key=lambda site: site.name != EMBEDDING))
+
+
+def _sites(graph: str, model: ir.Model) -> Iterator[Site]:
+    for node in model.graph:
+        recipe = matrix_of(node)
+        if recipe is not None:
+            rows, columns = recipe.shape
+            sources = tuple(source.name for source in recipe.sources)
+            yield Site(site_name(node, recipe), graph, recipe.key, sources, (rows, columns))
+
+
+def matrix_of(node: ir.Node) -> Stack | None:
+    """The recipe of a node's weight: [in, out] of a MatMul or Gemm, [vocab, d_model] of the token table."""
+    place = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
+    weight = None if place is None else node.inputs[place]
+    tensor = None if weight is None else weight.const_value
+    if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.recipe, Stack):
+        return None
+    return tensor.recipe.transpose() if node.op_type == "Gemm" else tensor.recipe
+
+
+def site_name(node: ir.Node, recipe: Stack) -> str:
+    """What the site of this node and its recipe is called."""
+    source = recipe.sources[0].name
+    if source in (TABLE, "lm_head.weight"):
+        return EMBEDDING if node.op_type == "Gather" else OUTPUT
+    stack, block, layer, *_, module, projection, _ = source.split(".")
+    return f"{stack}.{block}.{layer}.{ROLES[module, projection]}"

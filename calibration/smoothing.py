@@ -1,0 +1,213 @@
+"""SmoothQuant with powers of two (Xiao et al. 2022, arXiv:2211.10438): outlier channels move from x into W, exactly.
+
+    s_j = round2(max|X_j| ** alpha / max|W_j| ** (1 - alpha))          x @ W = (x / s) @ (diag(s) W)
+
+    site            1 / s goes into                         s goes into
+    qkv, wi         the RMSNorm in front                    rows of the packed matrix
+    cross_q         the same                                rows of q
+    o               columns of v (attention mixes rows,     rows of o
+                    never channels)
+    wo              columns of wi_1, or of wi: relu(x / s)  rows of wo
+    cross_kv        a second RMSNorm of the encoder's end;  rows of every decoder layer's matrix
+                    last_hidden_state keeps the first
+
+Deviation from the paper: s is rounded to a power of two, so that the float32 graph gives the same bits before and
+after; alpha is searched per site, by the error of the rounded product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from calibration.collect import Sample
+from calibration.observers import LARGEST, Observer, round_values
+from calibration.sites import Site, matrix_of, site_name
+from exporter.quantize import Scheme, round_columns
+from exporter.recipes import Factors, Smoothed, Stack, planned_value, recipe_of
+
+if TYPE_CHECKING:
+    import torch
+
+ALPHAS = (0.35, 0.5, 0.65, 0.8)
+SEARCH_ROWS = 256
+"""Tokens on which the error of a product is judged."""
+MAX_EXPONENT = 12
+SMOOTHED = ("qkv", "cross_q", "wi", "o", "wo", "cross_kv")
+"""Roles with something in front that takes 1 / s. A decoder's ``o`` has not: its v is cached and leaves the graph."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one site: ``scale`` of its input, ``factors`` s [in], and relative errors of x @ W.
+
+    Where only weights are rounded ``scale`` is None; smoothing then evens out the rows of W (as AWQ does, Lin et al.
+    2023, arXiv:2306.00978).
+    ``plain_error`` is the error without smoothing.
+    """
+
+    scale: float | None
+    factors: Factors | None
+    alpha: float | None
+    error: float
+    plain_error: float
+
+
+def can_smooth(site: Site) -> bool:
+    """Whether 1 / s can be folded in front of this site."""
+    return site.role in SMOOTHED and (site.role != "o" or site.graph == "encoder")
+
+
+def choose(
+    sample: Sample, weights: Sequence[torch.Tensor], scheme: Scheme, observer: Observer | None, smooth: bool = True
+) -> Choice:
+    """Search alpha for one input and the matrices [in, out] that read it (scale and factors are theirs in common).
+
+    ``observer`` None rounds only the weights.
+    """
+    rows = _thinned(sample.rows)
+    exact = [rows @ weight for weight in weights]
+    best = plain = _judged(sample, rows, exact, weights, scheme, observer, None, None)
+    weight_max = _row_max(weights)
+    for alpha in ALPHAS if smooth else ():
+        factors = smoothing_factors(sample.channel_max, weight_max, alpha)
+        found = _judged(sample, rows, exact, weights, scheme, observer, factors, alpha)
+        best = min(best, found, key=lambda choice: choice.error)
+    return replace(best, plain_error=plain.error)
+
+
+def smoothing_factors(channel_max: torch.Tensor, weight_max: torch.Tensor, alpha: float) -> Factors:
+    """Powers of two for channels with the given largest magnitudes [in], their geometric middle near 1."""
+    import torch
+
+    tiny = 1e-30
+    exponents = alpha * torch.log2(channel_max.clamp(min=tiny)) - (1 - alpha) * torch.log2(weight_max.clamp(min=tiny))
+    exponents = (exponents - exponents.median()).round().clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    exponents[channel_max == 0] = 0
+    return Factors(exponents.to(torch.int8).numpy().tobytes())
+
+
+def _thinned(rows: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return rows[torch.linspace(0, len(rows) - 1, min(SEARCH_ROWS, len(rows))).long()]
+
+
+def _row_max(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return torch.stack([weight.abs().amax(dim=1) for weight in weights]).amax(dim=0)
+
+
+def _judged(
+    sample: Sample,
+    rows: torch.Tensor,
+    exact: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    scheme: Scheme,
+    observer: Observer | None,
+    factors: Factors | None,
+    alpha: float | None,
+) -> Choice:
+    """The choice of these factors, with its relative error over ``rows``."""
+    import torch
+
+    s = torch.ones(len(sample.channel_max)) if factors is None else factors.values()
+    scale = None if observer is None else _scale(sample, observer, s)
+    rounded = rows / s if scale is None else round_values(rows / s, scale)
+    wrong = size = 0.0
+    for weight, product in zip(weights, exact, strict=True):
+        difference = rounded @ round_columns(weight * s[:, None], scheme) - product
+        wrong += float((difference * difference).sum())
+        size += float((product * product).sum())
+    error = (wrong / size) ** 0.5 if size else 0.0
+    return Choice(scale, factors, alpha, error, error)
+
+
+def _scale(sample: Sample, observer: Observer, s: torch.Tensor) -> float:
+    """The scale of the input divided by ``s`` [in]."""
+    largest = float((sample.channel_max / s).max())
+    return max(observer(sample.rows / s, largest), 1e-30) / LARGEST
+
+
+def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
+    """Rewrite the recipes of one graph: ``factors`` by site name. The float32 graph computes the same bits.
+
+    Must run before ``quantize_weights``: afterwards a MatMul reads a DequantizeLinear.
+    """
+    graph = model.graph
+    columns = _column_factors(graph, factors)
+    norms: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        recipe = matrix_of(node) if node.op_type == "MatMul" else None
+        if recipe is None:
+            continue
+        name = site_name(node, recipe)
+        rows = factors.get(name)
+        if rows is not None and name.endswith((".qkv", ".cross_q", ".wi", ".cross_kv")):
+            _smooth_norm(graph, node, rows, norms)
+        if rows is not None or name in columns:
+            _replace_weight(graph, node, Smoothed(recipe, rows, columns.get(name)))
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        graph.initializers.pop(name)
+
+
+def _column_factors(graph: ir.Graph, factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """1 / s of ``o`` on the last third of qkv's columns, 1 / s of ``wo`` on the last columns of wi."""
+    found: dict[str, Factors] = {}
+    for node in graph:
+        recipe = matrix_of(node) if node.op_type == "MatMul" else None
+        name = "" if recipe is None else site_name(node, recipe)
+        block, _, role = name.rpartition(".")
+        follower = factors.get(f"{block}.{ {'qkv': 'o', 'wi': 'wo'}.get(role) }")
+        if recipe is not None and follower is not None:
+            untouched = np.zeros(recipe.shape[1] - len(follower.exponents), np.int8)
+            found[name] = Factors(untouched.tobytes() + follower.inverse.exponents)
+    return found
+
+
+def _replace_weight(graph: ir.Graph, node: ir.Node, recipe: Smoothed) -> None:
+    old = node.inputs[1]
+    assert old is not None
+    assert old.dtype is not None
+    weight = planned_value(recipe, old.dtype, recipe.key)
+    graph.register_initializer(weight)
+    node.replace_input_with(1, weight)
+
+
+def _smooth_norm(graph: ir.Graph, matmul: ir.Node, factors: Factors, norms: dict[ir.Value, ir.Value]) -> None:
+    """Let ``matmul`` read the norm divided by ``factors``; a norm that others read too is doubled."""
+    normed = matmul.inputs[0]
+    norm = None if normed is None else normed.producer()
+    assert normed is not None
+    assert norm is not None
+    assert norm.op_type == "RMSNormalization", f"{matmul.name} does not follow a norm"
+    if normed not in norms:
+        norms[normed] = _divided_norm(graph, norm, factors)
+    matmul.replace_input_with(0, norms[normed])
+
+
+def _divided_norm(graph: ir.Graph, norm: ir.Node, factors: Factors) -> ir.Value:
+    """The output of a copy of ``norm`` whose weight is divided; an unused original goes with the other leftovers."""
+    base, old = recipe_of(norm.inputs[1]), norm.inputs[1]
+    assert isinstance(base, Stack)
+    assert old is not None
+    assert old.dtype is not None
+    recipe = Smoothed(base, rows=factors.inverse)
+    weight = planned_value(recipe, old.dtype, recipe.key)
+    graph.register_initializer(weight)
+    copy = ir.Node("", norm.op_type, [norm.inputs[0], weight], list(norm.attributes.values()), num_outputs=1)
+    copy.name = f"{norm.name}/smoothed"
+    output = copy.outputs[0]
+    output.name = f"{copy.name}:0"
+    graph.insert_after(norm, copy)
+    only = [use.node for use in norm.outputs[0].uses()]
+    if len(only) == 1 and not norm.outputs[0].is_graph_output():
+        ir.convenience.replace_all_uses_with(norm.outputs[0], output)
+        graph.remove(norm, safe=True)
+        copy.name = norm.name
+    return output

@@ -1,0 +1,111 @@
+"""Whether a quantized bundle is faster than float32 here: both timed on this machine's CPU, from the same files.
+
+The float32 side is the bundle itself with its rounding undone: Q/DQ pairs of inputs are bridged, and ONNX Runtime folds
+the dequantized weights at session load. So no second bundle is needed, only the memory for its weights.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.ports import GraphPorts
+from exporter.targets.onnxruntime import PROVIDERS, OnnxRuntimeModel, session_options
+
+SOURCE, STEPS = 64, 16
+"""What is timed: encoding so many tokens, then so many decoder steps, one text."""
+ROUNDS = 5
+MEMORY_SHARE = 0.5
+"""Of the machine's memory, for the float32 weights; a model that needs more is not timed."""
+
+
+def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Milliseconds of encoder and decoder step, quantized and float32; None where float32 does not fit.
+
+    The best of ``ROUNDS`` runs counts, the two sides in turn.
+    """
+    if 4 * manifest["architecture"]["parameters"] > MEMORY_SHARE * _memory():
+        return None
+    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    sides = {
+        side: OnnxRuntimeModel(_session(folder, "encoder", exact), _session(folder, "decoder", exact), ports)
+        for side, exact in (("quantized", False), ("fp32", True))
+    }
+    best: dict[str, dict[str, float]] = {side: {} for side in sides}
+    for _ in range(ROUNDS):
+        for side, model in sides.items():
+            for part, milliseconds in _timed(model, manifest["architecture"]["vocab_size"]).items():
+                best[side][part] = min(milliseconds, best[side].get(part, float("inf")))
+    totals = {side: found["encoder_ms"] + STEPS * found["step_ms"] for side, found in best.items()}
+    return {
+        "source_tokens": SOURCE,
+        "steps": STEPS,
+        "threads": os.cpu_count(),
+        **best,
+        "encoder_speedup": best["fp32"]["encoder_ms"] / best["quantized"]["encoder_ms"],
+        "step_speedup": best["fp32"]["step_ms"] / best["quantized"]["step_ms"],
+        "speedup": totals["fp32"] / totals["quantized"],
+    }
+
+
+def _memory() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:
+    ids = np.arange(SOURCE, dtype=np.int64)[None] % vocab_size
+    begin = time.perf_counter()
+    state = model.encode(ids, np.ones_like(ids))
+    encoded = time.perf_counter()
+    for step in range(STEPS):
+        model.step(state, np.array([[step % vocab_size]], dtype=np.int64))
+    end = time.perf_counter()
+    return {"encoder_ms": (encoded - begin) * 1e3, "step_ms": (end - encoded) * 1e3 / STEPS}
+
+
+def _session(folder: Path, name: str, float32: bool) -> Any:
+    import onnxruntime
+
+    options = session_options()
+    if not float32:
+        return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=list(PROVIDERS))
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    model = ir.load(folder / f"{name}.onnx")
+    bridge_inputs(model)
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=list(PROVIDERS))
+
+
+def bridge_inputs(model: ir.Model) -> int:
+    """Let readers of a QuantizeLinear, DequantizeLinear pair read what goes in; returns how many pairs there were."""
+    pairs = [node for node in model.graph if node.op_type == "DequantizeLinear" and _rounded(node) is not None]
+    for node in pairs:
+        source = _rounded(node)
+        assert source is not None
+        quantize = node.inputs[0].producer()  # type: ignore[union-attr]
+        ir.convenience.replace_all_uses_with(node.outputs[0], source)
+        model.graph.remove([node, *([quantize] if quantize is not None else [])], safe=True)
+    return len(pairs)
+
+
+def _rounded(dequantize: ir.Node) -> ir.Value | None:
+    value = dequantize.inputs[0]
+    source = None if value is None else value.producer()
+    return source.inputs[0] if source is not None and source.op_type == "QuantizeLinear" else None
+
+
+def verdict(speed: Mapping[str, Any] | None) -> str | None:
+    """A sentence for the user when the bundle is slower than float32 here, else None."""
+    if speed is None or speed["speedup"] >= 1:
+        return None
+    parts = ", ".join(
+        f"{name} {speed['quantized'][key]:.1f} ms against {speed['fp32'][key]:.1f} ms"
+        for name, key in (("encoder", "encoder_ms"), ("decoder step", "step_ms"))
+    )
+    return f"slower than float32 on this machine's CPU ({parts}); fp32 or another quantized precision serves it better."

@@ -1,0 +1,247 @@
+"""Many ways of quantizing one model, run side by side: each is a group of rows in one batch, each layer loaded once.
+
+    rows : [reference | variant 1 | variant 2 | ...] x texts
+
+A variant is the set of sites that are rounded. Until its first site it computes what the reference does, so it joins
+the batch there. Rounding happens at the modules of transformers' blocks: x to its scale, W to its integers, as in the
+graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calibration.observers import round_values
+from calibration.sites import EMBEDDING, OUTPUT, TABLE, Site
+from exporter.parity.workload import target_mask
+from exporter.quantize import Scheme, round_columns
+from exporter.recipes import Factors
+from exporter.streamed import StreamedReference
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.checkpoint import Checkpoint
+    from exporter.texts import Batch
+
+MAX_BYTES = 150e6
+"""Rough bound on the widest activation of all variants together; more variants take another pass."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a site is rounded: its weight's scheme; its input's scale (None: only the weight) and smoothing factors."""
+
+    scheme: Scheme
+    scale: float | None = None
+    factors: Factors | None = None
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A variant against the reference over all positions: mean KL (nats), largest KL, share of equal best tokens.
+
+    Another best token counts as equal when the reference itself puts it within ``tie`` nats of its own best.
+    """
+
+    kl: float
+    largest_kl: float
+    top1: float
+    positions: int
+
+
+def measure_variants(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    sites: Sequence[Site],
+    roundings: Mapping[str, Rounding],
+    variants: Sequence[frozenset[str]],
+    tie: float = 0.0,
+    on_layer: Callable[[], None] | None = None,
+) -> list[Divergence]:
+    """Teacher-forced next-token distributions of each variant (a set of site names) against float32."""
+    size = max(1, variants_at_once(checkpoint, batch))
+    ranked = sorted(range(len(variants)), key=lambda index: first_place(checkpoint, variants[index]))
+    found: dict[int, Divergence] = {}
+    for start in range(0, len(ranked), size):
+        part = ranked[start : start + size]
+        run = _Run(checkpoint, batch, sites, roundings, [variants[index] for index in part], tie, on_layer)
+        found |= zip(part, run.divergences(), strict=True)
+    return [found[index] for index in range(len(variants))]
+
+
+def variants_at_once(checkpoint: Checkpoint, batch: Batch) -> int:
+    """How many variants one pass takes, so that the widest activation keeps below ``MAX_BYTES``."""
+    a = checkpoint.architecture
+    widest = batch.input_ids.size * 4 * (a.d_ff * (2 if a.gated else 1) + 3 * a.inner_dim)
+    return int(MAX_BYTES // widest)
+
+
+def first_place(checkpoint: Checkpoint, variant: frozenset[str]) -> int:
+    """The layer where a variant leaves the reference: -1 the embedding, encoder, decoder, then the output layer."""
+    a = checkpoint.architecture
+    places = {EMBEDDING: -1, OUTPUT: a.encoder_layers + a.decoder_layers}
+    found = [places[OUTPUT]]
+    for name in variant:
+        if name in places:
+            found.append(places[name])
+        else:
+            stack, _, layer, _ = name.split(".")
+            found.append(int(layer) + (a.encoder_layers if stack == "decoder" else 0))
+    return min(found)
+
+
+class _Run:
+    """One pass. ``active`` rows of variants stand behind the reference's rows."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        batch: Batch,
+        sites: Sequence[Site],
+        roundings: Mapping[str, Rounding],
+        variants: Sequence[frozenset[str]],
+        tie: float,
+        on_layer: Callable[[], None] | None,
+    ) -> None:
+        self.checkpoint, self.batch, self.roundings, self.variants = checkpoint, batch, roundings, variants
+        self.sites = {site.name: site for site in sites}
+        self.texts = len(batch.input_ids)
+        self.tie, self.on_layer = tie, on_layer
+        self.first = [first_place(checkpoint, variant) for variant in variants]
+
+    def divergences(self) -> list[Divergence]:
+        """Both stacks, then the output layer variant by variant."""
+        encoded = self._stack("encoder", self.batch.input_ids, None)
+        decoded = self._stack("decoder", self.batch.decoder_input_ids, encoded)
+        return self._compare(self._grown(decoded, max(self.first)))
+
+    def _stack(self, stack: Any, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
+        """Normed hidden states [rows, length, d_model] of the reference and of the variants that have begun."""
+        import torch
+
+        reference = _Blocks(self.checkpoint, torch.float32)
+        hidden = self._embedded(reference, ids, encoded)
+        padding = reference.padding(self.batch.attention_mask)
+        offset = 0 if encoded is None else self.checkpoint.architecture.encoder_layers
+        for layer, block, biases in reference.blocks(stack, ids.shape[1]):
+            hidden = self._grown(hidden, offset + layer)
+            copies = len(hidden) // self.texts
+            mask = padding.repeat(copies, 1, 1, 1)
+            self._hook(f"{stack}.block.{layer}", block, copies - 1)
+            if encoded is None:
+                hidden = reference.run(block, hidden, biases + mask)
+            else:
+                encoded = self._grown(encoded, offset + layer)
+                hidden = reference.run(block, hidden, biases + reference.causal(ids.shape[1]), encoded, mask)
+            if self.on_layer is not None:
+                self.on_layer()
+        return reference.norm(stack, hidden)
+
+    def _embedded(self, reference: _Blocks, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings [rows, length, d_model]; variants that round the table have begun before the first layer."""
+        import torch
+
+        exact = reference.embed(ids)
+        rounded = exact
+        if EMBEDDING in self.roundings:
+            scale = exact.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30) / 127
+            rounded = (exact / scale).round() * scale
+        begun = sum(first < 0 for first in self.first)
+        if encoded is not None:
+            begun = len(encoded) // self.texts - 1
+        return torch.cat([exact, *(rounded if EMBEDDING in v else exact for v in self.variants[:begun])])
+
+    def _grown(self, hidden: torch.Tensor, place: int) -> torch.Tensor:
+        """``hidden`` with the reference's rows copied for the variants that begin at ``place`` or before."""
+        import torch
+
+        wanted = sum(first <= place for first in self.first)
+        missing = wanted - (len(hidden) // self.texts - 1)
+        return torch.cat([hidden, *[hidden[: self.texts]] * missing]) if missing > 0 else hidden
+
+    def _hook(self, block_name: str, block: Any, active: int) -> None:
+        import torch
+
+        for site in self.sites.values():
+            holders = [v for v in range(active) if site.name in self.variants[v]] if site.block == block_name else []
+            if holders:
+                rows = torch.cat([torch.arange(self.texts) + self.texts * (v + 1) for v in holders])
+                for name in site.modules:
+                    module = block.get_submodule(name)
+                    module.register_forward_hook(_rounded_linear(module, self.roundings[site.name], rows))
+
+    def _compare(self, decoded: torch.Tensor) -> list[Divergence]:
+        """Logits of the reference once, then of each variant; padding left out."""
+        import torch
+
+        mask = torch.from_numpy(target_mask(self.batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id))
+        a = self.checkpoint.architecture
+        table = self.checkpoint.read(TABLE if a.tied else "lm_head.weight").float().T * a.logit_scale
+        exact = torch.log_softmax(decoded[: self.texts][mask] @ table, dim=-1)
+        rounded = None
+        found = []
+        for index, variant in enumerate(self.variants):
+            if OUTPUT in variant and rounded is None:
+                rounded = round_columns(table, self.roundings[OUTPUT].scheme)
+            start = self.texts * (index + 1)
+            states = decoded[start : start + self.texts][mask]
+            logits = states @ (rounded if OUTPUT in variant and rounded is not None else table)
+            found.append(_divergence(exact, logits, self.tie))
+        return found
+
+
+def _divergence(exact: torch.Tensor, logits: torch.Tensor, tie: float) -> Divergence:
+    """Log-probabilities [positions, vocab] of the reference against logits."""
+    import torch
+
+    found = torch.log_softmax(logits, dim=-1)
+    kl = (exact.exp() * (exact - found)).sum(dim=-1).double().clamp(min=0)
+    chosen = exact.gather(1, found.argmax(dim=-1, keepdim=True)).squeeze(1)
+    top1 = (exact.amax(dim=-1) - chosen <= tie).double().mean()
+    return Divergence(float(kl.mean()), float(kl.max()), float(top1), len(kl))
+
+
+def _rounded_linear(module: Any, rounding: Rounding, rows: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A forward hook that computes ``rows`` of the batch again with rounded input and weight."""
+    import torch
+
+    s = torch.ones(module.in_features) if rounding.factors is None else rounding.factors.values()
+    weight = round_columns(module.weight.detach().T.float() * s[:, None], rounding.scheme)
+
+    def hook(_: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        x = args[0][rows] / s
+        if rounding.scale is not None:
+            x = round_values(x, rounding.scale)
+        out[rows] = x @ weight
+        return out
+
+    return hook
+
+
+class _Blocks(StreamedReference):
+    """The streamed reference's parts, for a loop of our own."""
+
+    def blocks(self, stack: Any, length: int) -> Any:
+        """(layer, block, bias [1, heads, length, length]) one after the other."""
+        for layer, block, biases in self._blocks(stack, [length]):
+            yield layer, block, biases[0]
+
+    def run(self, *arguments: Any) -> torch.Tensor:
+        """A block's hidden states [rows, length, d_model]."""
+        hidden: torch.Tensor = self._run(*arguments)
+        return hidden
+
+    def embed(self, ids: Any) -> torch.Tensor:
+        return self._embed(ids)
+
+    def norm(self, stack: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return self._norm(stack, hidden)
+
+    def padding(self, mask: Any) -> torch.Tensor:
+        return self._padding(mask)
+
+    def causal(self, length: int) -> torch.Tensor:
+        return self._causal(length)

@@ -1,0 +1,68 @@
+"""What a bundle depends on: recorded in its manifest, and compared before an export is done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.options import ExportOptions
+from exporter.precision import precision
+from exporter.versions import tool_versions
+
+ELSEWHERE = ("variant", "precision", "out", "force")
+"""Options that say where a bundle goes, or that the manifest holds by their content."""
+KEYS = ("content_key", "precision", "options", "tools")
+"""Entries of the manifest that together determine a bundle."""
+NEUTRAL_TOOLS = ("python",)
+"""Tools whose version does not change a bundle."""
+
+
+def recorded_options(options: ExportOptions) -> dict[str, Any]:
+    """The options a bundle was made with, JSON-able; calibration texts by their hash."""
+    kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
+    plain: dict[str, Any] = json.loads(json.dumps({**kept, "calibration": _digest(options.calibration)}))
+    return plain
+
+
+def _digest(calibration: Any) -> str | None:
+    """Hash of a file's bytes, or of examples; unreadable files are left to the export, which names them."""
+    if calibration is None:
+        return None
+    try:
+        data = Path(calibration).read_bytes() if isinstance(calibration, str) else repr(calibration).encode()
+    except OSError:
+        return "unreadable"
+    return hashlib.sha256(data).hexdigest()
+
+
+def wanted_inputs(options: ExportOptions, content_key: str) -> dict[str, Any]:
+    """The inputs an export would have now."""
+    row = precision(options.precision).to_dict()
+    facts = {"content_key": content_key, "precision": row, "tools": tool_versions()}
+    return _compared({**facts, "options": recorded_options(options)})
+
+
+def known_inputs(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that a bundle was made from."""
+    return _compared({key: manifest.get(key) for key in KEYS})
+
+
+def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    tools = {name: version for name, version in (inputs["tools"] or {}).items() if name not in NEUTRAL_TOOLS}
+    plain: dict[str, Any] = json.loads(json.dumps({**inputs, "tools": tools}))
+    return plain
+
+
+def differences(known: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what differs."""
+    found: list[str] = []
+    for key in sorted({*known, *wanted}):
+        old, new = known.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found

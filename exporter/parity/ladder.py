@@ -1,0 +1,218 @@
+"""The ladder: a table of rungs, run on a bundle that was just written or on a finished one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter import bundle as bundles
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.errors import UserError
+from exporter.parity import generation, numeric
+from exporter.parity.limits import own_dtype
+from exporter.parity.reference import Reference, measure_reference, passes, threads_for
+from exporter.parity.report import FAIL, ParityReport, RungResult, at_most, failure, not_run
+from exporter.parity.subject import Subject
+from exporter.parity.workload import build_workload
+from exporter.ports import Limits
+from exporter.precision import Precision
+from exporter.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from exporter.parity.workload import Workload
+    from exporter.trace import Block, BlockKind
+
+REPORT = "parity.json"
+FILES = "files"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row of the ladder.
+
+    ``groups`` name the batches that PyTorch must have run (``Workload.groups``); ``run`` yields results under the
+    rung's name, each with its measure, limit and verdict. A rung that does not apply yields ``not_run``.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    run: Callable[[Subject, str], Iterator[RungResult]]
+
+
+RUNGS: tuple[Rung, ...] = (
+    Rung("1 operators", (), numeric.operators),
+    Rung("2 encoder", ("texts",), numeric.encoder),
+    Rung("3 logits", ("texts",), numeric.logits),
+    Rung("3 range", ("texts", "lengths"), numeric.value_range),
+    Rung("4 cache", ("texts",), numeric.cache),
+    Rung("5 padding", ("texts",), numeric.padding),
+    Rung("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
+    Rung("7 generation", ("texts",), generation.generation),
+    Rung("8 task", (), generation.task),
+)
+
+
+def verify_bundle(
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    target: str = "onnxruntime",
+    progress: Progress | None = None,
+    blocks: Mapping[BlockKind, Block] | None = None,
+    rungs: Sequence[Rung] = RUNGS,
+) -> ParityReport:
+    """Run the ladder on a bundle of ``checkpoint``; writes ``parity.json`` and the manifest's ``parity`` entry.
+
+    ``blocks``: the fused blocks the bundle was stamped from; None traces them again.
+    """
+    report = run_ladder(folder, checkpoint, target, progress or Silent(), blocks, rungs)
+    bundles.write_json(folder / REPORT, report.to_dict())
+    manifest = bundles.read_manifest(folder)
+    hashes = {name: facts["sha256"] for name, facts in manifest["files"].items() if name != REPORT}
+    bundles.write_manifest(folder, {**manifest, "parity": report.short()}, hashes)
+    return report
+
+
+def verify(
+    bundle: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    target: str = "onnxruntime",
+    junit: Path | None = None,
+    progress: Progress | None = None,
+    rungs: Sequence[Rung] = RUNGS,
+) -> ParityReport:
+    """Run the ladder on a finished bundle, which is not changed. A damaged file fails the rung ``files``.
+
+    The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
+    ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
+
+    Raises:
+        UserError: not a bundle, the checkpoint is not there or is another model, or the target is unknown.
+    """
+    folder = Path(bundle)
+    manifest = bundles.read_manifest(folder)
+    damaged = bundles.damaged_files(folder)
+    names = f": {', '.join(damaged)}" if damaged else ""
+    files = at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
+    if damaged:
+        skipped = [not_run(rung.name, "files of the bundle are damaged") for rung in rungs]
+        report = ParityReport([files, *skipped], _facts(manifest, target))
+    else:
+        source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
+        report = run_ladder(folder, source, target, progress or Silent(), None, rungs)
+        changed = source.content_key() != manifest["content_key"]
+        report = ParityReport([files, *report.results], {**report.facts, "checkpoint_touched": changed})
+    if junit is not None:
+        try:
+            report.write_junit(junit)
+        except OSError as error:
+            raise UserError(f"'{junit}' cannot be written: {error.strerror}; choose another --junit.") from error
+    return report
+
+
+def find_checkpoint(folder: Path, manifest: Mapping[str, Any], variant: str | None) -> Checkpoint:
+    """The checkpoint of a bundle, or ``variant`` where one is named.
+
+    Raises:
+        UserError: it is not there, or its architecture is not the bundle's.
+    """
+    named = variant is not None
+    try:
+        checkpoint = open_checkpoint(
+            variant if variant is not None else manifest["variant"],
+            random_weights=None if named else manifest["random_weights"],
+            revision=None if named else manifest["revision"],
+        )
+    except UserError as error:
+        hint = "" if named else f" '{folder}' was exported from it; name another place with --checkpoint."
+        raise UserError(f"{error}{hint}") from error
+    found, built = checkpoint.architecture.to_dict(), manifest["architecture"]
+    other = [key for key, value in found.items() if built.get(key) != value]
+    differences = [f"{key}: bundle {built.get(key)}, checkpoint {found[key]}" for key in other]
+    if differences:
+        raise UserError(
+            f"'{folder}' is not a bundle of '{checkpoint.source}' ({'; '.join(differences)}); "
+            "name its own checkpoint with --checkpoint."
+        )
+    return checkpoint
+
+
+def _facts(manifest: Mapping[str, Any], target: str) -> dict[str, Any]:
+    return {"variant": manifest["variant"], "precision": manifest["precision"]["name"], "target": target}
+
+
+def run_ladder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    target: str,
+    watch: Progress,
+    blocks: Mapping[BlockKind, Block] | None,
+    rungs: Sequence[Rung],
+) -> ParityReport:
+    """Prepare the subject once, then climb; what fails is told to ``watch``."""
+    begin = time.monotonic()
+    results: list[RungResult] = []
+    with threads_for(checkpoint.architecture.parameters):
+        subject = open_subject(folder, checkpoint, target, watch, blocks, rungs)
+        with watch.stage("parity", len(rungs), "rungs") as stage:
+            for rung in rungs:
+                stage.note(rung.name)
+                results += _climb(rung, subject)
+                stage.advance()
+    for result in results:
+        if result.verdict == FAIL:
+            watch.message(f"failed: {result.describe()}")
+    return ParityReport(results, {**_facts(subject.manifest, target), "seconds": round(time.monotonic() - begin, 1)})
+
+
+def _climb(rung: Rung, subject: Subject) -> list[RungResult]:
+    """The results of one rung; NaN logits end it as a failure."""
+    begin = time.monotonic()
+    results: list[RungResult] = []
+    try:
+        results += rung.run(subject, rung.name)
+    except FloatingPointError:
+        results.append(failure(rung.name, "NaN or infinity in the logits"))
+    assert results, f"rung {rung.name} says nothing"
+    seconds = round(time.monotonic() - begin, 2)
+    return [replace(results[0], details={**results[0].details, "seconds": seconds}), *results[1:]]
+
+
+def open_subject(
+    folder: Path,
+    checkpoint: Checkpoint,
+    target: str,
+    watch: Progress,
+    blocks: Mapping[BlockKind, Block] | None,
+    rungs: Sequence[Rung],
+) -> Subject:
+    """Open the bundle, run PyTorch on what the rungs need, and trace the blocks if a rung needs them."""
+    from exporter.runtime.model import load
+
+    manifest = bundles.read_manifest(folder)
+    model = load(folder, target)
+    row = Precision.from_dict(manifest["precision"])
+    workload = build_workload(checkpoint, Limits(**manifest["limits"]))
+    groups = dict.fromkeys(group for rung in rungs for group in rung.groups)
+    reference = _reference(checkpoint, row, workload, tuple(groups), watch)
+    if blocks is None:
+        blocks = _trace(checkpoint, watch) if any(rung.run is RUNGS[0].run for rung in rungs) else {}
+    return Subject(folder, manifest, checkpoint, row, model, target, workload, reference, blocks)
+
+
+def _reference(
+    checkpoint: Checkpoint, row: Precision, workload: Workload, groups: Sequence[str], watch: Progress
+) -> Reference:
+    batches, narrow = workload.batches(groups), own_dtype(row)
+    with watch.stage("PyTorch reference", len(batches) * passes(narrow), "batches") as stage:
+        return measure_reference(checkpoint, narrow, batches, stage.advance)
+
+
+def _trace(checkpoint: Checkpoint, watch: Progress) -> Mapping[BlockKind, Block]:
+    from exporter.api import trace_blocks
+
+    return trace_blocks(checkpoint, watch)

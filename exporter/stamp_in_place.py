@@ -1,0 +1,73 @@
+"""The decoder with its cache written in place, for engines: static shapes, no copy of keys and values per step.
+
+    cache : [batch, heads, capacity, d_kv], in and out at one address   past_length : [1] int64
+    before : present = Concat(past, new);            attention over past + target keys
+    after  : present = TensorScatter(cache, new) at past_length; attention over all ``capacity`` keys
+
+Keys that are not written yet stand later than every query, so the causal column of the distance table hides them: the
+lengths need no mask of their own. ``past_length`` is data and never a shape, so that a CUDA graph can replay the step.
+
+Source: ONNX ``TensorScatter`` (opset 24); TensorRT ``IKVCacheUpdateLayer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from exporter.architecture import Architecture
+from exporter.ports import in_place_ports
+from exporter.recipes import constant_value
+from exporter.rescale import Rescale
+from exporter.stamp import DecoderStamper, Graphs
+from exporter.trace import Block, BlockKind
+from kernels.position_bias.fusion import distances
+
+LENGTH_AXIS = 2
+"""Axis of the positions in a cache."""
+
+
+def add_in_place(
+    graphs: Graphs,
+    architecture: Architecture,
+    blocks: Mapping[BlockKind, Block],
+    compute: str,
+    rescale: Rescale,
+    capacity: int,
+) -> Graphs:
+    """``graphs`` with the in-place decoder; ``capacity`` is the longest target, start token included."""
+    ports = in_place_ports(graphs.decoder_ports, capacity)
+    stamper = _InPlaceStamper(architecture, blocks, compute, rescale.decoder, ports)
+    return replace(graphs, in_place=stamper.model(), in_place_ports=ports)
+
+
+class _InPlaceStamper(DecoderStamper):
+    opset = 24
+    ir_version = 11
+
+    def own_biases(self) -> list[ir.Value]:
+        """[1, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
+        capacity = self.inputs["past_key_values.0.decoder.key"].shape
+        assert capacity is not None
+        keys = constant_value(np.array(capacity[LENGTH_AXIS], np.int64), "capacity")
+        queries = self.length(self.inputs["input_ids"], 1)
+        distance = distances(self.tape, queries, keys, None)
+        return self.look_up_biases(self.tape.op("Sub", [distance, self.inputs["past_length"]]))
+
+    def build(self) -> None:
+        batch = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 0, "end": 1})
+        self.write_indices = self.tape.op("Expand", [self.inputs["past_length"], batch])
+        super().build()
+
+    def copy_node(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """A cache that grew by concatenation is written at ``past_length`` instead."""
+        if node.op_type != "Concat":
+            return super().copy_node(node, inputs)
+        cache, new = inputs
+        assert cache is not None
+        assert (cache.name or "").startswith("past_key_values.")
+        attributes = [ir.AttrInt64("axis", LENGTH_AXIS), ir.AttrString("mode", "linear")]
+        return ir.Node("", "TensorScatter", [cache, new, self.write_indices], attributes, num_outputs=1)

@@ -1,0 +1,111 @@
+"""Small checkpoints for the tests of calibration, and bundles of them under any plan. Blocks are traced once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from calibration.plan import Plan, Settings, apply_plan, make_plan
+from calibration.texts import CalibrationTexts, calibration_texts
+from exporter import api
+from exporter.bundle import write_manifest
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.options import ExportOptions
+from exporter.parity.measures import LogitErrors, compare_logits
+from exporter.parity.reference import Outputs, TorchModel
+from exporter.parity.workload import target_mask
+from exporter.precision import Precision, precision
+from exporter.progress import Silent
+from exporter.rescale import Rescale
+from exporter.runtime.model import load
+from exporter.stamp import Graphs
+from exporter.texts import bundled_examples, read_examples
+from exporter.trace import Block, BlockKind
+from exporter.twins import find_twin, save_twin
+
+OUTLIER = 256.0
+OUTLIERS = (3, 40, 77)
+"""Channels of the residual stream whose norm weights are ``OUTLIER`` times larger, the matrices behind them smaller."""
+
+
+@dataclass
+class Model:
+    """A checkpoint with its traced blocks, its float32 reference and texts."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    traced: dict[BlockKind, Block] = field(default_factory=dict)
+    answers: list[Outputs] = field(default_factory=list)
+
+    @property
+    def texts(self) -> CalibrationTexts:
+        examples = read_examples(path) if (path := self.checkpoint.file("calibration.jsonl")) else bundled_examples()
+        return calibration_texts(self.checkpoint, examples, ExportOptions("x").limits, "test")
+
+    def graphs(self, row: Precision) -> Graphs:
+        if not self.traced:
+            self.traced = api.trace_blocks(self.checkpoint, Silent())
+        return api.stamp_graphs(self.checkpoint, self.traced, row, Rescale(), ExportOptions("x"))
+
+    def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
+        """A bundle quantized as ``row``, without the export's parity run."""
+        row = row or precision("int8")
+        graphs = self.graphs(row)
+        plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
+        apply_plan(plan, graphs)
+        return self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+
+    def write(self, name: str, graphs: Graphs, row: Precision, facts: dict[str, Any]) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        digest = api.save_graphs(graphs, self.checkpoint, folder, Silent())
+        api.copy_small_files(self.checkpoint, folder)
+        options = ExportOptions("x", row.name)
+        manifest = api.describe(self.checkpoint, options, row, Rescale(), graphs) | facts
+        write_manifest(folder, manifest, {"weights.safetensors": digest})
+        return folder
+
+    def errors(self, folder: Path) -> LogitErrors:
+        """Teacher-forced logits of a bundle in cached steps against float32 PyTorch, on the gate's texts."""
+        batch = self.texts.gate
+        if not self.answers:
+            self.answers = [TorchModel(self.checkpoint, torch.float32).outputs(batch)]
+        logits = load(folder).logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        mask = target_mask(batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id)
+        return compare_logits(logits[mask], self.answers[0].logits[mask])
+
+
+def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) -> Model:
+    """A tiny twin with random weights; with ``outliers``, the same function through channels that are far apart."""
+    saved = save_twin(find_twin(name), folder / "checkpoint", seed=0)
+    if outliers:
+        state = load_file(saved / "model.safetensors")
+        save_file(add_outliers(state), saved / "model.safetensors", metadata={"format": "pt"})
+    return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
+
+
+def add_outliers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Encoder norms times ``OUTLIER`` in three channels, their readers divided: exact, since it is a power of two."""
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    for name, tensor in changed.items():
+        if name.startswith("encoder.block") and name.endswith("layer_norm.weight"):
+            tensor[list(OUTLIERS)] *= OUTLIER
+        elif name.startswith("encoder.block") and name.split(".")[-2] in ("q", "k", "v", "wi", "wi_0", "wi_1"):
+            tensor[:, list(OUTLIERS)] /= OUTLIER
+    return changed
+
+
+def run_encoder(folder: Path, batch: Any) -> dict[str, np.ndarray]:
+    """Every output of a bundle's encoder."""
+    outputs: dict[str, np.ndarray] = load(folder).step_model.hidden_and_cross(batch.input_ids, batch.attention_mask)
+    return outputs
+
+
+def row_with(**changes: Any) -> Precision:
+    """The int8 row, changed."""
+    return replace(precision("int8"), **changes)

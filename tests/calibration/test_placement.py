@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from calibration.placement import holds, max_kl
+from calibration.plan import Settings
+from exporter.bundle import read_manifest
+from exporter.precision import precision
+from tests.calibration.models import Model, row_with
+
+LIMITS = {
+    "int8": (0.05, 0.97),
+    "int8-weight": (0.01, 0.99),
+    "int4-weight": (0.2, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS))
+def test_the_demo_holds_its_gate_in_the_bundle(demo: Model, name: str) -> None:
+    folder, plan = demo.bundle(f"gate-{name}", precision(name))
+    errors = demo.errors(folder)
+    kl, top1 = LIMITS[name]
+    assert float(errors.kl.mean()) <= kl
+    assert errors.top1(0.0)[0] >= top1
+    assert not plan.kept
+    json.dumps(read_manifest(folder)["quantization"], allow_nan=False)
+
+
+def test_sensitive_sites_fall_back_until_the_gate_holds(outliers: Model) -> None:
+    row = row_with(max_kl=0.02, min_top1=0.9)
+    folder, plan = outliers.bundle("fallback", row, Settings(smooth=False))
+    assert plan.gate is not None
+    assert plan.kept
+    assert len(plan.kept) < len(plan.sites)
+    assert holds(row, plan.gate.result)
+    assert not holds(row, plan.gate.tried[0][1])
+    worst = max(plan.alone, key=lambda name: plan.alone[name].kl)
+    assert worst in plan.kept
+    assert float(outliers.errors(folder).kl.mean()) <= 2 * max_kl(row)
+
+
+def test_a_kept_site_stays_float_and_its_bytes_are_told(outliers: Model) -> None:
+    row = row_with(max_kl=0.02, min_top1=0.9)
+    folder, plan = outliers.bundle("kept", row, Settings(smooth=False))
+    model = ir.load(folder / "encoder.onnx")
+    floats = {
+        node.inputs[1].name: node.inputs[1].const_value.nbytes  # type: ignore[union-attr]
+        for node in model.graph
+        if node.op_type == "MatMul" and node.inputs[1].const_value is not None  # type: ignore[union-attr]
+    }
+    kept = [site for site in plan.sites if site.name in plan.kept and site.graph == "encoder" and site.block]
+    assert set(floats) == {site.key for site in kept}
+    facts = read_manifest(folder)["quantization"]
+    assert facts["kept"] == sorted(plan.kept)
+    assert facts["kept_bytes"] == sum(site.parameters * 3 for site in plan.sites if site.name in plan.kept)
+
+
+def test_the_embedding_and_the_output_layer_are_sites_like_others(demo: Model) -> None:
+    _, plan = demo.bundle("sites", precision("int4-weight"))
+    names = {site.name: site for site in plan.sites}
+    assert {"embedding", "lm_head", "encoder.block.0.wo", "decoder.block.0.cross_kv"} <= set(names)
+    assert names["embedding"].scheme(plan.row).bits == 8  # type: ignore[union-attr]
+    assert names["encoder.block.0.qkv"].scheme(plan.row).bits == 4  # type: ignore[union-attr]
+    assert set(plan.alone) == set(names)
+    assert np.isfinite([found.kl for found in plan.alone.values()]).all()

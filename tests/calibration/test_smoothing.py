@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.collect import Sample
+from calibration.observers import minmax
+from calibration.placement import SHARE, tie_margin
+from calibration.plan import Settings
+from calibration.sites import find_sites
+from calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smooth, choose, smoothing_factors
+from exporter.precision import precision
+from exporter.quantize import Scheme
+from exporter.recipes import Factors
+from tests.calibration.models import Model, run_encoder
+
+
+def random_factors(model: Model, seed: int = 0) -> dict[str, Factors]:
+    random = np.random.default_rng(seed)
+    shared = random.integers(-4, 5, model.checkpoint.architecture.d_model).astype(np.int8)
+    return {
+        site.name: Factors(
+            (shared if site.role == "cross_kv" else random.integers(-4, 5, site.shape[0]).astype(np.int8)).tobytes()
+        )
+        for site in find_sites(model.graphs(precision("fp32")))
+        if site.graph == "encoder" and can_smooth(site)
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "relu"])
+def test_smoothing_leaves_every_bit_of_the_float32_encoder(name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    row, outputs = precision("fp32"), []
+    for folder, factors in (("as-it-is", {}), ("smoothed", random_factors(model))):
+        graphs = model.graphs(row)
+        apply_smoothing(graphs.encoder, factors)
+        outputs.append(run_encoder(model.write(f"{name}-{folder}", graphs, row, {}), model.texts.gate))
+    before, after = outputs
+    assert before.keys() == after.keys()
+    for port, value in before.items():
+        assert np.array_equal(value, after[port]), port
+
+
+def test_every_smoothed_matrix_changes_its_recipe(plain: Model) -> None:
+    graphs = plain.graphs(precision("fp32"))
+    factors = random_factors(plain)
+    apply_smoothing(graphs.encoder, factors)
+    keys = [name for name in graphs.encoder.graph.initializers if "~" in name]
+    norms = [key for key in keys if "layer_norm" in key]
+    encoder_layers = plain.checkpoint.architecture.encoder_layers
+    assert len(norms) == 2 * encoder_layers + 1, "one norm each for qkv and wi, and a second one at the encoder's end"
+    assert len(keys) - len(norms) == len(factors)
+    original = "encoder.final_layer_norm.weight"
+    assert original in graphs.encoder.graph.initializers, "last_hidden_state keeps the norm as it was"
+
+
+def test_outliers_fail_int8_without_smoothing_and_pass_with_it(outliers: Model) -> None:
+    row = precision("int8")
+    assert row.max_kl is not None
+    assert row.min_top1 is not None
+    found = {}
+    for smooth in (False, True):
+        folder, plan = outliers.bundle(f"smooth-{smooth}", row, Settings(smooth=smooth, gate=False))
+        assert not plan.kept
+        errors = outliers.errors(folder)
+        found[smooth] = float(errors.kl.mean()), errors.top1(tie_margin(row))[0]
+    (plain_kl, plain_top1), (kl, top1) = found[False], found[True]
+    assert plain_kl > row.max_kl or plain_top1 < row.min_top1, found
+    assert kl <= row.max_kl, found
+    assert top1 >= row.min_top1, found
+    assert kl < SHARE * plain_kl, found
+
+
+@pytest.mark.parametrize(("name", "limit"), [("int8-weight", 0.01), ("int4-weight", 0.2)])
+def test_weight_only_rows_are_evened_out_too(outliers: Model, name: str, limit: float) -> None:
+    found = {}
+    for smooth in (False, True):
+        settings = Settings(smooth=smooth, gate=False)
+        folder, _ = outliers.bundle(f"{name}-{smooth}", precision(name), settings)
+        found[smooth] = float(outliers.errors(folder).kl.mean())
+    assert found[False] > 2 * limit
+    assert found[True] <= limit
+
+
+def test_factors_are_powers_of_two_around_one_and_bounded() -> None:
+    channel_max = torch.tensor([1.0, 1.0, 1.0, 1e9, 0.0])
+    factors = smoothing_factors(channel_max, torch.ones(5), 0.5)
+    exponents = factors.array()
+    assert exponents[:3].tolist() == [0, 0, 0]
+    assert exponents[3] == MAX_EXPONENT
+    assert exponents[4] == 0, "a channel that is never used is left alone"
+    assert torch.equal(factors.values() * factors.inverse.values(), torch.ones(5))
+
+
+def test_a_choice_with_an_outlier_channel_smooths_and_lowers_the_error() -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 32, generator=random)
+    rows[:, 5] *= 300
+    weight = torch.randn(32, 48, generator=random)
+    sample = Sample(rows, rows.abs().amax(dim=0))
+    choice = choose(sample, [weight], Scheme(8), minmax)
+    assert choice.factors is not None
+    assert choice.factors.array()[5] >= 3
+    assert choice.error < 0.5 * choice.plain_error
+    assert choose(sample, [weight], Scheme(8), minmax, smooth=False).error == choice.plain_error

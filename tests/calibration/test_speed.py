@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import exporter
+from calibration import speed
+from calibration.plan import Settings
+from exporter.bundle import read_manifest
+from exporter.errors import GateError
+from exporter.precision import precision
+from exporter.targets.onnxruntime import OnnxRuntimeModel
+from tests.calibration.models import Model
+
+SLOW = {
+    "quantized": {"encoder_ms": 4.0, "step_ms": 2.0},
+    "fp32": {"encoder_ms": 3.0, "step_ms": 1.0},
+    "speedup": 0.6,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(plain: Model) -> Path:
+    return plain.bundle("speed", precision("int8"), Settings(gate=False))[0]
+
+
+def test_both_sides_are_timed(bundle: Path) -> None:
+    found = speed.measure_speed(bundle, read_manifest(bundle))
+    assert found is not None
+    assert all(found[side][part] > 0 for side in ("quantized", "fp32") for part in ("encoder_ms", "step_ms"))
+    assert found["encoder_speedup"] == found["fp32"]["encoder_ms"] / found["quantized"]["encoder_ms"]
+
+
+def test_the_float32_side_has_no_rounded_inputs_left(bundle: Path, plain: Model) -> None:
+    model = ir.load(bundle / "encoder.onnx")
+    pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
+    assert speed.bridge_inputs(model) == pairs > 0
+    assert not any(node.op_type == "QuantizeLinear" for node in model.graph)
+    sessions = [speed._session(bundle, name, float32=True) for name in ("encoder", "decoder")]
+    from exporter.ports import GraphPorts
+
+    exact = OnnxRuntimeModel(*sessions, GraphPorts.from_dict(read_manifest(bundle)["ports"]["decoder"]))
+    batch = plain.texts.gate
+    hidden = exact.hidden_and_cross(batch.input_ids, batch.attention_mask)["last_hidden_state"]
+    assert np.isfinite(hidden).all()
+
+
+def test_a_model_too_large_for_this_machine_is_not_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_memory", lambda: 1000)
+    assert speed.measure_speed(bundle, read_manifest(bundle)) is None
+    assert speed.verdict(None) is None
+
+
+def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model
+) -> None:
+    demo.graphs(precision("int8"))
+    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
+    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: SLOW)
+    settings = {"out": tmp_path / "b", "target": ("onnxruntime",), "no_verify": True}
+    assert exporter.export("t5-demo", "int8-weight", **settings).manifest["speed"] is None
+    with pytest.raises(GateError, match=r"encoder 4.0 ms against 3.0 ms.*b\.failed"):
+        exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True)
+    assert (tmp_path / "b.failed" / "bundle.json").is_file()
+    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: {**SLOW, "speedup": 1.4})
+    assert exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True).folder.is_dir()
+
+
+def test_a_float_bundle_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model) -> None:
+    demo.graphs(precision("int8"))
+    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
+    bundle = exporter.export("t5-demo", "fp32", out=tmp_path / "f", target=("onnxruntime",), no_verify=True)
+    assert bundle.manifest["speed"] is None
+    assert bundle.manifest["quantization"] is None

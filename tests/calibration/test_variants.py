@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from calibration.plan import Settings, make_plan, plan_roundings
+from calibration.sites import EMBEDDING, OUTPUT
+from calibration.variants import Divergence, measure_variants
+from exporter.precision import precision
+from exporter.progress import Silent
+from tests.calibration.models import Model
+
+
+def close(left: Divergence, right: Divergence) -> bool:
+    return left.kl == pytest.approx(right.kl, rel=1e-3, abs=1e-9) and left.positions == right.positions
+
+
+def test_variants_side_by_side_diverge_as_they_do_alone(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, texts = precision("int8"), plain.texts
+    plan = make_plan(plain.checkpoint, plain.graphs(row), row, texts, Silent(), Settings(gate=False))
+    names = [EMBEDDING, "encoder.block.1.wo", "decoder.block.1.cross_kv", "decoder.block.0.qkv", OUTPUT]
+    variants = [frozenset(), *(frozenset({name}) for name in names), frozenset(names)]
+    roundings = plan_roundings(plan.sites, row, plan.choices)
+    together = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
+    monkeypatch.setattr("calibration.variants.MAX_BYTES", 1)
+    apart = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
+    assert together[0].kl == pytest.approx(0, abs=1e-9)
+    assert together[0].top1 == 1
+    assert all(found.kl > 1e-6 for found in together[1:])
+    assert all(close(left, right) for left, right in zip(together, apart, strict=True))
+    assert together[-1].kl > max(found.kl for found in together[1:-1])
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-weight", "int4-weight"])
+def test_the_simulation_predicts_the_bundle(plain: Model, name: str) -> None:
+    row = precision(name)
+    folder, plan = plain.bundle(f"predicted-{name}", row, Settings(gate=False))
+    roundings = plan_roundings(plan.sites, row, plan.choices)
+    (predicted,) = measure_variants(plain.checkpoint, plain.texts.gate, plan.sites, roundings, [frozenset(roundings)])
+    measured = float(plain.errors(folder).kl.mean())
+    assert 0.5 < measured / predicted.kl < 2, "onnxruntime rounds the inputs of MatMulNBits too, by blocks"

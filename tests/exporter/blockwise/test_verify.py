@@ -1,0 +1,143 @@
+"""Errors in single layers are found and named; sound bundles pass; nothing but one layer is ever loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.blockwise import condense, verify_blockwise
+from exporter.checkpoint import open_checkpoint
+from exporter.errors import UserError
+from exporter.parity.report import RungResult
+from tests.exporter.blockwise.conftest import LAYERS, Exported
+
+LAYER = 17
+Weights = dict[str, np.ndarray]
+
+
+def verify(made: Exported) -> list[RungResult]:
+    return verify_blockwise(made.bundle, open_checkpoint(str(made.checkpoint)))
+
+
+def failures(results: list[RungResult]) -> set[tuple[str, str]]:
+    return {(result.name, result.measure.partition(", ")[2]) for result in results if result.verdict == "fail"}
+
+
+def transpose_head(weights: Weights, d_kv: int = 64) -> tuple[str, str]:
+    """One head of the queries, transposed in place."""
+    name = next(n for n in weights if n.startswith(f"T(encoder.block.{LAYER}.layer.0.SelfAttention.q"))
+    head = weights[name][:, d_kv : 2 * d_kv]
+    weights[name][:, d_kv : 2 * d_kv] = head.T.reshape(head.shape)
+    return f"encoder block {LAYER}", "self-attention"
+
+
+def swap_gate(weights: Weights) -> tuple[str, str]:
+    name = next(n for n in weights if n.startswith(f"T(decoder.block.{LAYER}.layer.2.DenseReluDense.wi_0"))
+    gate, up = np.split(weights[name].copy(), 2, axis=1)
+    weights[name][:] = np.concatenate([up, gate], axis=1)
+    return f"decoder block {LAYER}", "feed-forward"
+
+
+def shift_bias(weights: Weights) -> tuple[str, str]:
+    """The distance table off by one."""
+    name = next(n for n in weights if n.startswith(f"distance(encoder.block.{LAYER}."))
+    weights[name][:] = np.roll(weights[name], 1, axis=1)
+    return "encoder stem", f"position bias {LAYER}"
+
+
+def swap_cross(weights: Weights) -> tuple[str, str]:
+    """Keys and values of cross-attention in each other's place: both halves are wrong."""
+    name = next(n for n in weights if n.startswith(f"T(decoder.block.{LAYER}.layer.1.EncDecAttention.k"))
+    keys, values = np.split(weights[name].copy(), 2, axis=1)
+    weights[name][:] = np.concatenate([values, keys], axis=1)
+    return f"decoder block {LAYER}", "cross keys"
+
+
+def scale_output(weights: Weights) -> tuple[str, str]:
+    """Cross-attention's output a tenth too large."""
+    name = next(n for n in weights if n.startswith(f"T(decoder.block.{LAYER}.layer.1.EncDecAttention.o"))
+    weights[name][:] *= 1.1
+    return f"decoder block {LAYER}", "cross-attention"
+
+
+def test_errors_of_layer_17_of_24_are_found_and_named(exported: Callable[..., Exported], tmp_path: Path) -> None:
+    broken = exported().copy(tmp_path / "broken")
+    weights = broken.weights()
+    injected = {inject(weights) for inject in (transpose_head, swap_gate, shift_bias, swap_cross, scale_output)}
+    injected.add((f"decoder block {LAYER}", "cross values"))
+    del weights
+    results = verify(broken)
+    assert failures(results) == injected
+    parts = {result.name for result in results}
+    assert {f"decoder block {layer}" for layer in range(LAYERS)} < parts
+    assert len(condense(results)) < 25 < len(results)
+    assert failures(condense(results)) == injected
+
+
+def test_another_architecture_is_refused(exported: Callable[..., Exported], tmp_path: Path) -> None:
+    from exporter.twins import find_twin, save_twin
+
+    other = save_twin(find_twin("umt5-twin"), tmp_path / "other", seed=0)
+    with pytest.raises(UserError, match="decoder_layers: bundle 24, checkpoint 2"):
+        verify_blockwise(exported().bundle, open_checkpoint(str(other)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight"])
+@pytest.mark.parametrize("name", ["v1.1-twin", "t5-tiny-twin", "umt5-twin"])
+def test_every_precision_passes_when_sound(exported: Callable[..., Exported], name: str, precision: str) -> None:
+    assert not failures(verify(exported(name, precision)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inject", [transpose_head, swap_gate, shift_bias, swap_cross, scale_output])
+def test_one_error_in_fp16(
+    exported: Callable[..., Exported], tmp_path: Path, inject: Callable[[Weights], tuple[str, str]]
+) -> None:
+    broken = exported("umt5-twin", "fp16").copy(tmp_path / "broken")
+    weights = broken.weights()
+    expected = {inject(weights)}
+    if inject is swap_cross:
+        expected.add((f"decoder block {LAYER}", "cross values"))
+    del weights
+    assert failures(verify(broken)) == expected
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from exporter.blockwise import verify_blockwise
+from exporter.checkpoint import open_checkpoint
+folder, seed = Path(sys.argv[1]), sys.argv[3]
+results = verify_blockwise(folder, open_checkpoint(sys.argv[2], random_weights=int(seed) if seed else None))
+assert results and not [result for result in results if result.verdict == "fail"], results
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def peak_bytes(made: Exported, seed: str = "") -> int:
+    """Peak resident memory of a process that verifies one bundle."""
+    command = [sys.executable, "-c", MEMORY, str(made.bundle), str(made.checkpoint), seed]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
+    """A model of 48 wide layers takes hardly more than one of 6: weights of 1.1 GB more, memory of 0.1 GB at most."""
+    from exporter.api import export
+    from exporter.variants import find_variant
+
+    peaks = []
+    for layers in (6, 48):
+        variant = f"t5-efficient-small-nl{layers}"
+        assert find_variant(variant).architecture.encoder_layers == layers
+        bundle = export(variant, "fp32", out=tmp_path / variant, random_weights=0, no_verify=True)
+        peaks.append(peak_bytes(Exported(Path(variant), bundle.folder), seed="0"))
+    assert peaks[1] < peaks[0] + 100e6, peaks

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.errors import UserError
+from exporter.sweep.cluster import run_on_ray
+from tests.exporter.sweep.fakes import job, run
+
+
+def test_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 't5edge\[ray\]'"):
+        list(run_on_ray([job("a", tmp_path)], run, "auto"))
+
+
+@pytest.mark.slow
+def test_no_cluster_at_the_address(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match=r"there is no Ray cluster at '127\.0\.0\.1:1'"):
+        list(run_on_ray([job("a", tmp_path)], run, "127.0.0.1:1"))
+
+
+@pytest.mark.slow
+def test_jobs_run_on_a_cluster_and_a_dead_worker_costs_its_job(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "memory": 2 << 30})
+    try:
+        jobs = [job("a", tmp_path), job("b", tmp_path, revision="die"), job("big", tmp_path, memory=64 << 30)]
+        found = {outcome.name: outcome for outcome in run_on_ray(jobs, run, cluster.address)}
+    finally:
+        cluster.shutdown()
+    assert {name: outcome.status for name, outcome in found.items()} == {
+        "a": "exported",
+        "b": "failed",
+        "big": "exported",
+    }
+    assert "the worker was lost (WorkerCrashedError" in str(found["b"].error)
+
+
+@pytest.mark.slow
+def test_leaving_early_cleans_up(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "memory": 4 << 30})
+    try:
+        jobs = [job("quick", tmp_path, revision="2"), job("slow", tmp_path, revision="120")]
+        running = run_on_ray(jobs, run, cluster.address)
+        assert next(running).name == "quick"
+        assert (tmp_path / "slow.partial").exists()
+        running.close()
+        assert not (tmp_path / "slow.partial").exists()
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.sweep import memory
+from exporter.twins import find_twin, save_twin
+from exporter.variants import find_variant
+
+
+def test_estimates_follow_the_architecture() -> None:
+    small, huge = (find_variant(name).architecture for name in ("t5-small", "t5-11b"))
+    assert memory.peak_bytes(small, verify=False) == memory.BASE_BYTES + 2 * 4 * 32128 * 512
+    assert memory.peak_bytes(huge, verify=False) < 2.1 * 2**30
+    assert memory.peak_bytes(huge, verify=True) > 3 * 4 * huge.parameters
+
+
+def test_folders_are_read_and_the_unknown_counts_as_large(tmp_path: Path) -> None:
+    twin = find_twin("ul2-twin")
+    assert memory.known_architecture(str(save_twin(twin, tmp_path / "twin", seed=0))).d_kv == 256
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    large = find_variant("t5-large").architecture
+    assert memory.known_architecture(str(tmp_path / "broken")) == large
+    assert memory.known_architecture("someone/private-t5") == large
+    assert memory.known_architecture("byt5-small").vocab_size == 384
+
+
+def test_some_memory_is_free() -> None:
+    assert 2**26 < memory.free_bytes() < 2**46

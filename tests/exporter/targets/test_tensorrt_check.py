@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.bundle import damaged_files, read_manifest
+from exporter.errors import GateError
+from exporter.targets import tensorrt_check
+from exporter.targets.gpu import Gpu, GpuReport
+from exporter.targets.tensorrt import build_engines
+from exporter.targets.tensorrt_check import RUNG, require_right, run_state
+from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
+from tests.exporter.targets.bundles import Workshop
+from tests.exporter.targets.conftest import NO_GPU, SetGpus
+from tests.exporter.targets.host_device import pretend_gpu
+
+RTX = FLAVORS["tensorrt-rtx"]
+ADA = GpuReport((Gpu("NVIDIA Test 4090", "8.9", "13.0"),))
+
+
+@pytest.fixture
+def bundle(demo: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
+    return demo.fresh(tmp_path / "bundle", "fp32")
+
+
+def test_without_the_gpu_it_is_not_run(demo: Workshop) -> None:
+    folder = demo.bundle("fp16")
+    assert run_state(folder, RTX, "8.6", NO_GPU) == "not run: no GPU: none in this test"
+    assert run_state(folder, RTX, "8.6", ADA) == "not run: no GPU of compute capability 8.6 here"
+
+
+def test_without_onnxruntime_it_is_not_run(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    state = run_state(demo.bundle("fp16"), RTX, "8.9", ADA)
+    assert isinstance(state, str)
+    assert state.startswith("not run: onnxruntime is not installed to compare with")
+
+
+def test_what_cannot_be_opened_is_not_run(demo: Workshop, set_gpus: SetGpus, rtx: TensorRT) -> None:
+    set_gpus("8.9")
+    state = run_state(demo.bundle("fp16"), RTX, "8.9", ADA)
+    assert isinstance(state, str)
+    assert state.startswith("not run: ")
+    assert "no encoder engine of tensorrt-rtx for this GPU" in state
+
+
+def test_engines_that_agree_pass_with_the_gpu_s_name(
+    bundle: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_gpus("8.9")
+    pretend_gpu(monkeypatch, rtx, bundle)
+    entries = build_engines(bundle, "tensorrt-rtx")
+    run = entries["8.9"]["run"]
+    assert run["gpu"] == "Test GPU 8.9"
+    assert run["rungs"][RUNG]["verdict"] == "pass"
+    assert run["rungs"][RUNG]["error"] < 1e-5
+    assert read_manifest(bundle)["engines"]["tensorrt-rtx"]["8.9"]["run"] == run
+    assert damaged_files(bundle) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "no_fuse", "advice"),
+    [(0.5, False, "build with --no-fuse"), (float("nan"), True, "use --target onnxruntime-cuda")],
+)
+def test_engines_that_are_wrong_fail_and_are_recorded_so(
+    bundle: Path, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, error: float, no_fuse: bool, advice: str
+) -> None:
+    set_gpus("8.9")
+    monkeypatch.setattr(tensorrt_check, "logit_error", lambda folder, target: error)
+    with pytest.raises(GateError, match=f"engines run on Test GPU 8.9 and are wrong.*{advice}"):
+        build_engines(bundle, "tensorrt-rtx", no_fuse=no_fuse)
+    run: Any = read_manifest(bundle)["engines"]["tensorrt-rtx"]["8.9"]["run"]
+    assert run["rungs"][RUNG]["verdict"] == "fail"
+
+
+def test_what_was_not_run_stops_nothing() -> None:
+    require_right("not run: no GPU", RTX, no_fuse=False)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from exporter.errors import UserError
+from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, point_polygraphy, version_pair
+
+
+def test_both_flavors_are_rows() -> None:
+    assert flavor_of("tensorrt").module == "tensorrt"
+    assert flavor_of("tensorrt-rtx").module == "tensorrt_rtx"
+
+
+def test_another_target_has_no_engines() -> None:
+    with pytest.raises(UserError, match="'onnxruntime' has no engines to build; choose one of tensorrt, tensorrt-rtx"):
+        flavor_of("onnxruntime")
+
+
+@pytest.mark.parametrize(("text", "pair"), [("10.14.1.48", (10, 14)), ("1.7.1.116", (1, 7)), ("11.2.0", (11, 2))])
+def test_versions_compare_as_numbers(text: str, pair: tuple[int, int]) -> None:
+    assert version_pair(text) == pair
+
+
+def test_a_missing_package_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tensorrt is not installed.*pip install tensorrt polygraphy"):
+        load_tensorrt("tensorrt")
+
+
+def test_a_package_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(UserError, match=r"does not load \(libcudart"):
+        load_tensorrt("tensorrt")
+
+
+def test_a_version_without_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        __version__ = "10.3.0"
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", lambda name: Old)
+    with pytest.raises(UserError, match=r"tensorrt 10.3.0 is too old: .* tensorrt 10.14 or newer"):
+        load_tensorrt("tensorrt")
+
+
+def test_the_installed_module_loads(rtx: TensorRT) -> None:
+    assert rtx.title == f"tensorrt-rtx {rtx.version}"
+    assert rtx.at_least((1, 2))
+
+
+def test_one_process_serves_one_flavor(rtx: TensorRT) -> None:
+    code = (
+        "from exporter.targets.tensorrt_flavor import FLAVORS, point_polygraphy\n"
+        "from exporter.errors import UserError\n"
+        "point_polygraphy(FLAVORS['tensorrt-rtx'])\n"
+        "import polygraphy.backend.trt\n"
+        "point_polygraphy(FLAVORS['tensorrt-rtx'])\n"
+        "try:\n"
+        "    point_polygraphy(FLAVORS['tensorrt'])\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "one process serves either tensorrt or tensorrt-rtx" in done.stdout
+    assert "t5edge build BUNDLE --target tensorrt" in done.stdout
+
+
+def test_pointing_back_is_possible_before_the_backend_is_loaded() -> None:
+    point_polygraphy(FLAVORS["tensorrt-rtx"])
+    import polygraphy.config
+
+    assert polygraphy.config.USE_TENSORRT_RTX is True
