@@ -231,12 +231,12 @@ def _smoothing(plan: Mapping[str, Any] | None) -> str:
     )
     ranges = [
         (
-            escape(s["name"]),
-            f"{s['range']:.4g}" if "range" in s else "",
-            "" if s["alpha"] is None else f"{s['alpha']:g}",
-            f"{s['error']:.3%}",
+            escape(site["name"]),
+            f"{site['range']:.4g}" if "range" in site else "",
+            "" if site["alpha"] is None else f"{site['alpha']:g}",
+            f"{site['error']:.3%}",
         )
-        for s in sites
+        for site in sites
     ]
     table = _table(("site", "input range", "alpha", "error"), ranges, frozenset({1, 2, 3}))
     chart = dumbbells(rows, "error of each product before and after smoothing")

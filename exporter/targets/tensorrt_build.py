@@ -104,8 +104,8 @@ def _parse(tool: TensorRT, spec: EngineSpec, log: Any) -> tuple[Any, Any]:
     """A builder and the parsed network."""
     trt = tool.trt
     builder = trt.Builder(log)
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flags)
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(os.fspath(spec.onnx)):
         raise parser_error(tool, spec.onnx.name, parser)
@@ -144,9 +144,9 @@ def _build(
             config.clear_flag(tool.trt.BuilderFlag.TF32)
 
     cache = None if timing_cache is None else os.fspath(timing_cache)
-    config = PostprocessConfig(_config(tool, spec, monitor, cache), post)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # polygraphy makes a timing cache RTX has no use for
+        config = PostprocessConfig(_config(tool, spec, monitor, cache), post)
         try:
             return EngineBytesFromNetwork((builder, network), config, save_timing_cache=cache)()
         except PolygraphyException:

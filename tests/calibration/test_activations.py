@@ -6,7 +6,6 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
-from pytest import FixtureRequest as Request
 
 from exporter.precision import precision
 from exporter.targets.onnxruntime import session_options
@@ -22,7 +21,9 @@ def operators(folder: Path, graph: str, tmp_path: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", ["plain", "relu"])
-def test_onnxruntime_takes_integer_kernels_everywhere(name: str, tmp_path: Path, request: Request) -> None:
+def test_onnxruntime_takes_integer_kernels_everywhere(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     model: Model = request.getfixturevalue(name)
     folder, _ = model.bundle(f"kernels-{name}", precision("int8"))
     a = model.checkpoint.architecture

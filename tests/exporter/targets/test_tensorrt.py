@@ -175,6 +175,36 @@ def test_the_device_needs_neither_torch_nor_transformers_nor_onnxruntime(bundle:
     assert done.stdout.splitlines() == ["['decoder', 'encoder', 'run']", "[]"]
 
 
+FULL_TENSORRT = """
+import json, sys, types
+import tensorrt_rtx
+
+full = types.ModuleType("tensorrt")
+full.__dict__.update({{name: value for name, value in vars(tensorrt_rtx).items() if not name.startswith("__")}})
+full.__version__, full.__spec__ = "11.4.1", tensorrt_rtx.__spec__
+sys.modules["tensorrt"] = full
+from exporter.targets import tensorrt
+from exporter.targets.gpu import Gpu, GpuReport
+
+tensorrt.find_gpus = lambda: GpuReport((Gpu("Test GPU", "8.9", "13.0"),))
+print(json.dumps(tensorrt.build_engines({folder!r}, "tensorrt")["8.9"]))
+"""
+
+
+def test_the_path_of_full_tensorrt_is_the_same_code(bundle: Path, tmp_path: Path) -> None:
+    """TensorRT-RTX under the other name: TensorRT's own configuration and timing cache, the GPU in the machine."""
+    code = FULL_TENSORRT.format(folder=str(bundle))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout)
+    for graph, attentions in (("encoder", 4), ("decoder", 8)):
+        assert (entry[graph]["target"], entry[graph]["version"]) == ("tensorrt", "11.4.1")
+        assert (bundle / "engines" / "tensorrt" / "8.9" / f"{graph}.engine").is_file()
+        assert entry[graph]["attention"]["fused"] == attentions
+    assert entry["run"].startswith("not run: ")
+    assert (tmp_path / "caches" / "t5edge" / "timing-tensorrt-11.4.1-8.9.cache").is_file()
+
+
 @pytest.mark.slow
 def test_four_packages_suffice_on_the_device(bundle: Path, tmp_path: Path) -> None:
     """A virtual environment with numpy, onnx, polygraphy and tensorrt-rtx alone builds the bundle's engines."""

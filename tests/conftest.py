@@ -1,6 +1,10 @@
-"""One traced model for every test that needs bundles."""
+"""What every test shares: one thread per process (two cores, two workers), and one traced model."""
 
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import TYPE_CHECKING
 

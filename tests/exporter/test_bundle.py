@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter import bundle as bundles
+from exporter.errors import UserError
+
+
+def make_bundle(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    bundles.write_manifest(folder, {"variant": "x"})
+    return folder
+
+
+def test_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b")
+    files = bundles.read_manifest(folder)["files"]
+    facts = files["weights.safetensors"]
+    assert facts == {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert bundles.damaged_files(folder) == []
+    (folder / "weights.safetensors").write_bytes(b"weightz")
+    assert bundles.damaged_files(folder) == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no bundle.json"),
+        ("{", "cannot be read"),
+        ("[]", "is not a t5edge manifest"),
+        ('{"format": "other"}', "is not a t5edge manifest"),
+        (json.dumps({"format": bundles.FORMAT, "format_version": 99}), "upgrade t5edge"),
+    ],
+)
+def test_a_foreign_folder_is_refused_in_plain_words(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "bundle.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        bundles.read_manifest(tmp_path)
+
+
+def test_a_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with bundles.writing(out, force=False) as folder:
+        (folder / "a").write_text("a")
+        assert not out.exists()
+    assert (out / "a").read_text() == "a"
+    with pytest.raises(RuntimeError), bundles.writing(tmp_path / "other", force=False) as folder:
+        (folder / "a").write_text("a")
+        raise RuntimeError("half-way")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
+    out = make_bundle(tmp_path / "out")
+    with pytest.raises(UserError, match="pass --force to replace this bundle"):
+        bundles.check_target_folder(out, force=False)
+    with bundles.writing(out, force=True) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_replacement_keeps_the_old_bundle(tmp_path: Path) -> None:
+    out = make_bundle(tmp_path / "out")
+    with pytest.raises(ValueError, match="broken"), bundles.writing(out, force=True) as folder:
+        (folder / "new").write_text("new")
+        raise ValueError("broken")
+    assert bundles.is_bundle(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(UserError, match="is not a t5edge bundle, so it is never replaced"):
+            bundles.check_target_folder(tmp_path, force)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failed_bundle_is_kept_beside(tmp_path: Path) -> None:
+    out = make_bundle(tmp_path / "out")
+    failed = bundles.keep_failed(out)
+    assert failed.name == "out.failed"
+    assert bundles.is_bundle(failed)
+    assert not out.exists()
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    stale = tmp_path / f".out.partial-{int(gone.stdout)}-x"
+    alive = tmp_path / f".out.partial-{os.getpid()}-x"
+    for folder in (stale, alive):
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"half")
+    with bundles.writing(tmp_path / "out", force=False) as folder:
+        (folder / "a").write_text("a")
+    assert not stale.exists()
+    assert alive.exists()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exporter.errors import UserError
+from exporter.recipes import DistanceTable, PlannedTensor, Source, Stack, planned_value, stack_of
+from exporter.weights import attach, check_room, plan_weights, write_weights
+
+FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+CHECKPOINT = {
+    "q": torch.arange(12.0).reshape(3, 4),
+    "k": -torch.arange(12.0).reshape(3, 4),
+    "norm": torch.linspace(0.5, 2, 5),
+    "bias": torch.arange(6.0).reshape(3, 2),
+}
+QK = stack_of("q", (3, 4)).join(stack_of("k", (3, 4))).transpose()
+
+
+def model(*values: ir.Value) -> ir.Model:
+    graph = ir.Graph([], [], nodes=[], initializers=list(values), opset_imports={"": 23})
+    return ir.Model(graph, ir_version=10)
+
+
+def test_recipes_stack_transpose_and_scale() -> None:
+    scaled = QK.scaled({"k": 0.25})
+    built = scaled.build(CHECKPOINT.__getitem__)
+    assert tuple(built.shape) == scaled.shape == (4, 6)
+    torch.testing.assert_close(built, torch.cat([CHECKPOINT["q"], CHECKPOINT["k"] * 0.25]).T)
+    assert scaled.key == "T(q+k*0.25)"
+
+
+def test_stacks_of_different_width_do_not_join() -> None:
+    with pytest.raises(ValueError, match="cannot join"):
+        stack_of("q", (3, 4)).join(stack_of("o", (4, 3)))
+
+
+def test_distance_tables_look_buckets_up_once() -> None:
+    table = DistanceTable("bias", (2, 2, 1, 0), heads=2, masked=-9.0)
+    built = table.build(CHECKPOINT.__getitem__)
+    assert built.tolist() == [[4, 4, 2, 0, -9], [5, 5, 3, 1, -9]]
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF, BRAIN])
+def test_one_file_is_safetensors_and_external_data(tmp_path: Path, dtype: ir.DataType) -> None:
+    values = [planned_value(QK, dtype, "qk"), planned_value(stack_of("norm", (5,)), dtype, "norm")]
+    first, second = model(values[0], values[1]), model(planned_value(QK, dtype, "again"))
+    plan = plan_weights([first, second])
+    assert len(plan.tensors) == 2  # the second model's tensor is the first one's
+    write_weights(plan, CHECKPOINT.__getitem__, tmp_path)
+    assert (tmp_path / "weights.safetensors").stat().st_size == plan.size
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert set(stored) == {"T(q+k)", "norm"}
+    for checked in (first, second):
+        attach(checked, plan, tmp_path)
+        for value in checked.graph.initializers.values():
+            expected = stored["norm" if value.name == "norm" else "T(q+k)"]
+            array = value.const_value.numpy()  # type: ignore[union-attr]
+            np.testing.assert_array_equal(array.astype(np.float32), expected.float().numpy())
+
+
+def test_planned_tensors_have_no_data() -> None:
+    with pytest.raises(RuntimeError, match="has a recipe"):
+        PlannedTensor(QK, FLOAT, "qk").numpy()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (1e5, HALF, "q holds 100000, beyond the range of float16; export in bf16 or fp32"),
+        (float("nan"), FLOAT, "q holds NaN"),
+        (float("inf"), BRAIN, "q holds inf"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, value: float, dtype: ir.DataType, message: str
+) -> None:
+    spoiled = {**CHECKPOINT, "q": CHECKPOINT["q"].clone()}
+    spoiled["q"][1, 2] = value
+    plan = plan_weights([model(planned_value(QK, dtype, "qk"))])
+    with pytest.raises(UserError, match=message):
+        write_weights(plan, spoiled.__getitem__, tmp_path)
+
+
+def test_scaling_up_past_the_range_is_refused(tmp_path: Path) -> None:
+    recipe = Stack((Source("q", 2.0**16),), (3,), 4)
+    plan = plan_weights([model(planned_value(recipe, HALF, "q"))])
+    with pytest.raises(UserError, match="beyond the range of float16"):
+        write_weights(plan, CHECKPOINT.__getitem__, tmp_path)
+
+
+def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the disk is full: the weights need \d+ MB, \d+ MB are free"):
+        check_room(tmp_path, 1 << 60)
+
+
+def test_a_disk_that_fills_up_leaves_one_line_and_nothing_half_written(tmp_path: Path) -> None:
+    """The kernel's own refusal: a file-size limit makes the write fail half-way."""
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+import cli
+sys.exit(cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", sys.argv[1]]))
+"""
+    assert hasattr(resource, "RLIMIT_FSIZE")
+    out = tmp_path / "bundles" / "demo"
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("t5edge export: writing weights.safetensors failed: File too large; it needs 6 MB.")
+    assert list(out.parent.iterdir()) == []
