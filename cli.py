@@ -39,6 +39,7 @@ class Command:
 COMMANDS = (
     Command("export", options.SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many"),
     Command("verify", options.VerifyOptions, "run the parity ladder on a finished bundle"),
+    Command("build", options.BuildOptions, "build engines from a bundle, on the device; needs no torch"),
     Command("generate", options.GenerateOptions, "answer prompts with a bundle; needs no torch"),
     Command("inspect", options.InspectOptions, "what is in a bundle, what each graph costs"),
     Command("report", options.ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),

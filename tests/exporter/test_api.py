@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import exporter
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.reference_model import build_torch_model
 from exporter.trace import Block, BlockKind
-from exporter.twins import save_twin, twins
+from exporter.twins import twins
 from exporter.variants import DEMO_FOLDER
 from tests.exporter.targets.bundles import Workshop, demo_workshop
 
@@ -66,10 +65,11 @@ def exported(
     if name == "t5-demo":
         workshop = demo_workshop(folder)
     else:
-        twin = replace(TWINS[name], config={**TWINS[name].config, "tie_word_embeddings": tied})
-        checkpoint = open_checkpoint(str(save_twin(twin, folder / "checkpoint", seed=1, layout="transformers4")))
+        config = {**TWINS[name].config, "tie_word_embeddings": tied, "scale_decoder_outputs": tied}
+        (folder / "config.json").write_text(json.dumps(config))
+        checkpoint = open_checkpoint(str(folder), random_weights=1)
         assert checkpoint.architecture.tied is tied
-        workshop = Workshop(folder, checkpoint, traced=traces.setdefault(name, {}))
+        workshop = Workshop(folder / "bundles", checkpoint, traced=traces.setdefault(name, {}))
     bundle = workshop.bundle("fp32", "concat")
     traces[name] = workshop.traced
     return workshop.checkpoint, bundle
