@@ -41,6 +41,7 @@ COMMANDS = (
     Command("verify", options.VerifyOptions, "run the parity ladder on a finished bundle"),
     Command("build", options.BuildOptions, "build engines from a bundle, on the device; needs no torch"),
     Command("generate", options.GenerateOptions, "answer prompts with a bundle; needs no torch"),
+    Command("bench", options.BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
     Command("inspect", options.InspectOptions, "what is in a bundle, what each graph costs"),
     Command("report", options.ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
     Command("variants", options.VariantsOptions, "the family as a table"),

@@ -211,6 +211,38 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """What ``bench`` takes."""
+
+    bundle: str = option("a bundle written by export", "", positional=True)
+    target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
+    batch: tuple[int, ...] = option("batch sizes (default: 1 4 16)", (), metavar="N")
+    source: tuple[int, ...] = option("source lengths in tokens (default: 16 64 256 512)", (), metavar="N")
+    new_tokens: int = option("tokens to generate for each source", 32, metavar="N")
+    threads: int | None = option("threads of the onnxruntime targets (default: one per core)", None, metavar="N")
+    quick: bool = option("a few seconds: batch 1, source 16 and 64, at most 8 new tokens", False)
+    plot: str | None = option("draw the figures as an image", None, metavar="PNG")
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads is {self.threads}; a whole number of at least 1 is needed.")
+        if self.threads is not None and not self.target.startswith("onnxruntime"):
+            raise UserError(f"--threads is for the onnxruntime targets, not {self.target}; leave it out.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What ``bench_bundle`` takes."""
+        given: dict[str, Any] = {"new_tokens": self.new_tokens}
+        if self.quick:
+            given = {"batches": (1,), "sources": (16, 64), "new_tokens": min(self.new_tokens, 8), "rounds": (3, 3)}
+        if self.batch:
+            given["batches"] = self.batch
+        if self.source:
+            given["sources"] = self.source
+        return given
+
+
+@dataclass(frozen=True)
 class InspectOptions:
     """What ``inspect`` takes."""
 

@@ -33,8 +33,16 @@ class BlockChecks:
     """One layer. ``run`` is PyTorch's; its block is rounded to the row on the way, so this runs once."""
 
     def __init__(
-        self, row: Precision, graphs: Mapping[Stack, CutGraph], stack: Stack, layer: int, run: BlockRun
+        self,
+        row: Precision,
+        graphs: Mapping[Stack, CutGraph],
+        stack: Stack,
+        layer: int,
+        run: BlockRun,
+        source_hidden: torch.Tensor | None = None,
     ) -> None:
+        """``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32."""
+        self.source_hidden = source_hidden
         self.row, self.graphs, self.graph = row, graphs, graphs[stack]
         self.stack, self.layer, self.run = stack, layer, run
         self.name = f"{stack} block {layer}"
@@ -97,11 +105,17 @@ class BlockChecks:
         return judge_error(self.name, kind, *errors[worst], where=worst, errors=errors)
 
     def _cross_keys_values(self, exact: KeysValues) -> Iterator[RungResult]:
-        """The encoder graph's keys and values for this decoder layer; the block is rounded by now."""
+        """The encoder graph's keys and values for this decoder layer; the block is rounded by now.
+
+        They start from ``last_hidden_state`` or, where quantization needs one, from a final norm of their own.
+        """
         encoder = self.graphs["encoder"]
         outputs = [encoder.values[f"present.{self.layer}.encoder.{half}"] for half in ("key", "value")]
         assert self.run.encoded is not None
-        found = encoder.run({encoder.values["last_hidden_state"]: as_array(self.run.encoded)}, outputs)
+        feeds = {encoder.values["last_hidden_state"]: as_array(self.run.encoded)}
+        if self.source_hidden is not None:
+            feeds[encoder.last_hidden] = as_array(self.source_hidden) / encoder.scale
+        found = encoder.run(feeds, outputs)
         rounded = self.run.keys_values(cross=True)
         for half, array, wanted, own in zip(("keys", "values"), found, exact, rounded, strict=True):
             bound = error_bound(self.row, error_of(as_array(own), wanted))

@@ -95,10 +95,12 @@ class _Comparison:
         self.reference = SublayerReference(checkpoint, torch.float32, on_layer=self._compare)
         self.ends = EndChecks(checkpoint, self.row, self.graphs, self.reference)
         self.found: list[RungResult] = []
+        self.source_hidden: torch.Tensor | None = None
 
     def results(self) -> Iterator[RungResult]:
         yield from self.ends.stem("encoder")
         encoded = self.reference.encode(self.batch)
+        self.source_hidden = self.last_hidden
         yield from self._taken()
         yield from self.ends.encoder_head(self.last_hidden, encoded)
         yield from self.ends.stem("decoder")
@@ -111,6 +113,6 @@ class _Comparison:
         return found
 
     def _compare(self, stack: Stack, layer: int, run: BlockRun) -> None:
-        self.found += BlockChecks(self.row, self.graphs, stack, layer, run).results()
+        self.found += BlockChecks(self.row, self.graphs, stack, layer, run, self.source_hidden).results()
         self.last_hidden: torch.Tensor = run.steps[-1].out
         self.advance()

@@ -1,0 +1,70 @@
+"""``t5edge bench``: how fast a bundle runs here, and how far that is from what this machine could do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.commands.result import Result
+from exporter.options import BenchOptions
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS = (
+    "batch",
+    "source",
+    "encoder\nms",
+    "first token\nms",
+    "per token\nms",
+    "tokens/s",
+    "step/\nfloor",
+    "peak\nMiB",
+)
+
+PIPED_WIDTH = 132
+"""Columns of the table where it goes into a file or pipe."""
+
+
+def run(options: BenchOptions, progress: Progress) -> Result:
+    """Measure, draw where asked, and report."""
+    from exporter.bench import bench_bundle
+    from exporter.runtime.model import load
+
+    settings = {} if options.threads is None else {"threads": options.threads}
+    model = load(options.bundle, options.target, **settings)
+    report = bench_bundle(model, **options.settings, progress=progress)
+    report |= {"target": options.target, "threads": options.threads}
+    if options.plot:
+        from exporter.bench_plot import draw
+
+        draw(report, Path(options.plot))
+    return Result(report, lambda console: _show(console, report))
+
+
+def _show(console: Console, report: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    machine = report["machine"]
+    title = f"{report['variant']} in {report['precision']} on {report['target']}"
+    table = Table(*COLUMNS, title=title, title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    for row in report["rows"]:
+        figures = [_spread(row[key]) for key in ("encoder_ms", "first_token_ms", "per_token_ms", "tokens_per_second")]
+        peak = "?" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        table.add_row(str(row["batch"]), str(row["source"]), *figures, f"{row['step_over_floor']:.2f}", peak)
+    console.print(table, width=None if console.is_terminal else PIPED_WIDTH)
+    console.print(
+        f"median [quartiles] of {min(row['rounds'] for row in report['rows'])} or more rounds, "
+        f"{report['rows'][0]['new_tokens']} new tokens. Floor: the {report['rows'][0]['step_bytes'] / 1e6:.1f} MB of "
+        f"weights that a step reads, at {machine['read_gb_s']:.1f} GB/s; below 1 they stay in a cache. "
+        f"Peak float32: {machine['fp32_tflops']:.3f} TFLOP/s ({machine['source']}).",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _spread(figure: dict[str, float]) -> str:
+    return f"{figure['median']:.3g} \\[{figure['low']:.3g}, {figure['high']:.3g}]"
