@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import logging
@@ -150,7 +151,12 @@ def _complain(command: Command, problem: object, exit_code: int) -> int:
 
 
 def entry() -> NoReturn:
-    """``main`` for a process of its own: leaves without tearing torch down piece by piece, which takes a second."""
+    """``main`` for a process of its own, quick at both ends.
+
+    Imports make a million objects that stay: collecting garbage rarely saves a second. Leaving without tearing torch down
+    piece by piece saves another.
+    """
+    gc.set_threshold(200_000, 20, 100)
     exit_code = main()
     logging.shutdown()
     with contextlib.suppress(BrokenPipeError):

@@ -34,7 +34,7 @@ from kernels.table import fuse
 
 BLOCK_KINDS: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
 RANGE_TEXTS = 16
-RANGE_BATCHES = 3
+RANGE_BATCHES = 4
 
 
 @dataclass(frozen=True)
