@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 Ids = list[list[int]]
-Generate = Callable[[Ids, int, int], Ids]
+Generate = Callable[[Ids, int, int, int], Ids]
 
 
 def open_t5edge(folder: str, threads: int) -> Generate:
@@ -28,8 +28,8 @@ def open_t5edge(folder: str, threads: int) -> Generate:
 
     model = exporter.load(folder, threads=threads)
 
-    def generate(ids: Ids, new_tokens: int, beams: int) -> Ids:
-        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
+        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "no_repeat_ngram_size": ngram}
         return model.generate(np.asarray(ids), num_beams=beams, **lengths)[:, 1:].tolist()
 
     return generate
@@ -57,9 +57,9 @@ def open_optimum(folder: str, threads: int) -> Generate:
 def _by_transformers(model: Any) -> Generate:
     import torch
 
-    def generate(ids: Ids, new_tokens: int, beams: int) -> Ids:
+    def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
         tensor = torch.tensor(ids)
-        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "no_repeat_ngram_size": ngram}
         settings = {"num_beams": beams, "do_sample": False, **lengths}
         with torch.inference_mode():
             return model.generate(tensor, attention_mask=torch.ones_like(tensor), **settings)[:, 1:].tolist()
@@ -74,9 +74,9 @@ def open_ctranslate2(folder: str, threads: int, compute: str = "float32") -> Gen
     translator = ctranslate2.Translator(folder, compute_type=compute, intra_threads=threads, inter_threads=1)
     special = ["<pad>", "</s>", "<unk>"]
 
-    def generate(ids: Ids, new_tokens: int, beams: int) -> Ids:
+    def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
         words = [[special[i] if i < len(special) else f"▁w{i - len(special)}" for i in row] for row in ids]
-        lengths = {"max_decoding_length": new_tokens, "min_decoding_length": new_tokens}
+        lengths = {"max_decoding_length": new_tokens, "min_decoding_length": new_tokens, "no_repeat_ngram_size": ngram}
         results = translator.translate_batch(words, beam_size=beams, max_batch_size=0, **lengths)
         return [[number(token) for token in result.hypotheses[0]] for result in results]
 
@@ -104,7 +104,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         begin = time.perf_counter()
-        tokens = generate(request["input_ids"], request["new_tokens"], request["beams"])
+        tokens = generate(request["input_ids"], request["new_tokens"], request["beams"], request.get("ngram", 0))
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "tokens": tokens, "peak_mib": peak}), file=answers, flush=True)

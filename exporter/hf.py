@@ -12,6 +12,7 @@ and no hidden states.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from exporter.runtime.model import BundleModel, load
 
 
 @dataclass
-class Source(ModelOutput):  # type: ignore[misc]
+class Source(ModelOutput):
     """What stands for encoder outputs: int64 ``input_ids`` [rows, source], and the ``sentence`` of each row, [rows]."""
 
     input_ids: torch.Tensor | None = None
@@ -63,7 +64,7 @@ class BundleCache:
             self.step_model.reorder(self.state, rows)
 
 
-class T5EdgeForConditionalGeneration(GenerationMixin):  # type: ignore[misc]
+class T5EdgeForConditionalGeneration(GenerationMixin):
     """A loaded bundle with the interface that ``GenerationMixin`` wants; tensors are torch's, on the CPU."""
 
     main_input_name = "input_ids"
@@ -88,13 +89,16 @@ class T5EdgeForConditionalGeneration(GenerationMixin):  # type: ignore[misc]
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
+    def _optimize_model_for_decode(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
     def can_generate(self) -> bool:
         return True
 
     def get_encoder(self) -> SourceEncoder:
         return self.encoder
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self, decoder_input_ids: torch.Tensor, past_key_values: BundleCache | None = None, **rest: Any
     ) -> dict[str, Any]:
         """Of ``decoder_input_ids`` int64 [rows, target], what the cache does not hold yet."""
@@ -126,7 +130,7 @@ class T5EdgeForConditionalGeneration(GenerationMixin):  # type: ignore[misc]
         tokens = decoder_input_ids.contiguous().numpy()
         logits = torch.tensor(past_key_values.step_model.step(past_key_values.state, tokens))
         past_key_values.length += tokens.shape[1]
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)
+        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
 
     __call__ = forward
 

@@ -12,6 +12,7 @@ from exporter.progress import Progress
 if TYPE_CHECKING:
     from rich.console import Console
 
+PARITY_FILE = "parity.json"
 PIPED_WIDTH = 160
 """Columns of a sweep's table where it goes into a file or pipe."""
 
@@ -25,11 +26,14 @@ def run(options: SweepOptions, progress: Progress) -> Result:
 
 def _single(options: ExportOptions, progress: Progress) -> Result:
     from exporter.api import export_bundle
+    from exporter.parity.report import ParityReport
 
     bundle = export_bundle(options, progress)
     data = {"bundle": str(bundle.folder), "passed": bundle.passed, **bundle.manifest}
 
     def show(console: Console) -> None:
+        if bundle.passed is not None:
+            console.print(ParityReport.read(bundle.folder / PARITY_FILE).table())
         size = sum(facts["bytes"] for facts in bundle.manifest["files"].values())
         verdict = {True: "parity passed", False: "parity failed", None: "parity not run"}[bundle.passed]
         console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)

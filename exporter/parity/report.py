@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,13 @@ class ParityReport:
         """The content of ``parity.json``."""
         rungs = [result.to_dict() for result in self.results]
         return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+
+    @staticmethod
+    def read(path: Path) -> ParityReport:
+        """The report in a ``parity.json``."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        results = [RungResult(**rung) for rung in data.pop("rungs")]
+        return ParityReport(results, {name: fact for name, fact in data.items() if name != "passed"})
 
     def short(self) -> dict[str, Any]:
         """The manifest's entry."""

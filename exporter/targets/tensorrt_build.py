@@ -19,7 +19,7 @@ from exporter.ports import GraphPorts, Limits
 from exporter.progress import Progress
 from exporter.targets.tensorrt_attention import Form, find_attentions, shape_attentions
 from exporter.targets.tensorrt_embedding import lift_dequantize
-from exporter.targets.tensorrt_flavor import TensorRT, point_polygraphy
+from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, point_polygraphy
 from exporter.targets.tensorrt_log import builder_error, make_log, parser_error
 from exporter.targets.tensorrt_plan import AttentionProof, prove_attention, read_kernels
 from exporter.targets.tensorrt_progress import make_monitor
@@ -74,6 +74,7 @@ def engine_profiles(limits: Limits, graph: str, form: Form) -> tuple[Sizes, ...]
     return ({**whole, "target": (1, 1, 1)}, {**whole, "target": prefill, "past": (0, 0, high["past"])})
 
 
+@collector_paused()
 def build_engine(tool: TensorRT, spec: EngineSpec, watch: Progress, timing_cache: Path | None = None) -> BuiltEngine:
     """Build one engine; ``timing_cache`` is read and written where the flavor has one.
 

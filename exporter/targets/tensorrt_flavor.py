@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +119,22 @@ def load_tensorrt(target: str) -> TensorRT:
             "Upgrade it, or run the bundle with --target onnxruntime."
         )
     return loaded
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection while TensorRT calls back into Python.
+
+    It holds a lock while it logs. A collection that starts in the callback and finds an old builder in a cycle (an
+    exception's frames will do) destroys it there, which waits for that lock for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def point_polygraphy(flavor: Flavor) -> None:

@@ -11,7 +11,7 @@ from exporter.errors import UserError
 from exporter.ports import GraphPorts, Limits
 from exporter.targets.gpu import GpuReport, find_gpus
 from exporter.targets.tensorrt_device import CudaDevice, Device
-from exporter.targets.tensorrt_flavor import TensorRT, load_tensorrt, point_polygraphy
+from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, load_tensorrt, point_polygraphy
 from exporter.targets.tensorrt_guards import check_engine
 from exporter.targets.tensorrt_log import make_log, shorten
 from exporter.targets.tensorrt_records import engine_path, graphs_of, read_record, runtime_cache
@@ -85,6 +85,7 @@ def _missing(folder: Path, target: str, capability: str, graph: str) -> UserErro
     )
 
 
+@collector_paused()
 def _open_engine(
     folder: Path, manifest: Mapping[str, Any], tool: TensorRT, record: Record, device: Device
 ) -> tuple[Engine, KernelCache | None]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from exporter.api import export
 from exporter.architecture import config_from_architecture
@@ -53,15 +54,17 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
-    """Exports a deep twin once for each name and precision."""
-    known: dict[Any, Exported] = {}
+    """Exports a deep twin once for each name and precision, for all of pytest's processes."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
     def make(name: str = "umt5-twin", precision: str = "fp32") -> Exported:
-        if (name, precision) not in known:
-            folder = tmp_path_factory.mktemp(f"{name}-{precision}")
-            checkpoint = save_twin(deep_twin(name), folder / "checkpoint", seed=3)
-            bundle = export(str(checkpoint), precision, out=folder / "bundle", target=("onnxruntime",), no_verify=True)
-            known[name, precision] = Exported(checkpoint, bundle.folder)
-        return known[name, precision]
+        folder = shared / f"deep-{name}-{precision}"
+        made = Exported(folder / "checkpoint", folder / "bundle")
+        with FileLock(f"{folder}.lock"):
+            if not made.bundle.exists():
+                save_twin(deep_twin(name), made.checkpoint, seed=3)
+                export(str(made.checkpoint), precision, out=made.bundle, target=("onnxruntime",), no_verify=True)
+        return made
 
     return make

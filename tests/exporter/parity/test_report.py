@@ -94,3 +94,10 @@ def test_the_table_has_a_row_for_each_measure() -> None:
 def test_a_result_in_one_line() -> None:
     assert GOOD.describe() == "2 encoder, relative error: 1e-06, limit 1e-05"
     assert failure("3 logits", "NaN or infinity in the logits").describe() == "3 logits, NaN or infinity in the logits"
+
+
+def test_a_report_comes_back_from_its_file(tmp_path: Path) -> None:
+    report = ParityReport((at_most("3 logits", "relative error", 1e-6, 1e-5, steps=3), not_run("9 gpu", "no GPU")), {})
+    path = tmp_path / "parity.json"
+    path.write_text(json.dumps(report.to_dict()))
+    assert ParityReport.read(path).to_dict() == report.to_dict()

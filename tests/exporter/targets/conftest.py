@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter.targets.gpu import Gpu, GpuReport
-from exporter.targets.tensorrt_flavor import TensorRT, load_tensorrt
+from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, load_tensorrt
 
 NO_GPU = GpuReport((), "no GPU: none in this test")
 SetGpus = Callable[..., None]
@@ -26,6 +26,13 @@ def rtx() -> TensorRT:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
     return load_tensorrt("tensorrt-rtx")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """For tests that drive the builder themselves: see ``collector_paused``."""
+    with collector_paused():
+        yield
 
 
 @pytest.fixture

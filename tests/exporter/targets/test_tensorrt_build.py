@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from exporter.bundle import read_manifest
 from exporter.errors import UserError
 from exporter.ports import GraphPorts, Limits
-from exporter.progress import Silent
+from exporter.progress import Silent, Stage
 from exporter.targets.tensorrt_attention import Form, attention_form, find_attentions
 from exporter.targets.tensorrt_build import EngineSpec, build_engine, check_attention, engine_profiles
 from exporter.targets.tensorrt_flavor import TensorRT
@@ -117,6 +120,7 @@ def test_a_fused_engine_does_not_pass_for_a_split_one(demo: Workshop, rtx: Tenso
         check_attention(replace(spec, form="split"), built)
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_the_in_place_cache_becomes_cache_update_layers(demo: Workshop, rtx: TensorRT) -> None:
     trt, log = rtx.trt, make_log(rtx)
     network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -151,6 +155,34 @@ def test_a_graph_that_cannot_be_built_names_the_node_and_the_layer(demo: Worksho
     assert "cannot build encoder.onnx for compute capability 7.5 at node 'encoder.block.0.block/MatMul_" in text
     assert "(MatMul, encoder layer 0)" in text
     assert "\n" not in text
+
+
+class Watching(Silent):
+    """Looks at the garbage collector whenever the builder calls back."""
+
+    def __init__(self) -> None:
+        self.enabled: set[bool] = set()
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None, unit: str = "steps") -> Iterator[Stage]:
+        yield self
+
+    def advance(self, amount: int = 1) -> None:
+        self.enabled.add(gc.isenabled())
+
+    def note(self, text: str) -> None:
+        self.enabled.add(gc.isenabled())
+
+
+def test_no_garbage_is_collected_while_the_builder_calls_back(demo: Workshop, rtx: TensorRT) -> None:
+    """A builder in a cycle, collected inside a callback of another, waits for a lock for ever."""
+    watching = Watching()
+    build_engine(rtx, spec_of(demo.bundle("fp16"), "encoder"), watching)
+    assert watching.enabled == {False}
+    assert gc.isenabled()
+    with pytest.raises(UserError):
+        build_engine(rtx, spec_of(demo.bundle("fp32"), "encoder", "7.5"), watching)
+    assert gc.isenabled()
 
 
 def test_nothing_is_printed(demo: Workshop, rtx: TensorRT, capfd: pytest.CaptureFixture[str]) -> None:

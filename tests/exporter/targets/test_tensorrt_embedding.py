@@ -30,6 +30,9 @@ def graph_of(dtype: Any, folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
+pytestmark = pytest.mark.usefixtures("no_collector")
+
+
 def parse(rtx: TensorRT, path: Path, log: Any) -> tuple[Any, Any]:
     trt = rtx.trt
     builder = trt.Builder(log)
