@@ -33,7 +33,8 @@ from exporter.weights import attach, plan_weights, write_weights
 from kernels.table import fuse
 
 BLOCK_KINDS: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
-RANGE_TEXTS = 16
+RANGE_TEXTS = 8
+"""Bundled sentences the rescale looks at; its headroom covers the others. Of a user's own file, eight times as many."""
 RANGE_BATCHES = 4
 
 
@@ -99,7 +100,8 @@ def choose_rescale(checkpoint: Checkpoint, row: Precision, options: ExportOption
         return Rescale()
     examples, _ = choose_examples(checkpoint, options.calibration, Silent())
     encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
-    batches = encoder.batches(examples[:RANGE_TEXTS], RANGE_BATCHES)
+    wanted = 8 * RANGE_TEXTS if options.calibration else RANGE_TEXTS
+    batches = encoder.batches(examples[:wanted], RANGE_BATCHES)
     with watch.stage("activation ranges", sum(_depths(checkpoint)), "layers") as stage:
         return measure_rescale(checkpoint, batches, on_layer=stage.advance)
 

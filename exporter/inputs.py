@@ -14,8 +14,8 @@ from exporter.versions import tool_versions
 
 ELSEWHERE = ("variant", "precision", "out", "force")
 """Options that say where a bundle goes, or that the manifest holds by their content."""
-KEYS = ("content_key", "precision", "options", "tools")
-"""Entries of the manifest that together determine a bundle."""
+KEYS = ("precision", "options", "tools")
+"""Entries of the manifest that, with the checkpoint's content, determine a bundle."""
 NEUTRAL_TOOLS = ("python",)
 """Tools whose version does not change a bundle."""
 
@@ -38,16 +38,21 @@ def _digest(calibration: Any) -> str | None:
     return hashlib.sha256(data).hexdigest()
 
 
-def wanted_inputs(options: ExportOptions, content_key: str) -> dict[str, Any]:
-    """The inputs an export would have now."""
-    row = precision(options.precision).to_dict()
-    facts = {"content_key": content_key, "precision": row, "tools": tool_versions()}
-    return _compared({**facts, "options": recorded_options(options)})
+def content(revision: str | None, content_key: str | None) -> str | None:
+    """What tells a checkpoint: its commit on the hub, where its files' times differ from machine to machine."""
+    return f"commit {revision}" if revision else content_key
+
+
+def wanted_inputs(options: ExportOptions, checkpoint_content: str | None) -> dict[str, Any]:
+    """The inputs an export would have now; ``checkpoint_content`` as ``content`` gives it."""
+    facts = {"precision": precision(options.precision).to_dict(), "tools": tool_versions()}
+    return _compared({**facts, "checkpoint": checkpoint_content, "options": recorded_options(options)})
 
 
 def known_inputs(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that a bundle was made from."""
-    return _compared({key: manifest.get(key) for key in KEYS})
+    known = content(manifest.get("revision"), manifest.get("content_key"))
+    return _compared({"checkpoint": known, **{key: manifest.get(key) for key in KEYS}})
 
 
 def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:

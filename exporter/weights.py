@@ -13,16 +13,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from exporter.errors import UserError
 from exporter.recipes import PlannedTensor, Read, Stack, cast
-
-if TYPE_CHECKING:
-    import torch
 
 FILE_NAME = "weights.safetensors"
 SAFETENSORS_NAMES = {
@@ -95,7 +92,7 @@ def _stored_name(tensor: PlannedTensor) -> str:
 def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress | None = None) -> str:
     """Write the file into ``folder``; returns its sha256 in hex.
 
-    One thread converts tensors while another hashes and writes the one before: at most three are in memory.
+    One thread converts a tensor while two others hash and write the one before: at most three are in memory.
 
     Raises:
         UserError: not enough room on the disk, or a tensor has values its dtype cannot hold.
@@ -104,29 +101,35 @@ def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress
     digest = hashlib.sha256(plan.header)
 
     def store(file: BinaryIO, data: np.ndarray) -> None:
-        digest.update(data.data)
         _write(file, data)
         if progress is not None:
             progress(data.nbytes)
 
     try:
-        with (folder / FILE_NAME).open("wb") as file, ThreadPoolExecutor(1) as writer:
+        with (
+            (folder / FILE_NAME).open("wb") as file,
+            ThreadPoolExecutor(1) as writer,
+            ThreadPoolExecutor(1) as hasher,
+        ):
             file.write(plan.header)
-            previous: Future[None] | None = None
+            previous: tuple[Future[None], ...] = ()
             for placed in plan.tensors:
                 data = as_bytes(placed.tensor, read)
                 assert data.nbytes == placed.length, f"{placed.name}: {data.nbytes} bytes, planned {placed.length}"
-                if previous is not None:
-                    previous.result()
-                previous = writer.submit(store, file, data)
-            if previous is not None:
-                previous.result()
+                _finish(previous)
+                previous = writer.submit(store, file, data), hasher.submit(digest.update, data.data)
+            _finish(previous)
     except OSError as error:
         raise UserError(
             f"writing {FILE_NAME} failed: {error.strerror}; it needs {plan.size / 1e6:.0f} MB. "
             "Free some space or choose another --out."
         ) from error
     return digest.hexdigest()
+
+
+def _finish(work: tuple[Future[None], ...]) -> None:
+    for part in work:
+        part.result()
 
 
 def check_room(folder: Path, size: int) -> None:

@@ -75,14 +75,16 @@ def lost(job: Job, why: str) -> Outcome:
 def _run(job: Job) -> dict[str, Any]:
     """Fields of the outcome."""
     from exporter.checkpoint import open_checkpoint
-    from exporter.inputs import differences, known_inputs, wanted_inputs
+    from exporter.inputs import content, differences, known_inputs, wanted_inputs
     from exporter.sweep.store import open_store
 
     store, options = open_store(job.out), job.options
     manifest = store.manifest(job.name)
     if manifest is not None:
         checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
-        changed = differences(known_inputs(manifest), wanted_inputs(options, checkpoint.content_key()))
+        changed = differences(
+            known_inputs(manifest), wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
+        )
         if not changed and store.complete(job.name, manifest):
             return {"status": "kept", **_facts(store.place(job.name), manifest)}
         if changed and not options.force:

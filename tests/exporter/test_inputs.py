@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.inputs import differences, known_inputs, recorded_options, wanted_inputs
+from exporter.inputs import content, differences, known_inputs, recorded_options, wanted_inputs
 from exporter.options import ExportOptions
 
 PLAIN = ExportOptions(variant="t5-demo")
@@ -34,7 +34,10 @@ def test_every_other_option_changes_a_bundle(options: dict[str, object], names: 
 
 
 def test_so_does_the_checkpoint() -> None:
-    assert changed(PLAIN, "other key") == ["content_key"]
+    assert changed(PLAIN, "other key") == ["checkpoint"]
+    manifest = {"revision": "1234", "content_key": "key"}
+    assert known_inputs(manifest)["checkpoint"] == content("1234", "other key") == "commit 1234"
+    assert known_inputs({"content_key": "key"})["checkpoint"] == content(None, "key") == "key"
 
 
 def test_calibration_counts_by_its_content(tmp_path: Path) -> None:
@@ -48,7 +51,12 @@ def test_calibration_counts_by_its_content(tmp_path: Path) -> None:
 
 def test_the_python_version_is_neutral_and_other_tools_are_not() -> None:
     wanted = wanted_inputs(PLAIN, "key")
-    manifest = {**wanted, "tools": {**wanted["tools"], "python": "3.99", "torch": "1.0"}, "files": {}}
+    manifest = {
+        **wanted,
+        "content_key": "key",
+        "tools": {**wanted["tools"], "python": "3.99", "torch": "1.0"},
+        "files": {},
+    }
     assert differences(known_inputs(manifest), wanted) == ["tools.torch"]
 
 
