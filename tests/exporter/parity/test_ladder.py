@@ -18,7 +18,7 @@ from exporter.runtime.model import load
 from exporter.twins import find_twin, save_twin
 from tests.exporter.parity.conftest import GATED, RELU, Exports, rungs
 
-HOT = 2.0**13
+HOT = 1.5 * 2.0**13
 RESIDUAL_WRITERS = ("shared.weight", ".o.weight", ".wo.weight")
 
 
