@@ -52,25 +52,29 @@ DEVICES = (
         "jetson-orin-nano",
         102.0,
         {"float": 2.1, "float16": 16.7, "int8": 33.5},
-        "NVIDIA, Jetson Orin Nano Super Developer Kit datasheet: 67 sparse INT8 TOPS, 1024 cores at 1.02 GHz, 102 GB/s",
+        "nominal, taken second-hand, not checked with NVIDIA: "
+        "Jetson Orin Nano Super Developer Kit datasheet: 67 sparse INT8 TOPS, 1024 cores at 1.02 GHz, 102 GB/s",
     ),
     Device(
         "jetson-agx-orin",
         204.8,
         {"float": 5.3, "float16": 42.5, "int8": 85.0},
-        "NVIDIA, Jetson AGX Orin Series Technical Brief v1.2 (64 GB): GPU 170 sparse INT8 TOPS, 5.3 FP32 TFLOPS",
+        "nominal, taken second-hand, not checked with NVIDIA: "
+        "Jetson AGX Orin Series Technical Brief v1.2 (64 GB): GPU 170 sparse INT8 TOPS, 5.3 FP32 TFLOPS",
     ),
     Device(
         "rtx-4060",
         272.0,
         {"float": 15.1, "float16": 30.2, "int8": 121.0},
-        "NVIDIA, GeForce RTX 4060: 3072 cores at 2.46 GHz, 242 sparse INT8 TOPS, 17 Gbit/s on 128 bits",
+        "nominal, taken second-hand, not checked with NVIDIA: "
+        "GeForce RTX 4060: 3072 cores at 2.46 GHz, 242 sparse INT8 TOPS, 17 Gbit/s on 128 bits",
     ),
     Device(
         "l4",
         300.0,
         {"float": 30.3, "float16": 121.0, "int8": 242.5},
-        "NVIDIA, L4 Tensor Core GPU datasheet: 242 sparse FP16 TFLOPS, 485 sparse INT8 TOPS, 300 GB/s",
+        "nominal, taken second-hand, not checked with NVIDIA: "
+        "L4 Tensor Core GPU datasheet: 242 sparse FP16 TFLOPS, 485 sparse INT8 TOPS, 300 GB/s",
     ),
 )
 
