@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -191,7 +192,11 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_clears_up(tmp_path: P
 def test_an_interrupted_export_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out" / "demo"
     command = [sys.executable, str(ROOT / "cli.py"), "export", "--variant", "t5-demo", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A test run started in the background hands on an ignored SIGINT, which Python then leaves ignored.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
     deadline = time.monotonic() + 60
     while not (out.parent.exists() and list(out.parent.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)
