@@ -1,6 +1,6 @@
 """Local checkpoints of any shape for benchmarks: random weights, and a synthetic tokenizer that every peer reads.
 
-    python -m benchmarks.checkpoints google-t5/t5-base FOLDER
+python -m benchmarks.checkpoints google-t5/t5-base FOLDER
 """
 
 from __future__ import annotations

@@ -63,9 +63,7 @@ def main() -> None:
         "sampling, top_p 0.9": GenerationOptions(max_new_tokens=steps, do_sample=True, top_k=0, top_p=0.9),
         "sampling, unfiltered": GenerationOptions(max_new_tokens=steps, do_sample=True, top_k=0),
         "beams 4": GenerationOptions(max_new_tokens=steps, num_beams=4),
-        "beams 4, no_repeat_ngram_size": GenerationOptions(
-            max_new_tokens=steps, num_beams=4, no_repeat_ngram_size=3
-        ),
+        "beams 4, no_repeat_ngram_size": GenerationOptions(max_new_tokens=steps, num_beams=4, no_repeat_ngram_size=3),
         "beams 4, sampling": GenerationOptions(max_new_tokens=steps, num_beams=4, do_sample=True),
     }
     print(f"{'ms per step, vocabulary ' + str(flags.vocab):40}{'batch 1':>10}{'batch 8':>10}")

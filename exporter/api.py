@@ -16,6 +16,7 @@ from exporter import bundle as bundles
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import GateError, UserError
 from exporter.inputs import recorded_options
+from exporter.memory import verification_fits
 from exporter.options import ExportOptions
 from exporter.precision import Precision, precision
 from exporter.progress import Progress, Silent
@@ -243,7 +244,11 @@ def check(
         return None
     from exporter.parity.ladder import verify_bundle
 
-    return verify_bundle(folder, checkpoint, blocks=blocks, progress=watch).passed
+    fits = verification_fits(checkpoint.architecture)
+    if not fits and not options.blockwise:
+        watch.message("the whole model does not fit in the free memory: verifying block by block")
+    blockwise = options.blockwise or not fits
+    return verify_bundle(folder, checkpoint, blocks=blocks, blockwise=blockwise, progress=watch).passed
 
 
 def _depths(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -142,9 +142,7 @@ def _activation(config: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
     return ACTIVATIONS[act], gate == "gated"
 
 
-def architecture_from_config(
-    config: Mapping[str, Any], tensor_names: Iterable[str] | None = None
-) -> Architecture:
+def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[str] | None = None) -> Architecture:
     """Read the facts from a raw ``config.json``; ``tensor_names`` settle whether the output layer is tied.
 
     transformers 5 forces ``tie_word_embeddings`` to true and keeps the truth in ``scale_decoder_outputs``;
@@ -211,14 +209,10 @@ def _model_type(config: Mapping[str, Any]) -> str:
     """The model type, after checking that the config is one of the family's and complete."""
     model_type = str(config.get("model_type") or _model_type_of_class(config))
     if model_type not in MODEL_TYPES:
-        raise UserError(
-            f"config.json: model_type '{model_type}' is not of the T5 family; expected t5, mt5 or umt5."
-        )
+        raise UserError(f"config.json: model_type '{model_type}' is not of the T5 family; expected t5, mt5 or umt5.")
     missing = [key for key in SIZES.values() if config.get(key) is None]
     if missing:
-        raise UserError(
-            f"config.json lacks {', '.join(missing)}; a T5-family config.json with these keys is needed."
-        )
+        raise UserError(f"config.json lacks {', '.join(missing)}; a T5-family config.json with these keys is needed.")
     counts = [key for key in (*SIZES.values(), "num_decoder_layers") if not _is_size(config.get(key))]
     if counts:
         wrong = ", ".join(f"{key} = {config[key]!r}" for key in counts)

@@ -96,9 +96,7 @@ class Checkpoint:
         return self.file("tokenizer.json")
 
 
-def open_checkpoint(
-    variant: str, *, random_weights: int | None = None, revision: str | None = None
-) -> Checkpoint:
+def open_checkpoint(variant: str, *, random_weights: int | None = None, revision: str | None = None) -> Checkpoint:
     """The checkpoint that ``variant`` names: a folder, ``t5-demo``, a name in the table, or a hub id.
 
     A folder of that name that holds a checkpoint comes before the hub. ``random_weights`` is the seed of
@@ -120,9 +118,7 @@ def open_checkpoint(
     return _open_folder(repository.name, folder, commit, expected=row)
 
 
-def _open_random(
-    variant: str, folder: Path, row: Variant | None, seed: int, revision: str | None
-) -> Checkpoint:
+def _open_random(variant: str, folder: Path, row: Variant | None, seed: int, revision: str | None) -> Checkpoint:
     """Structure from a folder's config, the table, or the config on the hub; weights from ``seed``."""
     commit = None
     named_folder = variant != DEMO_NAME and _is_checkpoint(folder)
@@ -147,20 +143,15 @@ def _repository(variant: str, row: Variant | None, revision: str | None) -> Repo
     return Repository(variant, revision, in_table=False, hint=suggestion(variant))
 
 
-def _open_folder(
-    source: str, folder: Path, commit: str | None = None, expected: Variant | None = None
-) -> Checkpoint:
+def _open_folder(source: str, folder: Path, commit: str | None = None, expected: Variant | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(
-            f"'{source}' is not a folder. "
-            "Pass a checkpoint folder, a hub id, or a name from 't5edge variants'."
+            f"'{source}' is not a folder. Pass a checkpoint folder, a hub id, or a name from 't5edge variants'."
         )
     config = _read_json(folder / "config.json")
     architecture_from_config(config)  # a foreign model is refused before its weights are read
     facts = expected.architecture if expected is not None else None
-    return Checkpoint(
-        source, config, open_folder_store(folder), folder=folder, revision=commit, expected=facts
-    )
+    return Checkpoint(source, config, open_folder_store(folder), folder=folder, revision=commit, expected=facts)
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -169,28 +160,20 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def _is_path(variant: str) -> bool:
     """Spelled as a path, or an existing folder: never a hub id."""
-    return (
-        variant.startswith((".", "~", "/"))
-        or variant.count("/") > 1
-        or "\\" in variant
-        or Path(variant).is_dir()
-    )
+    return variant.startswith((".", "~", "/")) or variant.count("/") > 1 or "\\" in variant or Path(variant).is_dir()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
-            f"{path} is missing; a checkpoint folder holds config.json and the weights "
-            "(save_pretrained() writes both)."
+            f"{path} is missing; a checkpoint folder holds config.json and the weights (save_pretrained() writes both)."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} holds a JSON {type(content).__name__}; expected an object. Copy or download it again."
-        )
+        raise UserError(f"{path} holds a JSON {type(content).__name__}; expected an object. Copy or download it again.")
     return content
 
 
@@ -209,6 +192,4 @@ def _differences(expected: Architecture | None, named: NamedTensors) -> list[str
     if expected is None:
         return lines
     found, table = named.architecture.to_dict(), expected.to_dict()
-    return [
-        f"{key}: table {table[key]}, checkpoint {found[key]}" for key in table if table[key] != found[key]
-    ] + lines
+    return [f"{key}: table {table[key]}, checkpoint {found[key]}" for key in table if table[key] != found[key]] + lines

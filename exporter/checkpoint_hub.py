@@ -118,8 +118,7 @@ def _weight_files(repository: Repository, folder: Path, listed: set[str]) -> Seq
             _snapshot(repository, [index])
             return sorted(set(read_index(folder / index).values()))
     raise UserError(
-        f"'{repository.name}' holds no weights for PyTorch; "
-        f"expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}."
+        f"'{repository.name}' holds no weights for PyTorch; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}."
     )
 
 
@@ -147,15 +146,11 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        advice = (
-            "accept its terms on its hub page and log in with 'hf auth login', or pass a checkpoint folder."
-        )
+        advice = "accept its terms on its hub page and log in with 'hf auth login', or pass a checkpoint folder."
         raise UserError(f"'{name}' is gated: {advice}") from error
     except errors.RepositoryNotFoundError as error:
         advice = hint or "Check the name, or pass a checkpoint folder."
-        raise UserError(
-            f"'{name}' is not on the hub, or is private and needs 'hf auth login'. {advice}"
-        ) from error
+        raise UserError(f"'{name}' is not on the hub, or is private and needs 'hf auth login'. {advice}") from error
     except errors.RevisionNotFoundError as error:
         advice = "Name a branch, tag or commit of its repository."
         raise UserError(f"'{name}' has no revision '{repository.revision}'. {advice}") from error
@@ -169,9 +164,7 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
 def _unreachable(repository: Repository, cached: str) -> str:
     table = "" if repository.in_table else "not in the table, "
     state = f"{table}not a folder, {cached}, and the hub is unreachable."
-    return " ".join(
-        part for part in (f"'{repository.name}' is {state}", repository.hint, OFFLINE_HELP) if part
-    )
+    return " ".join(part for part in (f"'{repository.name}' is {state}", repository.hint, OFFLINE_HELP) if part)
 
 
 def _unreachable_errors() -> tuple[type[Exception], ...]:

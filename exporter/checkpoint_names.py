@@ -81,9 +81,7 @@ def _embedding(config: Mapping[str, Any], names: set[str]) -> str | None:
 def _head_problems(config: Mapping[str, Any], names: set[str], own_head: bool) -> list[str]:
     if own_head or HEAD in names or _says_tied(config):
         return []
-    return [
-        f"{HEAD} is missing while config.json says tie_word_embeddings: false (a model without its head?)"
-    ]
+    return [f"{HEAD} is missing while config.json says tie_word_embeddings: false (a model without its head?)"]
 
 
 def _missing(stored: Mapping[str, str], names: set[str]) -> list[str]:

@@ -73,9 +73,7 @@ class SafetensorsFormat:
                 "Copy or download it again."
             )
         return {
-            name: StoredTensor(
-                tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), path
-            )
+            name: StoredTensor(tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), path)
             for name, entry in header.items()
         }
 
@@ -130,9 +128,7 @@ class TorchFormat:
         import torch
 
         content = self._unpickle_tensors(path)
-        if not isinstance(content, dict) or not all(
-            isinstance(value, torch.Tensor) for value in content.values()
-        ):
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise UserError(
                 f"{path} holds more than named tensors; a state dict was expected. "
                 "Save it with transformers' save_pretrained() and try again."
@@ -210,16 +206,10 @@ def open_folder_store(folder: Path) -> FileStore:
         if (folder / index).is_file():
             return _open_sharded(folder / index, shard_format)
     others = sorted(
-        file.name
-        for file in folder.glob("*")
-        if file.suffix in (".h5", ".msgpack", ".ckpt", ".onnx", ".gguf")
+        file.name for file in folder.glob("*") if file.suffix in (".h5", ".msgpack", ".ckpt", ".onnx", ".gguf")
     )
-    found = (
-        f" (found {', '.join(others)}: save the model from PyTorch with save_pretrained())" if others else ""
-    )
-    raise UserError(
-        f"{folder} holds no weights{found}; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}."
-    )
+    found = f" (found {', '.join(others)}: save the model from PyTorch with save_pretrained())" if others else ""
+    raise UserError(f"{folder} holds no weights{found}; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}.")
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -237,9 +227,7 @@ def read_index(path: Path) -> dict[str, str]:
         ) from error
     outside = sorted({shard for shard in shards.values() if Path(shard).name != shard})
     if outside:
-        raise UserError(
-            f"{path} names '{outside[0]}', which is not a plain file name beside it. Refusing to read it."
-        )
+        raise UserError(f"{path} names '{outside[0]}', which is not a plain file name beside it. Refusing to read it.")
     return shards
 
 
@@ -256,8 +244,7 @@ def _open_sharded(index: Path, shard_format: ShardFormat) -> FileStore:
     lost = sorted(shards.keys() - store.tensors.keys())
     if lost:
         raise UserError(
-            f"{index} lists {len(lost)} tensors that no shard holds: {summary(lost)}. "
-            "Download the shards again."
+            f"{index} lists {len(lost)} tensors that no shard holds: {summary(lost)}. Download the shards again."
         )
     return store
 

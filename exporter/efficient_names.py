@@ -43,9 +43,7 @@ def parse_efficient_name(name: str, sizes: Iterable[str]) -> tuple[str, dict[str
     if size not in sizes:
         raise UserError(f"'{name}': '{size}' is no T5-Efficient size; expected one of {', '.join(sizes)}.")
     values = _key_values(name, options)
-    return size, {
-        field: values[key] for key, fields in EFFICIENT_KEYS.items() if key in values for field in fields
-    }
+    return size, {field: values[key] for key, fields in EFFICIENT_KEYS.items() if key in values for field in fields}
 
 
 def _key_values(name: str, options: Iterable[str]) -> dict[str, int]:

@@ -56,6 +56,9 @@ class ExportOptions:
     max_source_length: int = option("longest source an engine takes, in tokens", Limits.max_source_length, metavar="N")
     max_target_length: int = option("longest target an engine takes, in tokens", Limits.max_target_length, metavar="N")
     no_verify: bool = option("skip the parity ladder; the manifest then says not run", False)
+    blockwise: bool = option(
+        "verify layer by layer, with one layer in memory (default: where the model would not fit)", False
+    )
     no_rescale: bool = option("do not rescale for fp16 (for study: large activations then overflow)", False)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class ExportOptions:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
         if self.cache not in CACHES:
             raise UserError(f"--cache is '{self.cache}'; choose one of {', '.join(CACHES)}.")
+        if self.blockwise and self.no_verify:
+            raise UserError("--blockwise says how to verify and --no-verify not to; leave one of them out.")
         if not self.variant:
             raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
 
@@ -180,6 +185,7 @@ class VerifyOptions:
         metavar="V",
     )
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
+    blockwise: bool = option("compare layer by layer, with one layer in memory at a time", False)
     junit: str | None = option("write the rungs as JUnit XML for CI", None, metavar="FILE")
 
 

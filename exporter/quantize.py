@@ -72,7 +72,9 @@ class QuantizedMatrix:
 
     @property
     def key(self) -> str:
-        return f"int{self.scheme.bits}{f'x{self.scheme.block}' if self.scheme.block else ''}.{self.part}({self.base.key})"
+        return (
+            f"int{self.scheme.bits}{f'x{self.scheme.block}' if self.scheme.block else ''}.{self.part}({self.base.key})"
+        )
 
     def prefixed(self, prefix: str) -> QuantizedMatrix:
         return replace(self, base=self.base.prefixed(prefix))

@@ -26,9 +26,7 @@ class RandomStore:
     def __init__(self, architecture: Architecture, seed: int) -> None:
         self._architecture = architecture
         self._seed = seed
-        self.tensors = {
-            name: StoredTensor(shape, "float32") for name, shape in architecture.tensor_shapes().items()
-        }
+        self.tensors = {name: StoredTensor(shape, "float32") for name, shape in architecture.tensor_shapes().items()}
 
     def read(self, name: str) -> torch.Tensor:
         """``[out, in]`` float32."""
@@ -52,8 +50,7 @@ class RandomStore:
         if name.endswith("layer_norm.weight"):
             return 1.0, 0.1
         stds = {
-            "q": (facts.d_model * facts.d_kv)
-            ** -0.5,  # T5: the scores are not scaled, so the queries are small
+            "q": (facts.d_model * facts.d_kv) ** -0.5,  # T5: the scores are not scaled, so the queries are small
             "k": facts.d_model**-0.5,
             "v": facts.d_model**-0.5,
             "o": facts.inner_dim**-0.5,

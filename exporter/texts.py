@@ -115,7 +115,6 @@ class Encoder:
         ids, mask = pad(sources, a.pad_token_id)
         return Batch(ids, mask, pad(targets, a.pad_token_id)[0])
 
-
     def batches(self, examples: Sequence[Example], count: int) -> list[Batch]:
         """``count`` batches of similar lengths, so that little is padded."""
         ordered = sorted(examples, key=lambda example: len(example.source))

@@ -132,9 +132,7 @@ def _check(content: bytes, checkpoint: Checkpoint) -> None:
     try:
         vocabulary = Tokenizer.from_str(content.decode()).get_vocab()
     except Exception as error:  # tokenizers raises nothing more specific
-        raise UserError(
-            f"{checkpoint.source}: tokenizer.json cannot be loaded ({error}). Save it again."
-        ) from error
+        raise UserError(f"{checkpoint.source}: tokenizer.json cannot be loaded ({error}). Save it again.") from error
     largest, rows = max(vocabulary.values(), default=0), checkpoint.architecture.vocab_size
     if largest >= rows:
         raise UserError(

@@ -194,9 +194,7 @@ def test_an_interrupted_export_says_so_and_leaves_nothing(tmp_path: Path) -> Non
     command = [sys.executable, str(ROOT / "cli.py"), "export", "--variant", "t5-demo", "--out", str(out)]
     # A test run started in the background hands on an ignored SIGINT, which Python then leaves ignored.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not (out.parent.exists() and list(out.parent.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.02)

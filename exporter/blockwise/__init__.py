@@ -1,5 +1,5 @@
 """Verification block by block: a model of any size is checked in the memory of one layer."""
 
-from exporter.blockwise.verify import condense, verify_blockwise
+from exporter.blockwise.verify import verify_blockwise
 
-__all__ = ["condense", "verify_blockwise"]
+__all__ = ["verify_blockwise"]

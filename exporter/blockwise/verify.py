@@ -16,7 +16,7 @@ place when its block is rounded as the row says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from exporter.blockwise.sublayers import BlockRun, SublayerReference
 from exporter.bundle import read_manifest
 from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
-from exporter.parity.report import FAIL, RungResult
+from exporter.parity.report import RungResult
 from exporter.parity.workload import build_workload
 from exporter.ports import Limits
 from exporter.precision import Precision
@@ -58,25 +58,6 @@ def verify_blockwise(folder: Path, checkpoint: Checkpoint, progress: Progress | 
     layers = checkpoint.architecture.encoder_layers + checkpoint.architecture.decoder_layers
     with (progress or Silent()).stage("block by block", layers, "layers") as stage:
         return list(_Comparison(folder, manifest, checkpoint, stage.advance).results())
-
-
-def condense(results: Iterable[RungResult]) -> list[RungResult]:
-    """Every failure, and of each kind of part and measure the result closest to its limit: a table one can read."""
-    known = list(results)
-    worst: dict[tuple[str, str], RungResult] = {}
-    for result in known:
-        key = (result.name.rstrip("0123456789 "), result.measure.rstrip("0123456789 "))
-        if key not in worst or _closeness(result) > _closeness(worst[key]):
-            worst[key] = result
-    chosen = {id(result) for result in worst.values()}
-    return [result for result in known if result.verdict == FAIL or id(result) in chosen]
-
-
-def _closeness(result: RungResult) -> float:
-    """Share of the limit that is used up; infinite where something failed outright."""
-    if result.value is None or result.limit is None:
-        return float("inf")
-    return result.value / result.limit if result.limit else float(result.value)
 
 
 class _Comparison:

@@ -17,6 +17,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
         options.bundle,
         options.checkpoint,
         target=options.target,
+        blockwise=options.blockwise,
         junit=Path(options.junit) if options.junit else None,
         progress=progress,
     )

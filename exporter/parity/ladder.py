@@ -62,13 +62,18 @@ def verify_bundle(
     target: str = "onnxruntime",
     progress: Progress | None = None,
     blocks: Mapping[BlockKind, Block] | None = None,
+    blockwise: bool = False,
     rungs: Sequence[Rung] = RUNGS,
 ) -> ParityReport:
     """Run the ladder on a bundle of ``checkpoint``; writes ``parity.json`` and the manifest's ``parity`` entry.
 
-    ``blocks``: the fused blocks the bundle was stamped from; None traces them again.
+    ``blocks``: the fused blocks the bundle was stamped from; None traces them again. ``blockwise``: see ``verify``.
     """
-    report = run_ladder(folder, checkpoint, target, progress or Silent(), blocks, rungs)
+    watch = progress or Silent()
+    if blockwise:
+        report = run_blockwise(folder, checkpoint, target, watch, rungs)
+    else:
+        report = run_ladder(folder, checkpoint, target, watch, blocks, rungs)
     bundles.write_json(folder / REPORT, report.to_dict())
     manifest = bundles.read_manifest(folder)
     hashes = {name: facts["sha256"] for name, facts in manifest["files"].items() if name != REPORT}
@@ -83,16 +88,23 @@ def verify(
     target: str = "onnxruntime",
     junit: Path | None = None,
     progress: Progress | None = None,
+    blockwise: bool = False,
     rungs: Sequence[Rung] = RUNGS,
 ) -> ParityReport:
     """Run the ladder on a finished bundle, which is not changed. A damaged file fails the rung ``files``.
+
+    ``blockwise``: compare layer by layer instead, with one layer in memory at a time; the rungs that need the whole
+    model are then ``not run``.
 
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
 
     Raises:
-        UserError: not a bundle, the checkpoint is not there or is another model, or the target is unknown.
+        UserError: not a bundle, the checkpoint is not there or is another model, or the target is unknown or
+            cannot run single blocks.
     """
+    if blockwise:
+        _check_blockwise(target)
     folder = Path(bundle)
     manifest = bundles.read_manifest(folder)
     damaged = bundles.damaged_files(folder)
@@ -103,7 +115,11 @@ def verify(
         report = ParityReport([files, *skipped], _facts(manifest, target))
     else:
         source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
-        report = run_ladder(folder, source, target, progress or Silent(), None, rungs)
+        watch = progress or Silent()
+        if blockwise:
+            report = run_blockwise(folder, source, target, watch, rungs)
+        else:
+            report = run_ladder(folder, source, target, watch, None, rungs)
         changed = source.content_key() != manifest["content_key"]
         report = ParityReport([files, *report.results], {**report.facts, "checkpoint_touched": changed})
     if junit is not None:
@@ -163,10 +179,37 @@ def run_ladder(
                 stage.note(rung.name)
                 results += _climb(rung, subject)
                 stage.advance()
+    return _finished(results, _facts(subject.manifest, target), begin, watch)
+
+
+def run_blockwise(
+    folder: Path, checkpoint: Checkpoint, target: str, watch: Progress, rungs: Sequence[Rung]
+) -> ParityReport:
+    """Compare block by block; every rung of the ladder itself is ``not run``.
+
+    Raises:
+        UserError: ``target`` cannot run single blocks.
+    """
+    from exporter.blockwise import verify_blockwise
+
+    _check_blockwise(target)
+    begin = time.monotonic()
+    results = verify_blockwise(folder, checkpoint, watch)
+    results += [not_run(rung.name, "needs the whole model in memory; verified block by block") for rung in rungs]
+    facts = {**_facts(bundles.read_manifest(folder), target), "blockwise": True}
+    return _finished(results, facts, begin, watch)
+
+
+def _check_blockwise(target: str) -> None:
+    if target != "onnxruntime":
+        raise UserError(f"single blocks run on onnxruntime only, not on {target}; leave out --blockwise or --target.")
+
+
+def _finished(results: Sequence[RungResult], facts: Mapping[str, Any], begin: float, watch: Progress) -> ParityReport:
     for result in results:
         if result.verdict == FAIL:
             watch.message(f"failed: {result.describe()}")
-    return ParityReport(results, {**_facts(subject.manifest, target), "seconds": round(time.monotonic() - begin, 1)})
+    return ParityReport(results, {**facts, "seconds": round(time.monotonic() - begin, 1)})
 
 
 def _climb(rung: Rung, subject: Subject) -> list[RungResult]:

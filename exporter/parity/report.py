@@ -82,7 +82,7 @@ def failure(name: str, what: str, **details: Any) -> RungResult:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All results in the order of the ladder. ``facts``: variant, precision, target, seconds."""
+    """All results in the order of the ladder. ``facts``: variant, precision, target, seconds, blockwise."""
 
     results: Sequence[RungResult]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class ParityReport:
         return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
 
     def table(self) -> Table:
-        """A row for each measure."""
+        """A row for each measure; of a block-wise run, whose layers are many, those of ``condense``."""
         from rich.table import Table
 
         facts = self.facts
@@ -132,7 +132,7 @@ class ParityReport:
         for column in ("value", "limit"):
             table.add_column(column, justify="right")
         table.add_column("verdict")
-        for result in self.results:
+        for result in condense(self.results) if facts.get("blockwise") else self.results:
             colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
             cells = (result.name, result.measure, _number(result.value), _number(result.limit))
             table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
@@ -152,6 +152,25 @@ class ParityReport:
         """Write ``junit()`` to ``path``, whose folder is made where it is missing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.junit(), encoding="utf-8")
+
+
+def condense(results: Iterable[RungResult]) -> list[RungResult]:
+    """Every failure, and of each kind of part and measure the result closest to its limit."""
+    known = list(results)
+    worst: dict[tuple[str, str], RungResult] = {}
+    for result in known:
+        key = (result.name.rstrip("0123456789 "), result.measure.rstrip("0123456789 "))
+        if key not in worst or _closeness(result) > _closeness(worst[key]):
+            worst[key] = result
+    chosen = {id(result) for result in worst.values()}
+    return [result for result in known if result.verdict == FAIL or id(result) in chosen]
+
+
+def _closeness(result: RungResult) -> float:
+    """Share of the limit that is used up; infinite where something failed outright."""
+    if result.value is None or result.limit is None:
+        return float("inf")
+    return result.value / result.limit if result.limit else float(result.value)
 
 
 def _rank(verdict: str) -> int:

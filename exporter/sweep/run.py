@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter import memory
 from exporter.errors import UserError
 from exporter.options import SweepOptions
 from exporter.precision import precision
 from exporter.progress import Progress, Silent, Stage
-from exporter.sweep import memory
 from exporter.sweep.jobs import Job, Outcome, run_job
 from exporter.sweep.store import is_url
 
@@ -77,7 +77,11 @@ def plan_jobs(options: SweepOptions) -> list[Job]:
     rows = [precision(name).name for name in options.precisions]
     jobs: dict[str, Job] = {}
     for variant in options.variants():
-        peak = memory.peak_bytes(memory.known_architecture(variant), verify=not options.no_verify)
+        architecture = memory.known_architecture(variant)
+        whole = not options.no_verify and not options.blockwise
+        if whole and not options.ray:
+            whole = memory.verification_fits(architecture)
+        peak = memory.peak_bytes(architecture, verify=whole)
         for row in rows:
             one = options.one(_absolute(variant) if options.ray else variant, row)
             name = one.folder_name

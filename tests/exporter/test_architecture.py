@@ -19,9 +19,7 @@ def test_first_t5_config_with_its_old_class_name() -> None:
 
 
 def test_untied_config_of_transformers_4() -> None:
-    facts = architecture_from_config(
-        {**SMALL, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}
-    )
+    facts = architecture_from_config({**SMALL, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"})
     assert (facts.tied, facts.scale_logits, facts.ffn, facts.logit_scale) == (
         False,
         False,

@@ -55,9 +55,7 @@ def test_layouts_give_the_twins_facts(tmp_path: Path, twin: Twin, layout: Any) -
 @pytest.mark.parametrize("twin", [TIED, UNTIED], ids=lambda twin: twin.name)
 def test_forms_and_layouts_hold_the_random_weights(tmp_path: Path, twin: Twin) -> None:
     drawn = Checkpoint("drawn", twin.config, open_random(twin))
-    for number, (layout, sharded, pickled) in enumerate(
-        itertools.product(LAYOUTS, (False, True), (False, True))
-    ):
+    for number, (layout, sharded, pickled) in enumerate(itertools.product(LAYOUTS, (False, True), (False, True))):
         folder = save_twin(twin, tmp_path / str(number), 1, layout, sharded=sharded, bin=pickled)  # type: ignore[arg-type]
         checkpoint = open_checkpoint(str(folder))
         assert all(torch.equal(checkpoint.read(name), drawn.read(name)) for name in drawn.names())
@@ -108,9 +106,7 @@ def test_random_weights_of_a_folder_take_its_structure(tmp_path: Path, name: str
     folder = save_twin(twin, tmp_path, 1, layout)
     checkpoint = open_checkpoint(str(folder), random_weights=2)
     assert checkpoint.architecture == twin.architecture
-    assert not torch.equal(
-        checkpoint.read("shared.weight"), open_checkpoint(str(folder)).read("shared.weight")
-    )
+    assert not torch.equal(checkpoint.read("shared.weight"), open_checkpoint(str(folder)).read("shared.weight"))
 
 
 def test_random_weights_of_a_folder_that_holds_a_config_only(tmp_path: Path) -> None:
@@ -129,9 +125,7 @@ def test_folder_without_weights_does_not_hide_the_row_of_its_name(
     assert open_checkpoint("t5-demo").folder == DEMO_FOLDER
 
 
-@pytest.mark.parametrize(
-    "kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]
-)
+@pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
 def test_embedding_under_another_name(tmp_path: Path, kept: str) -> None:
     folder = save_twin(TIED, tmp_path, 1)
     table = load_file(folder / "model.safetensors")["shared.weight"].clone()
@@ -197,9 +191,7 @@ def test_all_problems_in_one_line(tmp_path: Path) -> None:
     folder = save_twin(UNTIED, tmp_path, 1)
     rewrite(
         folder,
-        drop=tuple(
-            f"encoder.block.{layer}.layer.0.SelfAttention.{part}.weight" for layer in (0, 1) for part in "qkv"
-        ),
+        drop=tuple(f"encoder.block.{layer}.layer.0.SelfAttention.{part}.weight" for layer in (0, 1) for part in "qkv"),
         encoder__final_layer_norm__weight=torch.ones(7),
         decoder__block__9__layer__0__layer_norm__weight=torch.ones(104),
         encoder__embed_tokens__weight=torch.zeros(149, 104),
@@ -221,9 +213,7 @@ def test_all_problems_in_one_line(tmp_path: Path) -> None:
 def test_untied_checkpoint_without_head(tmp_path: Path) -> None:
     folder = save_twin(UNTIED, tmp_path, 1, "transformers4")
     rewrite(folder, drop=("lm_head.weight",))
-    assert "lm_head.weight is missing while config.json says tie_word_embeddings: false" in refusal(
-        str(folder)
-    )
+    assert "lm_head.weight is missing while config.json says tie_word_embeddings: false" in refusal(str(folder))
 
 
 def test_checkpoint_without_any_embedding(tmp_path: Path) -> None:
@@ -241,9 +231,7 @@ def test_config_problems(tmp_path: Path) -> None:
     (folder / "config.json").write_text("[1]")
     assert "config.json holds a JSON list; expected an object" in refusal(str(folder))
     (folder / "config.json").unlink()
-    assert "config.json is missing; a checkpoint folder holds config.json and the weights" in refusal(
-        str(folder)
-    )
+    assert "config.json is missing; a checkpoint folder holds config.json and the weights" in refusal(str(folder))
 
 
 def test_foreign_model_is_refused_before_its_weights(tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ def test_cached_checkpoint_opens_offline(offline: Path) -> None:
     assert checkpoint.differences[0] == "vocab_size: table 32128, checkpoint 131"
 
 
-def test_cached_checkpoint_opens_when_the_network_is_down(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_checkpoint_opens_when_the_network_is_down(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_constants, "ENDPOINT", f"http://127.0.0.1:{unused_port()}")
     folder = fill_cache(cache)
     assert open_checkpoint(NAME).folder == folder
@@ -113,9 +111,7 @@ def test_offline_switch_of_the_environment(tmp_path: Path) -> None:
         "open_checkpoint('google/t5-efficient-mini')"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout == f"{COMMIT} False\n"
     assert "UserError: 'google/t5-efficient-mini' is not a folder, not in the cache" in done.stderr
 
@@ -141,11 +137,7 @@ class FakeHub(ThreadingHTTPServer):
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
-        return {
-            path.rpartition("/")[2]
-            for path in self.requests
-            if path.startswith("GET ") and "/resolve/" in path
-        }
+        return {path.rpartition("/")[2] for path in self.requests if path.startswith("GET ") and "/resolve/" in path}
 
 
 class FakeHubHandler(BaseHTTPRequestHandler):
@@ -166,9 +158,7 @@ class FakeHubHandler(BaseHTTPRequestHandler):
         elif "/resolve/" in path:
             self._send_file(self.server.folder / path.rpartition("/")[2])
         elif "/tree/" in path:
-            self._send(
-                200, json.dumps([entry(file) for file in sorted(self.server.folder.iterdir())]).encode()
-            )
+            self._send(200, json.dumps([entry(file) for file in sorted(self.server.folder.iterdir())]).encode())
         else:
             siblings = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
             self._send(200, json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode())
@@ -235,9 +225,7 @@ def test_download_of_shards_follows_the_index(hub: FakeHub) -> None:
     assert hub.downloaded() == {"config.json", "pytorch_model.bin.index.json", *shards}
 
 
-def test_second_opening_downloads_nothing_and_works_offline(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_opening_downloads_nothing_and_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     save_twin(TWIN, hub.folder, 1)
     first = open_checkpoint(NAME)
     hub.requests.clear()
@@ -260,9 +248,7 @@ def test_random_weights_of_an_unlisted_repository_need_its_config_only(hub: Fake
 
 def test_repository_without_weights(hub: FakeHub) -> None:
     (hub.folder / "config.json").write_text("{}")
-    assert refusal(NAME).startswith(
-        f"'{NAME}' holds no weights for PyTorch; expected one of model.safetensors"
-    )
+    assert refusal(NAME).startswith(f"'{NAME}' holds no weights for PyTorch; expected one of model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,7 @@ def stores(tmp_path: Path) -> list[FileStore]:
 def test_four_forms_hold_the_same(tmp_path: Path) -> None:
     first, *others = stores(tmp_path)
     for other in others:
-        assert {
-            name: entry.shape for name, entry in other.tensors.items()
-        } == TWIN.architecture.tensor_shapes()
+        assert {name: entry.shape for name, entry in other.tensors.items()} == TWIN.architecture.tensor_shapes()
         assert all(torch.equal(other.read(name), first.read(name)) for name in first.tensors)
 
 
@@ -53,9 +51,7 @@ def test_stored_dtypes_stay(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     torch.save(state, tmp_path / "pytorch_model.bin")
     mapped = open_folder_store(tmp_path)
-    assert {name: mapped.read(name).dtype for name in mapped.tensors} == {
-        k: v.dtype for k, v in state.items()
-    }
+    assert {name: mapped.read(name).dtype for name in mapped.tensors} == {k: v.dtype for k, v in state.items()}
     (tmp_path / "model.safetensors").unlink()
     pickled = open_folder_store(tmp_path)
     assert {name: entry.dtype for name, entry in pickled.tensors.items()} == {name: name for name in state}
@@ -77,9 +73,7 @@ def test_same_values_looks_at_all_rows(tmp_path: Path) -> None:
     table = torch.arange(20_000, dtype=torch.float32).reshape(10_000, 2)
     other = table.clone()
     other[9_999, 1] += 1
-    save_file(
-        {"a": table, "b": table.clone(), "c": other, "d": table[1:].clone()}, tmp_path / "model.safetensors"
-    )
+    save_file({"a": table, "b": table.clone(), "c": other, "d": table[1:].clone()}, tmp_path / "model.safetensors")
     store = open_folder_store(tmp_path)
     assert store.same_values("a", "b")
     assert not store.same_values("a", "c")
@@ -109,9 +103,8 @@ def test_truncated_safetensors(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    assert (
-        f"is truncated: its header promises {len(content)} bytes and the file has {len(content) - 100}."
-        in refusal(folder)
+    assert f"is truncated: its header promises {len(content)} bytes and the file has {len(content) - 100}." in refusal(
+        folder
     )
     path.write_bytes(content[:50])
     assert "is not a complete safetensors file (header length" in refusal(folder)

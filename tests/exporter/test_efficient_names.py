@@ -19,9 +19,7 @@ def test_keys_set_fields() -> None:
     assert parse_efficient_name("google/flan-t5-small", SIZES) is None
 
 
-@pytest.mark.parametrize(
-    ("number", "value"), [(1000, 1024), (3000, 3072), (12000, 12288), (1536, 1536), (768, 768)]
-)
+@pytest.mark.parametrize(("number", "value"), [(1000, 1024), (3000, 3072), (12000, 12288), (1536, 1536), (768, 768)])
 def test_thousands_mean_1024(number: int, value: int) -> None:
     assert parse_efficient_name(f"t5-efficient-small-ff{number}-dm{number}", SIZES) == (
         "small",

@@ -62,9 +62,7 @@ def test_what_transformers_saves_reads_back(tmp_path: Path, name: str) -> None:
     saved = open_checkpoint(str(tmp_path))
     assert saved.architecture.tensor_shapes() == twin.architecture.tensor_shapes()
     again = build_torch_model(saved, torch.float32)
-    assert torch.equal(
-        logits(again, twin.architecture.vocab_size), logits(model, twin.architecture.vocab_size)
-    )
+    assert torch.equal(logits(again, twin.architecture.vocab_size), logits(model, twin.architecture.vocab_size))
 
 
 def test_tied_head_is_one_parameter_and_untied_is_not() -> None:
@@ -77,9 +75,7 @@ def test_tied_head_is_one_parameter_and_untied_is_not() -> None:
 
 def test_logit_scale_follows_the_facts_not_the_tying() -> None:
     twin = find_twin("t5-tiny-twin")
-    unscaled = Checkpoint(
-        "x", {**twin.config, "scale_decoder_outputs": False}, RandomStore(twin.architecture, 1)
-    )
+    unscaled = Checkpoint("x", {**twin.config, "scale_decoder_outputs": False}, RandomStore(twin.architecture, 1))
     plain, scaled = (
         logits(build_torch_model(checkpoint, torch.float32), twin.architecture.vocab_size)
         for checkpoint in (unscaled, drawn(twin))

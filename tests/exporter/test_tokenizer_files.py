@@ -84,9 +84,7 @@ def test_byte_tokenizer_equals_transformers() -> None:
         ids = ours.encode(text).ids
         assert ids == theirs(text).input_ids, text
         for skip in (True, False):
-            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(
-                ids, skip_special_tokens=skip
-            ), text
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip), text
 
 
 def test_byte_tokenizer_drops_what_a_cut_answer_leaves() -> None:
@@ -142,9 +140,7 @@ def test_sentencepiece_without_its_package(twin_folder: Path, monkeypatch: pytes
 def test_damaged_sentencepiece(twin_folder: Path) -> None:
     pytest.importorskip("sentencepiece")
     (twin_folder / "spiece.model").write_bytes(b"\x00not a model")
-    assert "transformers cannot convert its SentencePiece tokenizer" in refusal(
-        open_checkpoint(str(twin_folder))
-    )
+    assert "transformers cannot convert its SentencePiece tokenizer" in refusal(open_checkpoint(str(twin_folder)))
 
 
 def test_sentencepiece_is_converted(tmp_path: Path) -> None:

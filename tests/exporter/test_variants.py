@@ -153,9 +153,7 @@ def test_grammar_beyond_the_cards() -> None:
 
 def test_patterns_match_with_and_without_organisation() -> None:
     short, full = expand_patterns(["byt5-*"]), expand_patterns(["google/byt5-*"])
-    assert [row.short_name for row in short] == [
-        f"byt5-{size}" for size in ("small", "base", "large", "xl", "xxl")
-    ]
+    assert [row.short_name for row in short] == [f"byt5-{size}" for size in ("small", "base", "large", "xl", "xxl")]
     assert short == full
     assert len(expand_patterns(["*"])) == len(variants())
     assert [row.name for row in expand_patterns(["flan-t5-base", "t5-small"])] == [
@@ -173,8 +171,7 @@ def test_patterns_without_match_are_refused(pattern: str) -> None:
 
 def test_the_table_needs_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, exporter.variants as v; v.variants(); "
-        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+        "import sys, exporter.variants as v; v.variants(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

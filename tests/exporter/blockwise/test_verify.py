@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from exporter.blockwise import condense, verify_blockwise
+import cli
+from exporter import bundle as bundles
+from exporter.api import export
+from exporter.blockwise import verify_blockwise
 from exporter.checkpoint import open_checkpoint
 from exporter.errors import UserError
-from exporter.parity.report import RungResult
+from exporter.parity import ladder
+from exporter.parity.report import RungResult, condense
+from exporter.twins import find_twin, save_twin
 from tests.exporter.blockwise.conftest import LAYERS, Exported
 
 LAYER = 17
@@ -78,6 +85,49 @@ def test_errors_of_layer_17_of_24_are_found_and_named(exported: Callable[..., Ex
     assert {f"decoder block {layer}" for layer in range(LAYERS)} < parts
     assert len(condense(results)) < 25 < len(results)
     assert failures(condense(results)) == injected
+
+
+def test_the_command_compares_block_by_block(
+    exported: Callable[..., Exported], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sound bundle passes; an error makes exit 1, a line in the table and a failure in the JUnit file."""
+    sound = exported()
+    command = ["verify", "--blockwise", "--checkpoint", str(sound.checkpoint)]
+    assert cli.main([*command, str(sound.bundle), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["blockwise"] and report["passed"]
+    assert {rung["verdict"].partition(":")[0] for rung in report["rungs"]} == {"pass", "not run"}
+    broken = sound.copy(tmp_path / "broken")
+    weights = broken.weights()
+    name, measure = swap_gate(weights)
+    del weights
+    _accept_changes(broken.bundle)
+    junit = tmp_path / "blocks.xml"
+    assert cli.main([*command, str(broken.bundle), "--junit", str(junit)]) == 1
+    shown = capsys.readouterr().out
+    assert name in shown and shown.count("decoder block") < 10
+    cases = ElementTree.parse(junit).iter("testcase")
+    assert [case.get("name", "").startswith(f"{name}:") for case in cases if case.find("failure") is not None] == [True]
+
+
+def _accept_changes(folder: Path) -> None:
+    """Make the manifest's hashes those of the files as they are now."""
+    manifest = bundles.read_manifest(folder)
+    bundles.write_manifest(folder, manifest)
+
+
+def test_export_verifies_block_by_block(tmp_path: Path) -> None:
+    """On request; the manifest says which rungs ran that way."""
+    checkpoint = save_twin(find_twin("t5-tiny-twin"), tmp_path / "checkpoint", seed=0)
+    made = export(str(checkpoint), "fp16", out=tmp_path / "bundle", target=("onnxruntime",), blockwise=True)
+    assert made.passed and made.manifest["parity"]["blockwise"]
+    with pytest.raises(UserError, match="--blockwise"):
+        export("t5-demo", blockwise=True, no_verify=True)
+
+
+def test_single_blocks_run_on_onnxruntime_only(exported: Callable[..., Exported]) -> None:
+    with pytest.raises(UserError, match="onnxruntime only"):
+        ladder.verify(exported().bundle, target="tensorrt-rtx", blockwise=True)
 
 
 def test_another_architecture_is_refused(exported: Callable[..., Exported], tmp_path: Path) -> None:

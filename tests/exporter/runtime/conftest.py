@@ -49,9 +49,7 @@ class TorchStep:
         ids, mask = torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
         hidden = self.model.encoder(ids, attention_mask=mask).last_hidden_state
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return TorchState(
-            hidden.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0), cache, copies
-        )
+        return TorchState(hidden.repeat_interleave(copies, 0), mask.repeat_interleave(copies, 0), cache, copies)
 
     @torch.inference_mode()
     def step(self, state: TorchState, tokens: Tokens) -> Scores:

@@ -72,9 +72,7 @@ def test_beam_search_equals_transformers(twin: Any, torch_step: Any, settings: d
     check_equal(twin, torch_step(twin), GenerationOptions(**{**defaults, **settings}))
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 60 else []) for n in range(300)]
-)
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 60 else []) for n in range(300)])
 def test_random_options_equal_transformers(twin_of: Any, torch_step: Any, number: int) -> None:
     random = np.random.default_rng(number)
     twin = twin_of(str(random.choice(["tied-relu", "untied-gated", "deep-decoder"])), seed=number % 8)

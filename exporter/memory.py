@@ -20,13 +20,18 @@ VERIFIED_COPIES = 3
 UNKNOWN = "t5-large"
 """Stands for checkpoints whose architecture is known only after their download."""
 USABLE = 0.9
-"""Share of the free memory that a sweep plans with."""
+"""Share of the free memory that is planned with."""
 
 
 def peak_bytes(architecture: Architecture, verify: bool) -> int:
     """Estimate of one export's peak, bytes."""
     largest = 4 * max(math.prod(shape) for shape in architecture.tensor_shapes().values())
     return BASE_BYTES + STREAMED_TENSORS * largest + (VERIFIED_COPIES * 4 * architecture.parameters if verify else 0)
+
+
+def verification_fits(architecture: Architecture) -> bool:
+    """Whether the whole model can be verified in what is free now; otherwise it is verified block by block."""
+    return peak_bytes(architecture, verify=True) <= USABLE * free_bytes()
 
 
 def known_architecture(variant: str) -> Architecture:

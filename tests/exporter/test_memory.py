@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.sweep import memory
+from exporter import memory
 from exporter.twins import find_twin, save_twin
 from exporter.variants import find_variant
 
