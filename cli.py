@@ -1,7 +1,7 @@
 """The command line: flags only, generated from the option dataclasses. ``python cli.py ...`` is ``t5edge ...``.
 
-Exit codes: 0 done and within tolerance; 1 parity or a quality gate failed; 2 the user's error, one line on standard error.
-Anything else is a defect of ours and keeps its traceback.
+Exit codes: 0 done and within tolerance; 1 parity or a quality gate failed; 2 the user's error, one line on standard
+error. Anything else is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Command:
 
     @property
     def module(self) -> str:
+        """The module that runs the command."""
         return f"exporter.commands.{self.name}"
 
 
@@ -153,8 +154,8 @@ def _complain(command: Command, problem: object, exit_code: int) -> int:
 def entry() -> NoReturn:
     """``main`` for a process of its own, quick at both ends.
 
-    Imports make a million objects that stay: collecting garbage rarely saves a second. Leaving without tearing torch down
-    piece by piece saves another.
+    Imports make a million objects that stay: collecting garbage rarely saves a second. Leaving without tearing torch
+    down piece by piece saves another.
     """
     gc.set_threshold(200_000, 20, 100)
     exit_code = main()

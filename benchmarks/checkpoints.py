@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def save_checkpoint(variant: str, folder: Path, seed: int = 0) -> None:
-    """Write ``variant``'s structure with random weights as transformers would; one token per word ``w0``, ``w1``, ..."""
+    """Write ``variant``'s structure with random weights as transformers would; a token per word ``w0``, ``w1``, ..."""
     import torch
 
     from exporter.checkpoint import open_checkpoint

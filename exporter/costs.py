@@ -58,7 +58,8 @@ def _attention_flops(graph: ir.Graph, node: ir.Node, sizes: Mapping[str, int]) -
     cached = next((v for v in graph.inputs if v.name and v.name.endswith("key")), None)
     cross = next((v for v in (*graph.inputs, *graph.outputs) if v.name and v.name.endswith("encoder.key")), None)
     port = cached or cross
-    assert port is not None and port.shape is not None
+    assert port is not None
+    assert port.shape is not None
     heads, d_kv = int(port.shape[1]), int(port.shape[3])  # type: ignore[arg-type]
     if cached is None:
         queries = keys = sizes["source"]

@@ -1,4 +1,4 @@
-"""Progress of long work: stages with a total, told to whoever watches. The command line draws bars, the API is silent."""
+"""Progress of long work: stages with a total, told to whoever watches: bars on the command line, silence in the API."""
 
 from __future__ import annotations
 

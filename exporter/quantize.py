@@ -12,8 +12,8 @@
            after  : Max(x, 0)
 
 The table of tied embeddings is stored once, in the output layer's layout. Dequantizing after the Gather costs
-microseconds, before it the whole table on every step (4 ms at 32128 x 768); TensorRT wants the latter and fuses it, so its
-builder moves the node. ONNX Runtime treats Relu as part of the MatMul before it and then leaves DequantizeLinear
+microseconds, before it the whole table on every step (4 ms at 32128 x 768); TensorRT wants the latter and fuses it, so
+its builder moves the node. ONNX Runtime treats Relu as part of the MatMul before it and then leaves DequantizeLinear
 unfused, four times slower than float32; it has no such habit with Max.
 
 Numbers are made when the weights are streamed; here only recipes change hands. TensorRT, TensorRT-RTX and ONNX Runtime
@@ -151,7 +151,7 @@ def scheme_for(precision: Precision, rows: int, columns: int) -> Scheme | None:
 
 
 def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str] = frozenset()) -> list[str]:
-    """Put DequantizeLinear in front of every MatMul whose weight is not in ``keep`` (recipes' origins), and the embeddings.
+    """Put DequantizeLinear before every MatMul whose weight is not in ``keep`` (recipes' origins), and the embeddings.
 
     Returns the keys of the quantized matrices, in graph order.
     """
@@ -277,7 +277,8 @@ def _embed(graph: ir.Graph, gather: ir.Node, base: Stack, ids: ir.Value, scheme:
 
 def _initializer(graph: ir.Graph, recipe: QuantizedMatrix, dtype: ir.DataType, prefix: str = "") -> ir.Value:
     """The graph's value for one half of a matrix. A second name for the same bytes of the file costs nothing, and
-    ONNX Runtime fuses DequantizeLinear only where no other node reads its constant."""
+    ONNX Runtime fuses DequantizeLinear only where no other node reads its constant.
+    """
     name = prefix + recipe.key
     if name not in graph.initializers:
         graph.register_initializer(planned_value(recipe, dtype, name))

@@ -1,7 +1,7 @@
 """How each tensor of the graphs is made from tensors of the checkpoint, without holding any data.
 
-A graph refers to its weights as ``PlannedTensor``: shape, dtype and a recipe. Fusions rewrite recipes (stack, transpose,
-scale) and never touch numbers; the weights stage follows each recipe once, streaming.
+A graph refers to its weights as ``PlannedTensor``: shape, dtype and a recipe. Fusions rewrite recipes (stack,
+transpose, scale) and never touch numbers; the weights stage follows each recipe once, streaming.
 """
 
 from __future__ import annotations

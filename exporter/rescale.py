@@ -1,10 +1,10 @@
 """The exact power-of-two rescale that keeps fp16 in range.
 
 RMS norm is scale-invariant. Dividing everything that is added to the residual stream (the embeddings, every attention
-``o``, every ``wo``) by 2^k and every norm's epsilon by 2^2k leaves each norm's output, and so the logits, bit-identical in
-float32, while the residual itself shrinks by 2^k. Inside the FFN the same trick: ``wi_1 / 2^t`` and ``wo * 2^t`` (plain
-ReLU: ``wi / 2^t``). k is chosen per stack, t per layer, the smallest that leave ``HEADROOM`` over the largest activation
-seen on the calibration texts.
+``o``, every ``wo``) by 2^k and every norm's epsilon by 2^2k leaves each norm's output, and so the logits, bit-
+identical in float32, while the residual itself shrinks by 2^k. Inside the FFN the same trick: ``wi_1 / 2^t`` and ``wo
+* 2^t`` (plain ReLU: ``wi / 2^t``). k is chosen per stack, t per layer, the smallest that leave ``HEADROOM`` over the
+largest activation seen on the calibration texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run transformers' blocks one at a time, so that a model of any size passes through PyTorch in little memory.
 
-Each block is made on the meta device, gets its layer's weights, runs, and is dropped. The math is transformers' own; only
-the loop around the blocks is ours, and the position bias is passed in, as in the graphs.
+Each block is made on the meta device, gets its layer's weights, runs, and is dropped. The math is transformers' own;
+only the loop around the blocks is ours, and the position bias is passed in, as in the graphs.
 """
 
 from __future__ import annotations

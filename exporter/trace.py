@@ -88,7 +88,8 @@ def simplify(model: ir.Model) -> None:
 def _plan_weights(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         relative = name.partition("block.")[2]
-        assert relative and value.shape is not None, f"unexpected initializer {name} in a traced block"
+        assert relative, f"unexpected initializer {name} in a traced block"
+        assert value.shape is not None
         shape = tuple(int(size) for size in value.shape.numpy())
         planned = planned_value(stack_of(relative, shape), ir.DataType.FLOAT, name)
         graph.initializers.pop(name)
@@ -117,7 +118,8 @@ def _fold_weight_transpose(graph: ir.Graph, node: ir.Node) -> None:
     if not isinstance(recipe, Stack):
         return
     weight = node.inputs[0]
-    assert weight is not None and list(node.attributes["perm"].as_ints()) == [1, 0]
+    assert weight is not None
+    assert list(node.attributes["perm"].as_ints()) == [1, 0]
     name = f"{weight.name}.T"
     planned = planned_value(recipe.transpose(), ir.DataType.FLOAT, name)
     if name in graph.initializers:
@@ -158,7 +160,7 @@ def block_module(architecture: Architecture, is_decoder: bool) -> Any:
 
 
 def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
-    """The module to trace, meta inputs, and their dynamic axes. Example sizes differ so that no two axes are unified."""
+    """The module to trace, meta inputs, and their dynamic axes. Example sizes differ, so no axes are unified."""
     import torch
     from torch.export import Dim
 

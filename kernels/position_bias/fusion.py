@@ -4,8 +4,8 @@
     before : gather(weight, where(small, |d|, log(|d| / 8) ...)), causal mask added, padding mask added
     after  : gather(table, min(max(d, -max_distance), last) + max_distance)
 
-This one is built, not matched: the blocks are traced with the bias coming in from outside. Causality is the table's last
-column, so it costs no node; padding is a Where, so a masked key never adds up to an overflow.
+This one is built, not matched: the blocks are traced with the bias coming in from outside. Causality is the table's
+last column, so it costs no node; padding is a Where, so a masked key never adds up to an overflow.
 """
 
 from __future__ import annotations
