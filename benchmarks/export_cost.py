@@ -2,9 +2,10 @@
 
     python -m benchmarks.export_cost --variant google-t5/t5-base --peer-python PEERS/bin/python --work FOLDER
 
-The peer runs in its own environment (see benchmarks/README.md): ``optimum-cli export onnx`` with ``--task text2text-
-generation-with-past``. Ours writes fp16, without verification (optimum's default validation is switched off alike: it
-needs accelerate, or is skipped). Prints a table and writes ``export_cost.json`` into the work folder.
+The peer runs in its own environment (see benchmarks/README.md): ``optimum-cli export onnx`` with
+``--task text2text-generation-with-past``. Ours writes fp16, without verification (optimum's default validation is
+switched off alike: it needs accelerate, or is skipped). Prints a table and writes ``export_cost.json`` into the work
+folder.
 """
 
 from __future__ import annotations
