@@ -8,6 +8,8 @@ tensors.
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Spelling in a safetensors header -> torch's; other dtypes keep their spelling and are refused later."""
+SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 ROWS_AT_A_TIME = 8192
 
@@ -61,9 +64,12 @@ class ShardFormat(Protocol):
 class SafetensorsFormat:
     """Eight bytes of header length, a JSON header, then the data: https://github.com/huggingface/safetensors."""
 
+    def __init__(self) -> None:
+        self._headers: dict[Path, tuple[dict[str, Any], int]] = {}
+
     def describe(self, path: Path) -> dict[str, StoredTensor]:
         """Raises: UserError when the file is no safetensors file, or not as long as its header promises."""
-        header, data_start = self._header(path)
+        header, data_start = self._headers[path] = self._header(path)
         data_end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         promised, found = data_start + data_end, path.stat().st_size
         if promised != found:
@@ -72,6 +78,14 @@ class SafetensorsFormat:
                 f"{path} is {state}: its header promises {promised} bytes and the file has {found}. "
                 "Copy or download it again."
             )
+        for name, entry in header.items():
+            size = SAFETENSORS_BYTES.get(entry["dtype"])
+            begin, end = entry["data_offsets"]
+            if size is not None and not (begin >= 0 and end - begin == size * math.prod(entry["shape"])):
+                raise UserError(
+                    f"{path} is damaged: '{name}' is {entry['dtype']} {entry['shape']} but has {end - begin} bytes. "
+                    "Copy or download it again."
+                )
         return {
             name: StoredTensor(tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), path)
             for name, entry in header.items()
@@ -94,12 +108,22 @@ class SafetensorsFormat:
         return header, 8 + length
 
     def read(self, path: Path, name: str) -> torch.Tensor:
-        """Maps the file anew each time, so that its pages leave memory together with the tensor."""
-        from safetensors import safe_open
+        """Maps this tensor alone, so that its pages leave memory with it.
 
-        with safe_open(str(path), framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        The safetensors package maps whole files, which Linux refuses for one larger than the memory.
+        """
+        import torch
+
+        header, data_start = self._headers[path]
+        entry = header[name]
+        begin, end = (data_start + offset for offset in entry["data_offsets"])
+        dtype, shape = getattr(torch, SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
+        page = begin - begin % mmap.ALLOCATIONGRANULARITY
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), end - page, access=mmap.ACCESS_COPY, offset=page)
+        return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=begin - page).view(shape)
 
 
 class TorchFormat:
@@ -151,6 +175,12 @@ class TorchFormat:
                 "Download it again, or convert the checkpoint to safetensors where you trust it."
             ) from error
         except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+            if "unable to mmap" in str(error):
+                size = path.stat().st_size / 1e9
+                raise UserError(
+                    f"{path} has {size:.0f} GB, more than fits in memory, and torch maps such files whole. "
+                    "Save the checkpoint as safetensors, or in shards (save_pretrained(max_shard_size='5GB'))."
+                ) from error
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path} is damaged ({reason}). Copy or download it again.") from error
 

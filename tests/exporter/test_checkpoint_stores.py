@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,32 @@ def test_reading_maps_and_dropping_unmaps(tmp_path: Path) -> None:
     assert str(tmp_path) in mappings.read_text()
     del tensor
     assert str(tmp_path) not in mappings.read_text()
+
+
+def test_a_file_larger_than_memory(tmp_path: Path) -> None:
+    """Three times the machine's memory, all of it a hole; the last tensor lies at an odd offset."""
+    rows = 3 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    huge, small = rows * 2**20, torch.tensor([[1.5, -2.0, 3.25]])
+    header = {
+        "huge": {"dtype": "F32", "shape": [rows, 2**18], "data_offsets": [0, huge]},
+        "half": {"dtype": "F16", "shape": [1], "data_offsets": [huge, huge + 2]},
+        "small": {"dtype": "F32", "shape": [1, 3], "data_offsets": [huge + 2, huge + 14]},
+    }
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.seek(huge + 2, os.SEEK_CUR)
+        file.write(small.numpy().tobytes())
+    store = open_folder_store(tmp_path)
+    assert torch.equal(store.read("small"), small)
+    assert store.read("half").shape == (1,)
+
+
+def test_a_header_that_contradicts_itself(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    assert "'a' is F32 [3] but has 8 bytes" in refusal(tmp_path)
 
 
 def test_same_values_looks_at_all_rows(tmp_path: Path) -> None:
