@@ -2,7 +2,7 @@
 
     x : [batch, seq, d_model]   w_i : [d_model, heads * d_kv]   out_i : [batch, heads, seq, d_kv]
     before : transpose(reshape(x @ w_i, computed shape)) for each i
-    after  : y_i = split(x @ [w_1 | .. | w_n]);  transpose(reshape(y_i, [0, 0, heads, d_kv]))
+    after  : out_1, .., out_n = split(transpose(reshape(x @ [w_1 | .. | w_n], [0, 0, n * heads, d_kv])), over heads)
 
 Self-attention has n = 3, the query of cross-attention n = 1, the cross keys and values n = 2.
 """
@@ -87,18 +87,17 @@ def _pack(graph: ir.Graph, x: ir.Value, group: list[HeadProjection], architectur
     weight = planned_value(recipe, ir.DataType.FLOAT, f"packed.{recipe.key}")
     graph.register_initializer(weight)
     tape = ir.tape.Tape()
-    packed = tape.op("MatMul", [x, weight])
-    parts = (
-        tape.op_multi_out("Split", [packed], {"axis": -1, "num_outputs": len(group)}, num_outputs=len(group))
-        if len(group) > 1
-        else [packed]
-    )
-    heads = constant_value(as_int64(0, 0, architecture.num_heads, architecture.d_kv), "split_heads")
-    heads = graph.initializers.get("split_heads", heads)
-    graph.initializers["split_heads"] = heads
+    name = f"split_{len(group)}_heads"
+    if name not in graph.initializers:
+        sizes = as_int64(0, 0, len(group) * architecture.num_heads, architecture.d_kv)
+        graph.initializers[name] = constant_value(sizes, name)
+    heads = tape.op("Reshape", [tape.op("MatMul", [x, weight]), graph.initializers[name]])
+    parts = [tape.op("Transpose", [heads], {"perm": [0, 2, 1, 3]})]
+    if len(group) > 1:
+        split = {"axis": 1, "num_outputs": len(group)}
+        parts = list(tape.op_multi_out("Split", parts, split, num_outputs=len(group)))
     for part, projection in zip(parts, group, strict=True):
-        new = tape.op("Transpose", [tape.op("Reshape", [part, heads])], {"perm": [0, 2, 1, 3]})
-        ir.convenience.replace_all_uses_with(projection.transpose.outputs[0], new, replace_graph_outputs=True)
+        ir.convenience.replace_all_uses_with(projection.transpose.outputs[0], part, replace_graph_outputs=True)
     graph.insert_after(group[0].matmul, tape.nodes)
     for projection in group:
         graph.remove([projection.transpose, projection.reshape, projection.matmul], safe=True)

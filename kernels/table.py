@@ -34,10 +34,10 @@ def fuse(block: Block, architecture: Architecture) -> dict[str, int]:
 def expected_census(architecture: Architecture, kind: BlockKind) -> dict[str, int]:
     """Operators of a fully fused block. Anything else is a node that no fusion accounts for."""
     if kind == "cross_kv":
-        return dict(sorted({"MatMul": 1, "Split": 1, "Reshape": 2, "Transpose": 2}.items()))
+        return dict(sorted({"MatMul": 1, "Split": 1, "Reshape": 1, "Transpose": 1}.items()))
     decoder = kind == "decoder"
     attentions = 2 if decoder else 1
-    projections = 4 if decoder else 3
+    projections = 2 if decoder else 1
     counts = {
         "RMSNormalization": attentions + 1,
         "Attention": attentions,
