@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ WORKER = Path(__file__).with_name("peer_worker.py")
 BASE = "t5edge fp32"
 
 
+PAUSE = 0.5
+"""Seconds before each turn: OpenMP's threads spin for 0.2 s after their work, on the cores of the next engine."""
 CHECK = {"new_tokens": 8, "ngram": 1}
 """The warm-up, by whose tokens the engines are compared: no token twice, because random weights like to repeat one."""
 
@@ -146,6 +149,7 @@ def measure(workers: dict[str, Worker], request: dict[str, Any], rounds: int) ->
     for index in range(rounds):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
+            time.sleep(PAUSE)
             answers[name].append(workers[name].ask(request))
     return answers
 

@@ -24,6 +24,7 @@ from exporter.rescale import Rescale, measure_rescale
 from exporter.stamp import Graphs, stamp
 from exporter.stamp_in_place import add_in_place
 from exporter.targets.doctor import engine_targets
+from exporter.targets.onnxruntime import CONFIGURATION
 from exporter.targets.tensorrt import build_engines, check_buildable
 from exporter.targets.tensorrt_flavor import FLAVORS
 from exporter.texts import Encoder
@@ -202,6 +203,7 @@ def describe(
         "options": recorded_options(options),
         "limits": options.limits.to_dict(),
         "cache": options.cache,
+        "session": dict(CONFIGURATION),
         "ports": {name: ports.to_dict() for name, ports in graphs.ports().items()},
         "engines": {},
         "tools": tool_versions(),

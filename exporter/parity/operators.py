@@ -122,8 +122,8 @@ def find_operators(graph: ir.Graph, architecture: Architecture) -> Iterator[Oper
             yield Operator("attention", inputs, [_end(node.outputs[0], "Transpose", "Reshape")], _attention)
         elif roles and roles[0] in ("q", "k", "v"):
             name = {3: "packed_qkv", 2: "cross_kv", 1: "cross_query"}[len(roles)]
-            parts = _only_user(node).outputs if len(roles) > 1 else node.outputs
-            ends = [_end(part, "Reshape", "Transpose") for part in parts]
+            heads = _end(node.outputs[0], "Reshape", "Transpose")
+            ends = _only_user(heads).outputs if len(roles) > 1 else [heads]
             yield Operator(name, inputs, ends, partial(_projection, len(roles), architecture.num_heads))
         elif roles and roles[0] in ("wi", "wi_0"):
             last = next(other for other in graph if _roles(other) == ["wo"])
@@ -163,8 +163,8 @@ def _roles(node: ir.Node) -> list[str]:
     return [source.name.split(".")[-2] for source in recipe.sources] if isinstance(recipe, Stack) else []
 
 
-def _only_user(node: ir.Node) -> ir.Node:
-    (use,) = node.outputs[0].uses()
+def _only_user(value: ir.Value) -> ir.Node:
+    (use,) = value.uses()
     return use.node
 
 

@@ -5,7 +5,8 @@ Keys and values stay in ONNX Runtime's own buffers between steps; Python only ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ NAME = "onnxruntime"
 PROVIDERS = ("CPUExecutionProvider",)
 EMULATED = ("bfloat16",)
 """Compute dtypes without kernels in the CPU provider; see ``exporter.targets.rounding``."""
+CONFIGURATION = {
+    "session.force_spinning_stop": "1",
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    "session.qdq_matmulnbits_block_size": "128",
+}
+"""Session configuration entries of the CPU, chosen by measurement and recorded in the manifest; docs/adr/0011."""
 DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -111,16 +118,30 @@ class OnnxRuntimeModel:
         return value if copies == 1 else OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), copies, axis=0))
 
 
-def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """Session options for the CPU. ``threads``: intra-op threads, None for one per core."""
+def session_options(
+    threads: int | None = None, configuration: Mapping[str, str] | None = None
+) -> onnxruntime.SessionOptions:
+    """Session options for the CPU. ``threads``: intra-op threads, None for one per core.
+
+    ``configuration``: entries as a manifest's ``session`` holds them; None for ``CONFIGURATION``.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    for key, value in (CONFIGURATION if configuration is None else configuration).items():
+        options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def _give_back_memory() -> None:
+    """Return to the system what packing the weights has freed and glibc keeps: 82 of 456 MiB for t5-base, int8-weight."""
+    import ctypes
+
+    with suppress(OSError, AttributeError):  # other C libraries have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def open(
@@ -140,16 +161,20 @@ def open(
     except ImportError as error:
         raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    configuration = manifest.get("session")
     if manifest["precision"]["compute"] in EMULATED and tuple(providers) == PROVIDERS:
         from exporter.targets.rounding import open_rounded
 
-        return open_rounded(folder, manifest, session_options(threads))
+        return open_rounded(folder, manifest, session_options(threads, configuration))
     sessions = []
     for name in ("encoder", "decoder"):
         path = folder / f"{name}.onnx"
         try:
-            session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=list(providers))
+            session = onnxruntime.InferenceSession(
+                str(path), session_options(threads, configuration), providers=list(providers)
+            )
         except Exception as error:  # onnxruntime raises its own classes, all below Exception
             raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
         sessions.append(session)
+    _give_back_memory()
     return OnnxRuntimeModel(sessions[0], sessions[1], ports)

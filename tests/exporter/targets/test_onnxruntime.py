@@ -1,0 +1,29 @@
+"""Sessions of the CPU get the configuration that the bundle was verified with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.bundle import read_manifest
+from exporter.targets import onnxruntime as target
+from tests.exporter.targets.bundles import Workshop
+
+
+def test_the_manifest_holds_the_configuration_and_rules(demo: Workshop) -> None:
+    folder = demo.bundle("fp32")
+    manifest = read_manifest(folder)
+    assert manifest["session"] == target.CONFIGURATION
+    chosen = {"session.force_spinning_stop": "0", "session.qdq_matmulnbits_block_size": "16"}
+    for session, expected in ((manifest["session"], target.CONFIGURATION), (chosen, chosen)):
+        model = target.open(folder, {**manifest, "session": session}, threads=1)
+        for graph in (model.encoder, model.decoder):
+            options = graph.get_session_options()
+            assert {key: options.get_session_config_entry(key) for key in expected} == expected
+            assert options.intra_op_num_threads == 1
+
+
+def test_bundles_from_before_it_was_recorded_open(demo: Workshop) -> None:
+    folder: Path = demo.bundle("fp32")
+    manifest = {key: value for key, value in read_manifest(folder).items() if key != "session"}
+    options = target.open(folder, manifest).decoder.get_session_options()
+    assert options.get_session_config_entry("session.qdq_matmulnbits_block_size") == "128"
