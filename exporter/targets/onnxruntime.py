@@ -137,7 +137,7 @@ def session_options(
 
 
 def _give_back_memory() -> None:
-    """Return to the system what packing the weights has freed and glibc keeps: 82 of 456 MiB for t5-base, int8-weight."""
+    """Return to the system what packing the weights has freed and glibc keeps: t5-base, int8-weight: 82 of 456 MiB."""
     import ctypes
 
     with suppress(OSError, AttributeError):  # other C libraries have no malloc_trim
