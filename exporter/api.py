@@ -204,6 +204,7 @@ def describe(
         "limits": options.limits.to_dict(),
         "cache": options.cache,
         "session": dict(CONFIGURATION),
+        "rows_share_cross": True,
         "ports": {name: ports.to_dict() for name, ports in graphs.ports().items()},
         "engines": {},
         "tools": tool_versions(),

@@ -29,6 +29,8 @@ DTYPES = {
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
 }
+CROSS_KEY = 5
+"""Place of the cross-attention's keys among the inputs of a decoder block."""
 MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat16": -3.3895313892515355e38}
 """Additive mask of a hidden key. float16: far below any score, and finite even when scores are added."""
 
@@ -186,16 +188,28 @@ class Stamper:
         )
         return self.weight(table)
 
-    def stamp_block(self, kind: BlockKind, layer: int, feeds: Sequence[ir.Value]) -> list[ir.Value]:
-        """Copy one fused block for ``layer``; returns its outputs. Weights are prefixed and rescaled by their role."""
+    def stamp_block(
+        self,
+        kind: BlockKind,
+        layer: int,
+        feeds: Sequence[ir.Value],
+        instead: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> list[ir.Value]:
+        """Copy one fused block for ``layer``; returns its outputs. Weights are prefixed and rescaled by their role.
+
+        ``instead``: values of the block that are replaced by values of this graph.
+        """
         stack: Stack = "decoder" if kind == "cross_kv" else kind
         prefix = f"{stack}.block.{layer}."
         graph = self.blocks[kind].graph
         mapping: dict[ir.Value, ir.Value] = dict(zip(graph.inputs, feeds, strict=True))
         for value in graph.initializers.values():
             mapping[value] = self._layer_value(value, prefix, layer, rescaled=kind != "cross_kv")
+        mapping.update(instead or {})
         for node in graph:
             if node.op_type == "Constant":
+                if node.outputs[0] in mapping:
+                    continue
                 tensor = ir.convenience.get_const_tensor(node.outputs[0])
                 assert tensor is not None
                 mapping[node.outputs[0]] = constant_value(tensor.numpy(), "constant")
@@ -260,11 +274,19 @@ class EncoderStamper(Stamper):
 
 
 class DecoderStamper(Stamper):
+    """Several rows (beams, samples) may share a sentence: cross-attention takes the queries of all rows of a sentence
+    at once, so that its keys, values and mask are given once per sentence, rows being sentence-major.
+    """
+
     stack: Stack = "decoder"
 
     def build(self) -> None:
         a = self.architecture
-        hidden, biases, cross_bias = self.embed(), self.own_biases(), self.cross_bias()
+        hidden, biases = self.embed(), self.own_biases()
+        by_sentence, by_row = self.cross_shapes()
+        cross_bias = self.cross_bias()
+        into, out_of = cross_reshapes(self.blocks["decoder"])
+        instead = {into: by_sentence, out_of: by_row}
         self.flush("decoder/stem")
         for layer in range(a.decoder_layers):
             names = [
@@ -273,7 +295,7 @@ class DecoderStamper(Stamper):
                 for half in ("key", "value")
             ]
             feeds = [hidden, biases[layer if a.per_layer_bias else 0], cross_bias, *(self.inputs[n] for n in names)]
-            hidden, key, value = self.stamp_block("decoder", layer, feeds)
+            hidden, key, value = self.stamp_block("decoder", layer, feeds, instead)
             self.outputs[f"present.{layer}.decoder.key"] = key
             self.outputs[f"present.{layer}.decoder.value"] = value
         self.outputs["logits"] = self._logits(hidden)
@@ -292,17 +314,29 @@ class DecoderStamper(Stamper):
         owners = a.decoder_layers if a.per_layer_bias else 1
         return [look_up(self.tape, self.bias_table(layer), index) for layer in range(owners)]
 
+    def cross_shapes(self) -> tuple[ir.Value, ir.Value]:
+        """Shapes of cross-attention's queries [sentences, rows * target, heads, d_kv] and output [batch, target, _]."""
+        a, mask = self.architecture, self.inputs["encoder_attention_mask"]
+        self.sentences = self.tape.op("Shape", [mask], {"start": 0, "end": 1})
+        heads = constant_value(as_int64(-1, a.num_heads, a.d_kv), "all_rows_heads")
+        by_sentence = self.tape.op("Concat", [self.sentences, heads], {"axis": 0})
+        sizes = self.tape.op("Shape", [self.inputs["input_ids"]])
+        inner = constant_value(as_int64(a.inner_dim), "inner_dim")
+        return by_sentence, self.tape.op("Concat", [sizes, inner], {"axis": 0})
+
     def cross_bias(self) -> ir.Value:
-        """Padding of the source as an additive mask, [batch, 1, target, source]."""
+        """Padding of the source as an additive mask, [sentences, 1, rows of a sentence * target, source]."""
         seen = self.padding(self.inputs["encoder_attention_mask"])
         zero, masked = self.number(0.0, "visible"), self.number(MASKED[self.compute], "masked")
         return self._per_query(self.tape.op("Where", [seen, zero, masked]))
 
     def _per_query(self, cross_bias: ir.Value) -> ir.Value:
-        """[batch, 1, 1, source] -> [batch, 1, target, source]: ONNX Runtime wants the queries' axis spelled out."""
-        target = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 1, "end": 2})
+        """[sentences, 1, 1, source] -> one for each query: ONNX Runtime wants the queries' axis spelled out."""
+        rows = self.tape.op("Concat", [self.sentences, constant_value(as_int64(-1), "all_rows")], {"axis": 0})
+        tokens = self.tape.op("Reshape", [self.inputs["input_ids"], rows])
+        queries = self.tape.op("Shape", [tokens], {"start": 1, "end": 2})
         ones = constant_value(as_int64(1, 1), "ones"), constant_value(as_int64(1), "one_axis")
-        shape = self.tape.op("Concat", [ones[0], target, ones[1]], {"axis": 0})
+        shape = self.tape.op("Concat", [ones[0], queries, ones[1]], {"axis": 0})
         return self.tape.op("Expand", [cross_bias, shape])
 
     def _logits(self, hidden: ir.Value) -> ir.Value:
@@ -326,6 +360,34 @@ class DecoderStamper(Stamper):
         sizes = self.tape.op("Shape", [self.inputs["input_ids"]])
         shape = self.tape.op("Concat", [sizes, constant_value(as_int64(a.vocab_size), "vocab_size")], {"axis": 0})
         return self.tape.op("Reshape", [flat, shape])
+
+
+def cross_reshapes(block: Block) -> tuple[ir.Value, ir.Value]:
+    """The constant shapes of the two Reshapes around a decoder block's cross-attention, before and behind it."""
+    cross_key = block.graph.inputs[CROSS_KEY]
+    (attention,) = (use.node for use in cross_key.uses())
+    into, out_of = attention.inputs[0], attention.outputs[0]
+    assert into is not None
+    shapes = (
+        _producer(_producer(into, "Transpose").inputs[0], "Reshape").inputs[1],
+        _user(_user(out_of).outputs[0]).inputs[1],
+    )
+    for shape in shapes:
+        assert shape is not None
+        assert len(shape.uses()) == 1, "a shape of cross-attention is used elsewhere too"
+    return shapes  # type: ignore[return-value]
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node:
+    node = None if value is None else value.producer()
+    assert node is not None
+    assert node.op_type == op_type
+    return node
+
+
+def _user(value: ir.Value) -> ir.Node:
+    (use,) = value.uses()
+    return use.node
 
 
 def _shape(port: Port) -> ir.Shape:

@@ -74,12 +74,18 @@ class BlockChecks:
             assert cross is not None
             assert self.run.cross is not None
             every_query = self.run.cross.expand(-1, -1, self.queries.stop - self.queries.start, -1)
-            return {cut.bias: self._masked(every_query), **self._caches("encoder", cross)}
+            return {cut.bias: self._masked(every_query), **self._caches("encoder", cross), **self._sizes(every_query)}
         feeds = {cut.bias: self._masked(self.run.bias[:, :, self.queries])}
         if self.stack == "decoder":
             past = tuple(half[:, :, : self.queries.start] for half in own)
             feeds |= self._caches("decoder", past)
         return feeds
+
+    def _sizes(self, mask: torch.Tensor) -> dict[Any, np.ndarray]:
+        """Ports whose shapes tell the numbers of rows, queries and sentences; ``mask`` [rows, 1, queries, source]."""
+        rows, _, queries, source = mask.shape
+        shapes = {"input_ids": (rows, queries), "encoder_attention_mask": (rows, source)}
+        return {self.graph.values[name]: np.ones(shape, np.int64) for name, shape in shapes.items()}
 
     def _caches(self, origin: str, halves: Any) -> dict[Any, np.ndarray]:
         names = [f"past_key_values.{self.layer}.{origin}.{half}" for half in ("key", "value")]

@@ -40,7 +40,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass
 class State:
-    """One batch under way: masks and cross keys/values per row, and the self-attention cache."""
+    """One batch under way: mask and cross keys/values, and the self-attention cache of every row."""
 
     feeds: dict[str, Any]
     copies: int
@@ -49,8 +49,12 @@ class State:
 class OnnxRuntimeModel:
     """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
 
-    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts) -> None:
-        """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``."""
+    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
+        """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
+
+        ``rows_share_cross``: the decoder takes cross keys, values and mask once per sentence.
+        """
+        self.rows_share_cross = rows_share_cross
         self.encoder, self.decoder = encoder, decoder
         self._encoder_outputs = [output.name for output in encoder.get_outputs()]
         self._decoder_outputs = [output.name for output in decoder.get_outputs()]
@@ -65,13 +69,14 @@ class OnnxRuntimeModel:
 
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         outputs = self._run(self.encoder, self._encoder_outputs, inputs)
-        mask = np.repeat(attention_mask, copies, axis=0) if copies > 1 else attention_mask
+        repeats = 1 if self.rows_share_cross else copies
+        mask = np.repeat(attention_mask, repeats, axis=0) if repeats > 1 else attention_mask
         feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
         for name, value in outputs.items():
             if name.startswith("present."):
-                feeds[name.replace("present", "past_key_values")] = self._repeated(value, copies)
+                feeds[name.replace("present", "past_key_values")] = self._repeated(value, repeats)
         heads, d_kv = self._own_shape
-        empty = np.zeros((len(mask), heads, 0, d_kv), dtype=self._own_dtype)
+        empty = np.zeros((len(input_ids) * copies, heads, 0, d_kv), dtype=self._own_dtype)
         for name in self._present.values():
             feeds[name] = OrtValue.ortvalue_from_numpy(empty)
         return State(feeds, copies)
@@ -94,11 +99,11 @@ class OnnxRuntimeModel:
         return logits
 
     def reorder(self, state: State, rows: Tokens) -> None:
-        """Row ``r`` continues the cache of the old row ``rows[r]``."""
-        from onnxruntime import OrtValue
-
+        """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
+        (moved,) = np.nonzero(rows != np.arange(len(rows)))
         for name in self._present.values():
-            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
+            cache = state.feeds[name].numpy()  # a view: what is written is in the OrtValue
+            cache[moved] = cache[rows[moved]]
 
     def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
@@ -177,4 +182,9 @@ def open(
             raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
         sessions.append(session)
     _give_back_memory()
-    return OnnxRuntimeModel(sessions[0], sessions[1], ports)
+    return OnnxRuntimeModel(sessions[0], sessions[1], ports, rows_share_cross=rows_share_cross(manifest))
+
+
+def rows_share_cross(manifest: Mapping[str, Any]) -> bool:
+    """Whether the bundle's decoder takes cross keys, values and mask once per sentence; older bundles' does not."""
+    return bool(manifest.get("rows_share_cross"))

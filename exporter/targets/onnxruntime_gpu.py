@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UserError
 from exporter.ports import GraphPorts
 from exporter.targets.gpu import find_gpus
-from exporter.targets.onnxruntime import OnnxRuntimeModel
+from exporter.targets.onnxruntime import OnnxRuntimeModel, rows_share_cross
+
+if TYPE_CHECKING:
+    from exporter.runtime.step import Tokens
+    from exporter.targets.onnxruntime import State
 
 Start = Callable[[Path], Any]
 """Makes a session of an ONNX file."""
@@ -21,10 +25,19 @@ Start = Callable[[Path], Any]
 class DeviceModel(OnnxRuntimeModel):
     """As on the CPU, with outputs left on the device; only logits come to the host. Beams pass through the host."""
 
-    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, device: str) -> None:
+    def __init__(
+        self, encoder: Any, decoder: Any, ports: GraphPorts, device: str, *, rows_share_cross: bool = False
+    ) -> None:
         """``device``: ONNX Runtime's name of where outputs stay, ``cuda`` (tests: ``cpu``)."""
-        super().__init__(encoder, decoder, ports)
+        super().__init__(encoder, decoder, ports, rows_share_cross=rows_share_cross)
         self._device = device
+
+    def reorder(self, state: State, rows: Tokens) -> None:
+        """Row ``r`` continues the cache of the old row ``rows[r]``, by way of the host."""
+        from onnxruntime import OrtValue
+
+        for name in self._present.values():
+            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
 
     def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """Run with bound outputs; see ``OnnxRuntimeModel.execute``."""
@@ -70,4 +83,5 @@ def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: St
                 "libraries, or use --target onnxruntime."
             )
         sessions.append(session)
-    return DeviceModel(sessions[0], sessions[1], GraphPorts.from_dict(manifest["ports"]["decoder"]), "cuda")
+    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=rows_share_cross(manifest))

@@ -108,7 +108,7 @@ def open_rounded(folder: Path, manifest: dict[str, Any], options: Any) -> OnnxRu
         ) from error
     import onnxruntime
 
-    from exporter.targets.onnxruntime import OnnxRuntimeModel
+    from exporter.targets.onnxruntime import OnnxRuntimeModel, rows_share_cross
 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     sessions = []
@@ -122,4 +122,5 @@ def open_rounded(folder: Path, manifest: dict[str, Any], options: Any) -> OnnxRu
         )
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
     wide = tuple(Port(p.name, "float" if p.dtype == compute else p.dtype, p.axes) for p in ports.inputs)
-    return OnnxRuntimeModel(sessions[0], sessions[1], GraphPorts(wide, ports.outputs))
+    own = GraphPorts(wide, ports.outputs)
+    return OnnxRuntimeModel(sessions[0], sessions[1], own, rows_share_cross=rows_share_cross(manifest))
