@@ -160,11 +160,11 @@ def _identity(job: Job, tool: TensorRT, capability: str, graph: str) -> dict[str
 
 def _spec(job: Job, capability: str, graph: str) -> EngineSpec:
     compute, facts = str(job.manifest["precision"]["compute"]), job.manifest["architecture"]
-    form = attention_form(compute, int(facts["d_kv"]), int(facts["num_heads"]), job.no_fuse)
+    form = attention_form(compute, int(facts["d_kv"]), job.no_fuse)
     return EngineSpec(
         onnx=job.folder / f"{graph}.onnx",
         ports=GraphPorts.from_dict(job.manifest["ports"][graph]),
-        profiles=engine_profiles(Limits(**job.manifest["limits"]), graph, form),
+        profiles=engine_profiles(Limits(**job.manifest["limits"]), graph, form, int(facts["num_heads"])),
         form=form,
         compute_capability=capability,
         exact_float32=compute == "float",

@@ -20,6 +20,7 @@ from exporter.progress import Progress
 from exporter.targets.tensorrt_attention import Form, find_attentions, shape_attentions
 from exporter.targets.tensorrt_embedding import lift_dequantize
 from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, point_polygraphy
+from exporter.targets.tensorrt_heads import SMALLEST_BATCH
 from exporter.targets.tensorrt_log import builder_error, make_log, parser_error
 from exporter.targets.tensorrt_plan import AttentionProof, prove_attention, read_kernels
 from exporter.targets.tensorrt_progress import make_monitor
@@ -60,13 +61,15 @@ class BuiltEngine:
     attention: AttentionProof
 
 
-def engine_profiles(limits: Limits, graph: str, form: Form) -> tuple[Sizes, ...]:
+def engine_profiles(limits: Limits, graph: str, form: Form, num_heads: int) -> tuple[Sizes, ...]:
     """Profiles of a graph. The decoder has two: one token per step, and many tokens at once.
 
     The step's profile fixes one query row, which buys the one-row attention kernel. A split attention would be fused
-    again there, so it has one profile only.
+    again there, so it has one profile only. A fused single head needs room for a second row: see ``tensorrt_heads``.
     """
     low, middle, high = limits.minimum, limits.optimum, limits.maximum
+    if form == "fused" and num_heads == 1:
+        high = {**high, "batch": max(high["batch"], SMALLEST_BATCH)}
     whole = {axis: (low[axis], middle[axis], high[axis]) for axis in high}
     if graph == "encoder" or form == "split":
         return (whole,)
