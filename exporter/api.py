@@ -52,7 +52,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
 
     Raises:
         UserError: bad input or environment; nothing is left behind.
-        GateError: parity failed; the bundle is kept as ``<out>.failed``.
+        GateError: parity or an engine's check failed; the bundle is kept as ``<out>.failed``.
     """
     watch: Progress = progress or Silent()
     row = precision(options.precision)
@@ -75,9 +75,6 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         bundles.write_manifest(folder, manifest, {"weights.safetensors": digest})
         build_targets(folder, targets, options, watch)
         passed = check(folder, checkpoint, blocks, options, watch)
-    if passed is False:
-        failed = bundles.keep_failed(out)
-        raise GateError(f"parity failed; the bundle is kept for study as '{failed}' (see parity.json there).")
     require_speedup(out, options)
     return Bundle(out, bundles.read_manifest(out), passed)
 
@@ -238,12 +235,18 @@ def check(
     options: ExportOptions,
     watch: Progress,
 ) -> bool | None:
-    """Run the parity ladder on the written bundle; None when it was switched off."""
+    """Run the parity ladder on the written bundle; None when it was switched off.
+
+    Raises:
+        GateError: a rung failed.
+    """
     if options.no_verify:
         return None
     from exporter.parity.ladder import verify_bundle
 
-    return verify_bundle(folder, checkpoint, blocks=blocks, progress=watch).passed
+    if not verify_bundle(folder, checkpoint, blocks=blocks, progress=watch).passed:
+        raise GateError("parity failed; parity.json says where.")
+    return True
 
 
 def _depths(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def build_engines(
 
     Raises:
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
-        GateError: the engines ran on this machine's GPU and are wrong.
+        GateError: an attention that must be fused is not, or the engines ran on this machine's GPU and are wrong.
     """
     folder, watch = Path(bundle_folder), progress or Silent()
     manifest, flavor, found = read_manifest(folder), flavor_of(target), find_gpus()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UserError
+from exporter.errors import GateError
 from exporter.ports import GraphPorts, Limits
 from exporter.progress import Progress
 from exporter.targets.tensorrt_attention import Form, find_attentions, shape_attentions
@@ -180,19 +180,19 @@ def check_attention(spec: EngineSpec, built: BuiltEngine) -> None:
     """The proof must fit the form.
 
     Raises:
-        UserError: an attention that must be fused is not, or one that must not be is.
+        GateError: an attention that must be fused is not, or one that must not be is.
     """
     proof = built.attention
     if proof.fused is None:
         return
     if spec.form == "fused" and not proof.complete:
         missing = ", ".join(proof.decomposed[:3]) or "none by name"
-        raise UserError(
+        raise GateError(
             f"{spec.onnx.name} for compute capability {spec.compute_capability}: {proof.fused} of {proof.expected} "
             f"attentions have a fused kernel (without: {missing}). Build with --no-fuse to accept plain ones."
         )
     if spec.form == "split" and proof.fused:
-        raise UserError(
+        raise GateError(
             f"{spec.onnx.name} for compute capability {spec.compute_capability}: the builder fused {proof.fused} "
             "attentions in spite of --no-fuse; use --target onnxruntime."
         )

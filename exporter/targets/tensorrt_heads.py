@@ -3,9 +3,9 @@
     before : q [batch, 1, target, d_kv]   k, v [batch, 1, total, d_kv]   mask [batch | 1, 1, target | 1, total]
     after  : q [1, batch, target, d_kv]   k, v [1, batch, total, d_kv]   mask [1, batch | 1, target | 1, total]
 
-The builder drops a heads' axis of fixed size 1 and then no longer sees an attention; it keeps one whose size it does not
-know. Sequences and heads are independent alike, so the two are equal. The parsed network is changed, not the file. Found
-by building with TensorRT-RTX 1.7.
+The builder drops a heads' axis of fixed size 1 and then no longer sees an attention; it keeps one whose size it does
+not know. Sequences and heads are independent alike, so the two are equal. The parsed network is changed, not the file.
+Found by building with TensorRT-RTX 1.7.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from exporter.bundle import read_manifest
-from exporter.errors import UserError
+from exporter.errors import GateError, UserError
 from exporter.ports import GraphPorts, Limits
 from exporter.progress import Silent, Stage
 from exporter.targets.tensorrt_attention import Form, attention_form, find_attentions
@@ -110,14 +110,14 @@ def test_without_fusion_nothing_is_fused_and_the_fused_check_sees_it(demo: Works
     check_attention(spec, built)
     assert built.attention.fused == 0
     assert len(built.attention.decomposed) == attentions_of(demo.bundle("fp16"), graph)
-    with pytest.raises(UserError, match=r"0 of 4 attentions have a fused kernel \(without: .*Attention_\d+"):
+    with pytest.raises(GateError, match=r"0 of 4 attentions have a fused kernel \(without: .*Attention_\d+"):
         check_attention(replace(spec, form="fused"), built)
 
 
 def test_a_fused_engine_does_not_pass_for_a_split_one(demo: Workshop, rtx: TensorRT) -> None:
     spec = spec_of(demo.bundle("fp16"), "encoder")
     built = build_engine(rtx, spec, Silent())
-    with pytest.raises(UserError, match="the builder fused 4 attentions in spite of --no-fuse"):
+    with pytest.raises(GateError, match="the builder fused 4 attentions in spite of --no-fuse"):
         check_attention(replace(spec, form="split"), built)
 
 
