@@ -119,7 +119,7 @@ def check_target_folder(out: Path, force: bool) -> None:
 def writing(out: Path, force: bool) -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes otherwise.
 
-    A bundle whose block ends with a ``GateError`` becomes ``<out>.failed``, and the error says so; ``out`` stays as it was.
+    Where the block ends with a ``GateError``, it becomes ``<out>.failed``, and the error says so.
     """
     check_target_folder(out, force)
     try:

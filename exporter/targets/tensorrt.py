@@ -21,6 +21,7 @@ from exporter.targets.tensorrt_build import BuiltEngine, EngineSpec, build_engin
 from exporter.targets.tensorrt_check import require_right, run_state
 from exporter.targets.tensorrt_flavor import TensorRT, flavor_of, load_tensorrt
 from exporter.targets.tensorrt_guards import check_dtypes, check_sources, choose_capabilities, dtypes_of
+from exporter.targets.tensorrt_proof import kept_run
 from exporter.targets.tensorrt_records import (
     engine_path,
     graphs_of,
@@ -85,7 +86,7 @@ def build_engines(
     """Build every graph of a bundle for each compute capability and record it in the manifest.
 
     An engine that fits already is kept unless ``force``. Returns the manifest's entries by compute capability: a
-    record per graph, and under ``run`` what has run them (``not run: reason`` before anything has).
+    record per graph, and under ``run`` what running them proved (``not run: reason`` before anything has).
 
     Raises:
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
@@ -107,11 +108,13 @@ def _build_for(job: Job, tool: TensorRT, capability: str, found: GpuReport, watc
     """Every engine for one compute capability, then the manifest."""
     graphs = graphs_of(job.manifest)
     entry: dict[str, Any] = {graph: _engine(job, tool, capability, graph, watch) for graph in graphs}
-    entry["run"] = "not run: being built"
+    before = job.manifest["engines"].get(tool.flavor.target, {}).get(capability)
+    entry["run"] = kept_run(before, entry, "not run: being built")
     _record(job, tool.flavor.target, capability, entry)
-    entry["run"] = run_state(job.folder, tool.flavor, capability, found)
+    found_here = run_state(job.folder, tool.flavor, capability, found)
+    entry["run"] = kept_run(before, entry, found_here)
     _record(job, tool.flavor.target, capability, entry)
-    require_right(entry["run"], tool.flavor, job.no_fuse)
+    require_right(found_here, tool.flavor, job.no_fuse)
     return entry
 
 

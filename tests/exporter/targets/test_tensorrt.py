@@ -13,22 +13,13 @@ import pytest
 from cli import main
 from exporter.bundle import damaged_files, read_manifest
 from exporter.errors import UserError
-from exporter.progress import Silent
 from exporter.targets.tensorrt import build_engines, check_buildable
 from exporter.targets.tensorrt_attention import shape_attentions
 from exporter.targets.tensorrt_flavor import TensorRT
 from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus
+from tests.exporter.targets.conftest import SetGpus, Told
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture
