@@ -148,6 +148,20 @@ def test_verify_records_what_it_proved(
     assert run_of(read_manifest(bundle)) == NOT_RUN
 
 
+@pytest.mark.slow
+def test_the_whole_ladder_climbs_on_engines(
+    bundle: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines for a batch of 4, on host memory: no rung needs more than they take."""
+    set_gpus("8.6")
+    pretend_gpu(monkeypatch, rtx, bundle)
+    report = verify(bundle, target="tensorrt-rtx")
+    assert report.passed
+    assert {rung: verdict for rung, verdict in report.verdicts().items() if verdict != "pass"} == {
+        "3 range": "not run: the compute dtype is float, there is nothing to round"
+    }
+
+
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_without_a_gpu_verify_says_not_run_and_does_not_pass(
