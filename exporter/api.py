@@ -225,7 +225,14 @@ def choose_targets(options: ExportOptions, row: Precision) -> tuple[str, ...]:
 def build_targets(folder: Path, targets: Sequence[str], options: ExportOptions, watch: Progress) -> None:
     """Engines of each target; ONNX Runtime runs the graphs as they are."""
     for target in targets:
-        build_engines(folder, target, options.compute_capability, no_fuse=options.no_fuse, progress=watch)
+        build_engines(
+            folder,
+            target,
+            options.compute_capability,
+            no_fuse=options.no_fuse,
+            separate_weights=options.separate_weights,
+            progress=watch,
+        )
 
 
 def check(

@@ -30,6 +30,7 @@ from exporter.targets.tensorrt_records import (
     timing_cache,
     write_plan,
 )
+from exporter.targets.tensorrt_weights import separable_weights
 
 if TYPE_CHECKING:
     from exporter.targets.tensorrt_run import EngineModel
@@ -50,12 +51,16 @@ def open(folder: Path, manifest: dict[str, Any]) -> EngineModel:
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle and what is asked of it. ``sources``: sha256 of the files that engines are built from."""
+    """One bundle and what is asked of it.
+
+    ``sources``: sha256 of the files that engines are built from. ``separate``: weights stay in their own file.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     sources: Mapping[str, str]
     no_fuse: bool
+    separate: bool
     force: bool
 
 
@@ -80,13 +85,15 @@ def build_engines(
     compute_capabilities: Sequence[str] = (),
     *,
     no_fuse: bool = False,
+    separate_weights: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Build every graph of a bundle for each compute capability and record it in the manifest.
 
-    An engine that fits already is kept unless ``force``. Returns the manifest's entries by compute capability: a
-    record per graph, and under ``run`` what running them proved (``not run: reason`` before anything has).
+    An engine that fits already is kept unless ``force``. ``separate_weights``: see ``tensorrt_weights``. Returns the
+    manifest's entries by compute capability: a record per graph, and under ``run`` what running them proved
+    (``not run: reason`` before anything has).
 
     Raises:
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
@@ -100,7 +107,7 @@ def build_engines(
         sources = check_sources(folder, manifest, [*files, "weights.safetensors"], stage.advance)
     check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
     tool = load_tensorrt(target)
-    job = Job(folder, manifest, sources, no_fuse, force)
+    job = Job(folder, manifest, sources, no_fuse, separate_weights, force)
     return {capability: _build_for(job, tool, capability, found, watch) for capability in capabilities}
 
 
@@ -139,10 +146,11 @@ def _engine(job: Job, tool: TensorRT, capability: str, graph: str, watch: Progre
     if kept is not None and not job.force and all(kept.get(key) == value for key, value in wanted.items()):
         watch.message(f"{graph} for {tool.flavor.target} {capability} is up to date")
         return kept
-    spec = _spec(job, capability, graph)
+    places = separable_weights(job.folder / f"{graph}.onnx") if job.separate else {}
+    spec = _spec(job, capability, graph, tuple(places))
     built = build_engine(tool, spec, watch, timing_cache(tool, capability))
     check_attention(spec, built)
-    record = {**wanted, **_facts(job.folder, path, spec, built)}
+    record = {**wanted, **_facts(job.folder, path, spec, built), "weights": {k: list(v) for k, v in places.items()}}
     write_plan(path, built.plan)
     write_json(record_path(path), record)
     return record
@@ -157,11 +165,12 @@ def _identity(job: Job, tool: TensorRT, capability: str, graph: str) -> dict[str
         "graph": graph,
         "sources": {name: job.sources[name] for name in (f"{graph}.onnx", "weights.safetensors")},
         "no_fuse": job.no_fuse,
+        "separate_weights": job.separate,
         "limits": job.manifest["limits"],
     }
 
 
-def _spec(job: Job, capability: str, graph: str) -> EngineSpec:
+def _spec(job: Job, capability: str, graph: str, separate: tuple[str, ...]) -> EngineSpec:
     compute, facts = str(job.manifest["precision"]["compute"]), job.manifest["architecture"]
     form = attention_form(compute, int(facts["d_kv"]), job.no_fuse)
     return EngineSpec(
@@ -171,6 +180,7 @@ def _spec(job: Job, capability: str, graph: str) -> EngineSpec:
         form=form,
         compute_capability=capability,
         exact_float32=compute == "float",
+        separate=separate,
     )
 
 

@@ -24,6 +24,7 @@ from exporter.targets.tensorrt_heads import SMALLEST_BATCH
 from exporter.targets.tensorrt_log import builder_error, make_log, parser_error
 from exporter.targets.tensorrt_plan import AttentionProof, prove_attention, read_kernels
 from exporter.targets.tensorrt_progress import make_monitor
+from exporter.targets.tensorrt_weights import weights_to_inputs
 
 BEST_TOKENS, BEST_SCORES = "best_tokens", "best_scores"
 """Outputs of a decoder engine beyond those of its graph."""
@@ -42,6 +43,7 @@ class EngineSpec:
         form: how attention is computed.
         compute_capability: such as ``8.6``; the machine's own for full TensorRT.
         exact_float32: switch TF32 off, so that a float32 graph computes in float32.
+        separate: weights that the engine reads as inputs; see ``tensorrt_weights``.
     """
 
     onnx: Path
@@ -50,6 +52,7 @@ class EngineSpec:
     form: Form
     compute_capability: str
     exact_float32: bool
+    separate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def build_engine(tool: TensorRT, spec: EngineSpec, watch: Progress, timing_cache
     shape_attentions(tool, network, attentions, spec.form)
     add_best_token(tool, network)
     lift_dequantize(tool, network)
+    weights_to_inputs(tool, network, spec.separate)
     title = f"{spec.onnx.stem} for {tool.flavor.target} {spec.compute_capability}"
     with watch.stage(title) as stage:
         monitor = make_monitor(tool, stage)
