@@ -142,6 +142,8 @@ def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
         print(json.dumps(result.data, ensure_ascii=False))
     else:
         result.show(Console())
+    if result.problem:
+        return _complain(command, result.problem, result.exit_code)
     return int(result.exit_code)
 
 

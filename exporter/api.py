@@ -54,7 +54,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
 
     Raises:
         UserError: bad input or environment; nothing is left behind.
-        GateError: parity failed; the bundle is kept as ``<out>.failed``.
+        GateError: parity or an engine's check failed; the bundle is kept as ``<out>.failed``.
     """
     watch: Progress = progress or Silent()
     row = precision(options.precision)
@@ -77,9 +77,6 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         bundles.write_manifest(folder, manifest, {"weights.safetensors": digest})
         build_targets(folder, targets, options, watch)
         passed = check(folder, checkpoint, blocks, options, watch)
-    if passed is False:
-        failed = bundles.keep_failed(out)
-        raise GateError(f"parity failed; the bundle is kept for study as '{failed}' (see parity.json there).")
     require_speedup(out, options)
     return Bundle(out, bundles.read_manifest(out), passed)
 
@@ -232,7 +229,14 @@ def choose_targets(options: ExportOptions, row: Precision) -> tuple[str, ...]:
 def build_targets(folder: Path, targets: Sequence[str], options: ExportOptions, watch: Progress) -> None:
     """Engines of each target; ONNX Runtime runs the graphs as they are."""
     for target in targets:
-        build_engines(folder, target, options.compute_capability, no_fuse=options.no_fuse, progress=watch)
+        build_engines(
+            folder,
+            target,
+            options.compute_capability,
+            no_fuse=options.no_fuse,
+            separate_weights=options.separate_weights,
+            progress=watch,
+        )
 
 
 def check(
@@ -242,7 +246,11 @@ def check(
     options: ExportOptions,
     watch: Progress,
 ) -> bool | None:
-    """Run the parity ladder on the written bundle; None when it was switched off."""
+    """Run the parity ladder on the written bundle; None when it was switched off.
+
+    Raises:
+        GateError: a rung failed.
+    """
     if options.no_verify:
         return None
     from exporter.parity.ladder import verify_bundle
@@ -251,7 +259,9 @@ def check(
     if not fits and not options.blockwise:
         watch.message("the whole model does not fit in the free memory: verifying block by block")
     blockwise = options.blockwise or not fits
-    return verify_bundle(folder, checkpoint, blocks=blocks, blockwise=blockwise, progress=watch).passed
+    if not verify_bundle(folder, checkpoint, blocks=blocks, blockwise=blockwise, progress=watch).passed:
+        raise GateError("parity failed; parity.json says where.")
+    return True
 
 
 def _depths(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UserError
+from exporter.errors import GateError, UserError
 
 FORMAT = "t5edge-bundle"
 FORMAT_VERSION = 1
@@ -117,7 +117,10 @@ def check_target_folder(out: Path, force: bool) -> None:
 
 @contextmanager
 def writing(out: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes otherwise."""
+    """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and vanishes otherwise.
+
+    Where the block ends with a ``GateError``, it becomes ``<out>.failed``, and the error says so.
+    """
     check_target_folder(out, force)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,10 @@ def writing(out: Path, force: bool) -> Iterator[Path]:
     try:
         yield folder
         _replace(out, folder)
+    except GateError as error:
+        if not is_bundle(folder):
+            raise
+        raise GateError(f"{error} {_kept_for_study(out, folder)}") from error
     except OSError as error:
         raise UserError(f"writing '{out}' failed: {error.strerror or error}; nothing was left behind.") from error
     finally:
@@ -167,11 +174,22 @@ def _alive(process: int) -> bool:
     return True
 
 
-def keep_failed(out: Path) -> Path:
-    """Move a bundle that failed its gate to ``<out>.failed`` for study, replacing an older failed one of ours."""
+def keep_failed(out: Path, written: Path | None = None) -> Path:
+    """Move a bundle that failed its gate to ``<out>.failed`` for study, replacing an older failed one of ours.
+
+    ``written``: where the bundle stands; None for ``out`` itself.
+    """
     failed = out.with_name(out.name + FAILED_SUFFIX)
     check_target_folder(failed, force=True)
     if failed.exists():
         shutil.rmtree(failed)
-    out.rename(failed)
+    (written or out).rename(failed)
     return failed
+
+
+def _kept_for_study(out: Path, folder: Path) -> str:
+    """Keep what failed; says where, or why not."""
+    try:
+        return f"The bundle is kept for study as '{keep_failed(out, folder)}'."
+    except (UserError, OSError) as error:
+        return f"The bundle is not kept for study: {error}"

@@ -52,6 +52,9 @@ class ExportOptions:
         choices=CACHES,
     )
     no_fuse: bool = option("engines with plain instead of fused attention", False)
+    separate_weights: bool = option(
+        "engines read their matrices from weights.safetensors instead of holding them", False
+    )
     max_batch: int = option("largest batch an engine takes", Limits.max_batch, metavar="N")
     max_source_length: int = option("longest source an engine takes, in tokens", Limits.max_source_length, metavar="N")
     max_target_length: int = option("longest target an engine takes, in tokens", Limits.max_target_length, metavar="N")
@@ -171,6 +174,9 @@ class BuildOptions:
         repeat=True,
     )
     no_fuse: bool = option("plain instead of fused attention, for a defective fused kernel", False)
+    separate_weights: bool = option(
+        "engines read their matrices from weights.safetensors instead of holding them", False
+    )
     force: bool = option("build again what is up to date", False)
 
 

@@ -30,6 +30,7 @@ def run(options: BuildOptions, progress: Progress) -> Result:
             target,
             options.compute_capability,
             no_fuse=options.no_fuse,
+            separate_weights=options.separate_weights,
             force=options.force,
             progress=progress,
         )

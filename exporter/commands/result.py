@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console."""
+    """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console.
+
+    ``problem``: the line for standard error of a command that ends with something to show and an exit code of 2.
+    """
 
     data: Any
     show: Callable[[Console], None]
     exit_code: int = 0
+    problem: str = ""

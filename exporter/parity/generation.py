@@ -22,11 +22,12 @@ from exporter.parity.subject import Subject
 from exporter.parity.workload import TASK_FILE
 from exporter.runtime.generation import generate
 from exporter.runtime.options import read_options
-from exporter.texts import Batch, read_examples
+from exporter.texts import Batch, Example, read_examples
 
 if TYPE_CHECKING:
     from exporter.runtime.model import BundleModel
     from exporter.runtime.step import Scores, Tokens
+    from exporter.runtime.tokenizer import BundleTokenizer
 
 BEAMS = 4
 NOISE_SEEDS = 4
@@ -236,15 +237,25 @@ def task(subject: Subject, name: str) -> Iterator[RungResult]:
     longest = tokenizer.encode([example.target for example in examples])[0].shape[1]
     most = min(longest + TASK_SPARE, _longest(subject))
     settings: dict[str, Any] = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
-    right = [0, 0]
-    for start in range(0, len(examples), TASK_ROWS):
-        part = examples[start : start + TASK_ROWS]
-        ids, mask = tokenizer.encode([example.source for example in part])
-        models: tuple[BundleModel | TorchModel, ...] = (subject.model, subject.reference.model)
-        for index, model in enumerate(models):
-            answers = tokenizer.decode(model.generate(ids, mask, **settings))
-            right[index] += sum(answer == e.target for answer, e in zip(answers, part, strict=True))
+    try:
+        right = [_right(model, tokenizer, examples, settings) for model in (subject.model, subject.reference.model)]
+    except UserError as error:
+        yield not_run(name, str(error))
+        return
     ours, theirs = (100.0 * count / len(examples) for count in right)
     lost = max(0.0, theirs - ours)
     facts = {"bundle": ours, "pytorch": theirs, "examples": len(examples)}
     yield at_most(name, "exact match lost (points)", lost, LOST_POINTS, **facts)
+
+
+def _right(
+    model: BundleModel | TorchModel, tokenizer: BundleTokenizer, examples: Sequence[Example], settings: dict[str, Any]
+) -> int:
+    """How many examples are answered exactly."""
+    right = 0
+    for start in range(0, len(examples), TASK_ROWS):
+        part = examples[start : start + TASK_ROWS]
+        ids, mask = tokenizer.encode([example.source for example in part])
+        answers = tokenizer.decode(model.generate(ids, mask, **settings))
+        right += sum(answer == example.target for answer, example in zip(answers, part, strict=True))
+    return right

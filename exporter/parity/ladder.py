@@ -13,6 +13,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import UserError
 from exporter.parity import generation, numeric
 from exporter.parity.limits import own_dtype
+from exporter.parity.parts import InParts
 from exporter.parity.reference import Reference, measure_reference, passes, threads_for
 from exporter.parity.report import FAIL, ParityReport, RungResult, at_most, failure, not_run
 from exporter.parity.subject import Subject
@@ -20,6 +21,8 @@ from exporter.parity.workload import build_workload
 from exporter.ports import Limits
 from exporter.precision import Precision
 from exporter.progress import Progress, Silent
+from exporter.targets.tensorrt_flavor import FLAVORS
+from exporter.targets.tensorrt_proof import record_run, why_not_run
 
 if TYPE_CHECKING:
     from exporter.parity.workload import Workload
@@ -91,7 +94,10 @@ def verify(
     blockwise: bool = False,
     rungs: Sequence[Rung] = RUNGS,
 ) -> ParityReport:
-    """Run the ladder on a finished bundle, which is not changed. A damaged file fails the rung ``files``.
+    """Run the ladder on a finished bundle. A damaged file fails the rung ``files``.
+
+    The bundle is not changed, except that what was proved about engines is written into their entry of the manifest.
+    Where engines cannot run, every rung says ``not run`` and why, and the report does not pass.
 
     ``blockwise``: compare layer by layer instead, with one layer in memory at a time; the rungs that need the whole
     model are then ``not run``.
@@ -105,7 +111,7 @@ def verify(
     """
     if blockwise:
         _check_blockwise(target)
-    folder = Path(bundle)
+    folder, watch = Path(bundle), progress or Silent()
     manifest = bundles.read_manifest(folder)
     damaged = bundles.damaged_files(folder)
     names = f": {', '.join(damaged)}" if damaged else ""
@@ -113,15 +119,18 @@ def verify(
     if damaged:
         skipped = [not_run(rung.name, "files of the bundle are damaged") for rung in rungs]
         report = ParityReport([files, *skipped], _facts(manifest, target))
+    elif reason := why_not_run(target):
+        report = ParityReport([not_run(rung.name, reason) for rung in rungs], _facts(manifest, target))
     else:
         source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
-        watch = progress or Silent()
         if blockwise:
             report = run_blockwise(folder, source, target, watch, rungs)
         else:
             report = run_ladder(folder, source, target, watch, None, rungs)
         changed = source.content_key() != manifest["content_key"]
         report = ParityReport([files, *report.results], {**report.facts, "checkpoint_touched": changed})
+        if target in FLAVORS:
+            record_run(folder, target, report, watch)
     if junit is not None:
         try:
             report.write_junit(junit)
@@ -238,6 +247,8 @@ def open_subject(
 
     manifest = bundles.read_manifest(folder)
     model = load(folder, target)
+    if target in FLAVORS:  # engines have a largest batch, the workload does not know it
+        model.step_model = InParts(model.step_model, manifest["limits"]["max_batch"])
     row = Precision.from_dict(manifest["precision"])
     workload = build_workload(checkpoint, Limits(**manifest["limits"]))
     groups = dict.fromkeys(group for rung in rungs for group in rung.groups)

@@ -21,6 +21,7 @@ from exporter.targets.tensorrt_build import BuiltEngine, EngineSpec, build_engin
 from exporter.targets.tensorrt_check import require_right, run_state
 from exporter.targets.tensorrt_flavor import TensorRT, flavor_of, load_tensorrt
 from exporter.targets.tensorrt_guards import check_dtypes, check_sources, choose_capabilities, dtypes_of
+from exporter.targets.tensorrt_proof import kept_run
 from exporter.targets.tensorrt_records import (
     engine_path,
     graphs_of,
@@ -29,6 +30,7 @@ from exporter.targets.tensorrt_records import (
     timing_cache,
     write_plan,
 )
+from exporter.targets.tensorrt_weights import separable_weights
 
 if TYPE_CHECKING:
     from exporter.targets.tensorrt_run import EngineModel
@@ -49,12 +51,16 @@ def open(folder: Path, manifest: dict[str, Any]) -> EngineModel:
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle and what is asked of it. ``sources``: sha256 of the files that engines are built from."""
+    """One bundle and what is asked of it.
+
+    ``sources``: sha256 of the files that engines are built from. ``separate``: weights stay in their own file.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     sources: Mapping[str, str]
     no_fuse: bool
+    separate: bool
     force: bool
 
 
@@ -79,17 +85,19 @@ def build_engines(
     compute_capabilities: Sequence[str] = (),
     *,
     no_fuse: bool = False,
+    separate_weights: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Build every graph of a bundle for each compute capability and record it in the manifest.
 
-    An engine that fits already is kept unless ``force``. Returns the manifest's entries by compute capability: a
-    record per graph, and under ``run`` what has run them (``not run: reason`` before anything has).
+    An engine that fits already is kept unless ``force``. ``separate_weights``: see ``tensorrt_weights``. Returns the
+    manifest's entries by compute capability: a record per graph, and under ``run`` what running them proved
+    (``not run: reason`` before anything has).
 
     Raises:
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
-        GateError: the engines ran on this machine's GPU and are wrong.
+        GateError: an attention that must be fused is not, or the engines ran on this machine's GPU and are wrong.
     """
     folder, watch = Path(bundle_folder), progress or Silent()
     manifest, flavor, found = read_manifest(folder), flavor_of(target), find_gpus()
@@ -99,7 +107,7 @@ def build_engines(
         sources = check_sources(folder, manifest, [*files, "weights.safetensors"], stage.advance)
     check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
     tool = load_tensorrt(target)
-    job = Job(folder, manifest, sources, no_fuse, force)
+    job = Job(folder, manifest, sources, no_fuse, separate_weights, force)
     return {capability: _build_for(job, tool, capability, found, watch) for capability in capabilities}
 
 
@@ -107,11 +115,13 @@ def _build_for(job: Job, tool: TensorRT, capability: str, found: GpuReport, watc
     """Every engine for one compute capability, then the manifest."""
     graphs = graphs_of(job.manifest)
     entry: dict[str, Any] = {graph: _engine(job, tool, capability, graph, watch) for graph in graphs}
-    entry["run"] = "not run: being built"
+    before = job.manifest["engines"].get(tool.flavor.target, {}).get(capability)
+    entry["run"] = kept_run(before, entry, "not run: being built")
     _record(job, tool.flavor.target, capability, entry)
-    entry["run"] = run_state(job.folder, tool.flavor, capability, found)
+    found_here = run_state(job.folder, tool.flavor, capability, found)
+    entry["run"] = kept_run(before, entry, found_here)
     _record(job, tool.flavor.target, capability, entry)
-    require_right(entry["run"], tool.flavor, job.no_fuse)
+    require_right(found_here, tool.flavor, job.no_fuse)
     return entry
 
 
@@ -136,10 +146,11 @@ def _engine(job: Job, tool: TensorRT, capability: str, graph: str, watch: Progre
     if kept is not None and not job.force and all(kept.get(key) == value for key, value in wanted.items()):
         watch.message(f"{graph} for {tool.flavor.target} {capability} is up to date")
         return kept
-    spec = _spec(job, capability, graph)
+    places = separable_weights(job.folder / f"{graph}.onnx") if job.separate else {}
+    spec = _spec(job, capability, graph, tuple(places))
     built = build_engine(tool, spec, watch, timing_cache(tool, capability))
     check_attention(spec, built)
-    record = {**wanted, **_facts(job.folder, path, spec, built)}
+    record = {**wanted, **_facts(job.folder, path, spec, built), "weights": {k: list(v) for k, v in places.items()}}
     write_plan(path, built.plan)
     write_json(record_path(path), record)
     return record
@@ -154,20 +165,22 @@ def _identity(job: Job, tool: TensorRT, capability: str, graph: str) -> dict[str
         "graph": graph,
         "sources": {name: job.sources[name] for name in (f"{graph}.onnx", "weights.safetensors")},
         "no_fuse": job.no_fuse,
+        "separate_weights": job.separate,
         "limits": job.manifest["limits"],
     }
 
 
-def _spec(job: Job, capability: str, graph: str) -> EngineSpec:
+def _spec(job: Job, capability: str, graph: str, separate: tuple[str, ...]) -> EngineSpec:
     compute, facts = str(job.manifest["precision"]["compute"]), job.manifest["architecture"]
-    form = attention_form(compute, int(facts["d_kv"]), int(facts["num_heads"]), job.no_fuse)
+    form = attention_form(compute, int(facts["d_kv"]), job.no_fuse)
     return EngineSpec(
         onnx=job.folder / f"{graph}.onnx",
         ports=GraphPorts.from_dict(job.manifest["ports"][graph]),
-        profiles=engine_profiles(Limits(**job.manifest["limits"]), graph, form),
+        profiles=engine_profiles(Limits(**job.manifest["limits"]), graph, form, int(facts["num_heads"])),
         form=form,
         compute_capability=capability,
         exact_float32=compute == "float",
+        separate=separate,
     )
 
 

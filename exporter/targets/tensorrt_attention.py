@@ -1,7 +1,7 @@
 """How a parsed network computes attention: one fused kernel, whatever the builder finds, or plain matrix products.
 
     fused        must come out as one fused kernel; the plan is read to prove it (16-bit types)
-    decomposable may be split: no float32 flash kernel exists, nor one for a single head or for odd head sizes
+    decomposable may be split: no float32 flash kernel exists, nor one for odd head sizes
     split        rewritten here as float32 MatMul, Add, Softmax, MatMul: nothing fused whatever the builder finds
 
 Every attention is marked decomposable, the fused ones too: at one query row, with head sizes 16 and 256 or with two or
@@ -15,21 +15,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from exporter.targets.tensorrt_flavor import TensorRT
+from exporter.targets.tensorrt_heads import has_one_head, swap_batch_and_heads
 
 Form = Literal["fused", "decomposable", "split"]
 
 FUSED_SIZES = range(16, 257, 8)
-"""Head sizes with fused 16-bit kernels on every target (8, 12 and 512 have none), for two heads and more.
-
-A single head has none: the builder drops its axis and no longer sees an attention. Found by building, TensorRT-RTX 1.7.
-"""
+"""Head sizes with fused 16-bit kernels on every target (8, 12 and 512 have none), found with TensorRT-RTX 1.7."""
 
 
-def attention_form(compute: str, d_kv: int, num_heads: int, no_fuse: bool) -> Form:
-    """The form for graphs that compute in ``compute`` with ``num_heads`` heads of ``d_kv``."""
+def attention_form(compute: str, d_kv: int, no_fuse: bool) -> Form:
+    """The form for graphs that compute in ``compute`` with heads of ``d_kv``."""
     if no_fuse:
         return "split"
-    has_kernel = compute in ("float16", "bfloat16") and d_kv in FUSED_SIZES and num_heads > 1
+    has_kernel = compute in ("float16", "bfloat16") and d_kv in FUSED_SIZES
     return "fused" if has_kernel else "decomposable"
 
 
@@ -57,13 +55,17 @@ def find_attentions(tool: TensorRT, network: Any) -> list[Attention]:
 
 def shape_attentions(tool: TensorRT, network: Any, attentions: list[Attention], form: Form) -> None:
     """Bring every attention of ``network`` into ``form``, in place."""
-    users = _users(network) if form == "split" else {}
+    users = _users(network)
     for attention in attentions:
         attention.entry.attention.decomposable = True
         if form == "split":
             result = _split(tool, network, attention)
-            for layer, index in users[attention.exit.get_output(0).name]:
-                layer.set_input(index, result)
+        elif form == "fused" and has_one_head(attention.entry):
+            result = swap_batch_and_heads(tool, network, attention.name, attention.entry, attention.exit)
+        else:
+            continue
+        for layer, index in users[attention.exit.get_output(0).name]:
+            layer.set_input(index, result)
 
 
 def _users(network: Any) -> dict[str, list[tuple[Any, int]]]:

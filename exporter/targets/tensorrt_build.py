@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UserError
+from exporter.errors import GateError
 from exporter.ports import GraphPorts, Limits
 from exporter.progress import Progress
 from exporter.targets.tensorrt_attention import Form, find_attentions, shape_attentions
 from exporter.targets.tensorrt_embedding import lift_dequantize
 from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, point_polygraphy
+from exporter.targets.tensorrt_heads import SMALLEST_BATCH
 from exporter.targets.tensorrt_log import builder_error, make_log, parser_error
 from exporter.targets.tensorrt_plan import AttentionProof, prove_attention, read_kernels
 from exporter.targets.tensorrt_progress import make_monitor
+from exporter.targets.tensorrt_weights import weights_to_inputs
 
 BEST_TOKENS, BEST_SCORES = "best_tokens", "best_scores"
 """Outputs of a decoder engine beyond those of its graph."""
@@ -41,6 +43,7 @@ class EngineSpec:
         form: how attention is computed.
         compute_capability: such as ``8.6``; the machine's own for full TensorRT.
         exact_float32: switch TF32 off, so that a float32 graph computes in float32.
+        separate: weights that the engine reads as inputs; see ``tensorrt_weights``.
     """
 
     onnx: Path
@@ -49,6 +52,7 @@ class EngineSpec:
     form: Form
     compute_capability: str
     exact_float32: bool
+    separate: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,15 @@ class BuiltEngine:
     attention: AttentionProof
 
 
-def engine_profiles(limits: Limits, graph: str, form: Form) -> tuple[Sizes, ...]:
+def engine_profiles(limits: Limits, graph: str, form: Form, num_heads: int) -> tuple[Sizes, ...]:
     """Profiles of a graph. The decoder has two: one token per step, and many tokens at once.
 
     The step's profile fixes one query row, which buys the one-row attention kernel. A split attention would be fused
-    again there, so it has one profile only.
+    again there, so it has one profile only. A fused single head needs room for a second row: see ``tensorrt_heads``.
     """
     low, middle, high = limits.minimum, limits.optimum, limits.maximum
+    if form == "fused" and num_heads == 1:
+        high = {**high, "batch": max(high["batch"], SMALLEST_BATCH)}
     whole = {axis: (low[axis], middle[axis], high[axis]) for axis in high}
     if graph == "encoder" or form == "split":
         return (whole,)
@@ -88,6 +94,7 @@ def build_engine(tool: TensorRT, spec: EngineSpec, watch: Progress, timing_cache
     shape_attentions(tool, network, attentions, spec.form)
     add_best_token(tool, network)
     lift_dequantize(tool, network)
+    weights_to_inputs(tool, network, spec.separate)
     title = f"{spec.onnx.stem} for {tool.flavor.target} {spec.compute_capability}"
     with watch.stage(title) as stage:
         monitor = make_monitor(tool, stage)
@@ -177,19 +184,19 @@ def check_attention(spec: EngineSpec, built: BuiltEngine) -> None:
     """The proof must fit the form.
 
     Raises:
-        UserError: an attention that must be fused is not, or one that must not be is.
+        GateError: an attention that must be fused is not, or one that must not be is.
     """
     proof = built.attention
     if proof.fused is None:
         return
     if spec.form == "fused" and not proof.complete:
         missing = ", ".join(proof.decomposed[:3]) or "none by name"
-        raise UserError(
+        raise GateError(
             f"{spec.onnx.name} for compute capability {spec.compute_capability}: {proof.fused} of {proof.expected} "
             f"attentions have a fused kernel (without: {missing}). Build with --no-fuse to accept plain ones."
         )
     if spec.form == "split" and proof.fused:
-        raise UserError(
+        raise GateError(
             f"{spec.onnx.name} for compute capability {spec.compute_capability}: the builder fused {proof.fused} "
             "attentions in spite of --no-fuse; use --target onnxruntime."
         )

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from exporter.bundle import read_manifest
 from exporter.errors import GateError, UserError
+from exporter.parity.report import PASS, ParityReport, at_most
 from exporter.targets.gpu import GpuReport
 from exporter.targets.tensorrt_flavor import Flavor
+from exporter.targets.tensorrt_proof import Run, proof
 
 LIMITS = {"float": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 """Largest relative error of the logits by compute dtype: two runs that each round, a few ulps of that dtype apart."""
 RUNG = "engine logits against onnxruntime"
+MEASURE = "largest logit difference over the largest logit"
 STEPS = 24
-Run = str | dict[str, Any]
 
 
 def run_state(folder: Path, flavor: Flavor, capability: str, found: GpuReport) -> Run:
@@ -38,8 +39,7 @@ def run_state(folder: Path, flavor: Flavor, capability: str, found: GpuReport) -
     except UserError as refused:
         return f"not run: {refused}"
     limit = LIMITS[read_manifest(folder)["precision"]["compute"]]
-    verdict = "pass" if error <= limit else "fail"
-    return {"gpu": gpu.name, "rungs": {RUNG: {"error": error, "limit": limit, "verdict": verdict}}}
+    return proof(gpu, ParityReport([at_most(RUNG, MEASURE, error, limit)]))
 
 
 def require_right(run: Run, flavor: Flavor, no_fuse: bool) -> None:
@@ -48,13 +48,13 @@ def require_right(run: Run, flavor: Flavor, no_fuse: bool) -> None:
     Raises:
         GateError: with the error, the limit, and what to try.
     """
-    if isinstance(run, str) or run["rungs"][RUNG]["verdict"] == "pass":
+    if isinstance(run, str) or run["verdict"] == PASS:
         return
-    rung = run["rungs"][RUNG]
+    (rung,) = run["rungs"]
     advice = "use --target onnxruntime-cuda" if no_fuse else "build with --no-fuse"
     raise GateError(
         f"the {flavor.target} engines run on {run['gpu']} and are wrong: their logits differ from ONNX Runtime's by "
-        f"{rung['error']:.1e}, at most {rung['limit']:.0e} was expected; {advice}."
+        f"{float(rung['value']):.1e}, at most {rung['limit']:.0e} was expected; {advice}."
     )
 
 

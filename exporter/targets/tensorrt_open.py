@@ -16,6 +16,7 @@ from exporter.targets.tensorrt_guards import check_engine
 from exporter.targets.tensorrt_log import make_log, shorten
 from exporter.targets.tensorrt_records import engine_path, graphs_of, read_record, runtime_cache
 from exporter.targets.tensorrt_run import Engine, EngineModel
+from exporter.targets.tensorrt_weights import WEIGHTS_FILE, DeviceWeights
 
 Record = Mapping[str, Any]
 
@@ -36,7 +37,8 @@ def open_engines(folder: Path, manifest: dict[str, Any], target: str) -> EngineM
     point_polygraphy(tool.flavor)
     device = CudaDevice()
     decoder = next(name for name in ("decoder_in_place", "decoder") if name in records)
-    opened = [_open_engine(folder, manifest, tool, records[name], device) for name in ("encoder", decoder)]
+    weights = DeviceWeights(device, folder / WEIGHTS_FILE)
+    opened = [_open_engine(folder, manifest, tool, records[name], device, weights) for name in ("encoder", decoder)]
     caches = [kernels for _, kernels in opened if kernels is not None]
 
     def keep_kernels() -> None:
@@ -87,7 +89,12 @@ def _missing(folder: Path, target: str, capability: str, graph: str) -> UserErro
 
 @collector_paused()
 def _open_engine(
-    folder: Path, manifest: Mapping[str, Any], tool: TensorRT, record: Record, device: Device
+    folder: Path,
+    manifest: Mapping[str, Any],
+    tool: TensorRT,
+    record: Record,
+    device: Device,
+    weights: DeviceWeights,
 ) -> tuple[Engine, KernelCache | None]:
     """Deserialize one engine and make its execution context."""
     log = make_log(tool)
@@ -101,7 +108,8 @@ def _open_engine(
             f"Build it here: t5edge build '{folder}' --target {record['target']} --force"
         )
     ports = GraphPorts.from_dict(manifest["ports"][record["graph"]])
-    return Engine(context, ports, len(record["profiles"]), device, (runtime, engine, log)), kernels
+    owners, inputs = (runtime, engine, log), weights.inputs(record.get("weights", {}))
+    return Engine(context, ports, len(record["profiles"]), device, owners, inputs), kernels
 
 
 def _context(tool: TensorRT, engine: Any, record: Record) -> tuple[Any, KernelCache | None]:

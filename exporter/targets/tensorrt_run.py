@@ -30,13 +30,21 @@ Buffers = dict[str, Buffer]
 class Engine:
     """One graph's engine: an execution context, and the ports that say its shapes.
 
-    ``owners`` are objects that the context needs alive: the runtime, the engine, the log.
+    ``owners`` are objects that the context needs alive: the runtime, the engine, the log. ``weights`` are those that
+    the engine reads as inputs.
     """
 
     def __init__(
-        self, context: Any, ports: GraphPorts, profiles: int, device: Device, owners: tuple[Any, ...] = ()
+        self,
+        context: Any,
+        ports: GraphPorts,
+        profiles: int,
+        device: Device,
+        owners: tuple[Any, ...] = (),
+        weights: Mapping[str, Buffer] | None = None,
     ) -> None:
         self.context, self.ports, self.device, self.owners = context, ports, device, owners
+        self.weights = weights or {}
         self.profiles, self._profile = profiles, 0
 
     def run(self, sizes: Mapping[str, int], addresses: Mapping[str, int], profile: int = STEP_PROFILE) -> None:
@@ -49,7 +57,8 @@ class Engine:
         self._use(min(profile, self.profiles - 1))
         for port in self.ports.inputs:
             self._check(self.context.set_input_shape(port.name, port.shape(sizes)), f"the shape of {port.name}")
-        for name, address in addresses.items():
+        weights = {name: buffer.address for name, buffer in self.weights.items()}
+        for name, address in {**weights, **addresses}.items():
             self._check(self.context.set_tensor_address(name, address), f"the address of {name}")
 
     def enqueue(self) -> None:

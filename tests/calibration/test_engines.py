@@ -21,9 +21,9 @@ def build(folder: Path, graph: str, capability: str) -> int:
     """Bytes of the engine that TensorRT-RTX makes of a bundle's graph."""
     manifest = read_manifest(folder)
     facts = manifest["architecture"]
-    form = attention_form("float", facts["d_kv"], facts["num_heads"], no_fuse=False)
+    form = attention_form("float", facts["d_kv"], no_fuse=False)
     ports = GraphPorts.from_dict(manifest["ports"][graph])
-    profiles = engine_profiles(Limits(**manifest["limits"]), graph, form)
+    profiles = engine_profiles(Limits(**manifest["limits"]), graph, form, facts["num_heads"])
     spec = EngineSpec(folder / f"{graph}.onnx", ports, profiles, form, capability, True)
     return build_engine(load_tensorrt("tensorrt-rtx"), spec, Silent()).plan.nbytes
 

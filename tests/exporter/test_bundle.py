@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter import bundle as bundles
-from exporter.errors import UserError
+from exporter.errors import GateError, UserError
 
 
 def make_bundle(folder: Path) -> Path:
@@ -96,6 +96,38 @@ def test_a_failed_bundle_is_kept_beside(tmp_path: Path) -> None:
     assert failed.name == "out.failed"
     assert bundles.is_bundle(failed)
     assert not out.exists()
+
+
+def fail_its_gate(out: Path) -> None:
+    with bundles.writing(out, force=True) as folder:
+        (folder / "new").write_text("new")
+        bundles.write_manifest(folder, {"variant": "failed"})
+        raise GateError("it is wrong.")
+
+
+def test_a_bundle_that_fails_its_gate_is_kept_beside_an_older_one(tmp_path: Path) -> None:
+    out = make_bundle(tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(GateError, match=r"^it is wrong. The bundle is kept for study as '.*out.failed'.$"):
+            fail_its_gate(out)
+    assert bundles.read_manifest(out)["variant"] == "x"
+    assert bundles.read_manifest(tmp_path / "out.failed")["variant"] == "failed"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
+
+
+def test_a_failed_bundle_never_replaces_what_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "out.failed").mkdir()
+    (tmp_path / "out.failed" / "thesis.txt").write_text("years of work")
+    with pytest.raises(GateError, match=r"it is wrong. The bundle is not kept for study: .*not a t5edge bundle"):
+        fail_its_gate(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out.failed").iterdir()] == ["thesis.txt"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_that_fails_before_there_is_a_bundle_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"^too early$"), bundles.writing(tmp_path / "out", force=False):
+        raise GateError("too early")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:

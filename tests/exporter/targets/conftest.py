@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.progress import Silent
 from exporter.targets.gpu import Gpu, GpuReport
 from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, load_tensorrt
 
@@ -16,9 +17,20 @@ SetGpus = Callable[..., None]
 FINDERS = (
     "exporter.targets.tensorrt.find_gpus",
     "exporter.targets.tensorrt_open.find_gpus",
+    "exporter.targets.tensorrt_proof.find_gpus",
     "exporter.targets.onnxruntime_gpu.find_gpus",
     "exporter.targets.doctor.find_gpus",
 )
+
+
+class Told(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 @pytest.fixture(scope="session")

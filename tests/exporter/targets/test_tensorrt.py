@@ -10,23 +10,16 @@ from typing import Any
 import onnx
 import pytest
 
+from cli import main
 from exporter.bundle import damaged_files, read_manifest
 from exporter.errors import UserError
-from exporter.progress import Silent
 from exporter.targets.tensorrt import build_engines, check_buildable
+from exporter.targets.tensorrt_attention import shape_attentions
 from exporter.targets.tensorrt_flavor import TensorRT
 from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus
+from tests.exporter.targets.conftest import SetGpus, Told
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture
@@ -244,6 +237,37 @@ def test_an_export_builds_engines(
     entry = bundle.manifest["engines"]["tensorrt-rtx"]["8.6"]
     assert list(entry) == ["encoder", "decoder", "decoder_in_place", "run"]
     assert damaged_files(bundle.folder) == []
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_engine_that_fails_its_check_fails_the_export_and_is_kept_for_study(
+    tmp_path: Path,
+    rtx: TensorRT,
+    demo: Workshop,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    force: bool,
+) -> None:
+    """Attention written out in matrix products, where fused kernels are required: the real builder's real plan."""
+    blocks, out = demo.blocks(), tmp_path / "out"
+    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: blocks)
+    monkeypatch.setattr(
+        "exporter.targets.tensorrt_build.shape_attentions",
+        lambda tool, network, attentions, form: shape_attentions(tool, network, attentions, "split"),
+    )
+    arguments = ["--variant", "t5-demo", "--precision", "bf16", "--no-verify", "--out", str(out)]
+    if force:
+        demo.fresh(out, "fp16")
+        arguments.append("--force")
+    assert main(["export", *arguments, "--target", "tensorrt-rtx", "--compute-capability", "8.6"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("t5edge export: encoder.onnx for compute capability 8.6: 0 of 4 attentions have a fused")
+    assert said.endswith(f"The bundle is kept for study as '{out}.failed'.")
+    assert damaged_files(Path(f"{out}.failed")) == []
+    assert read_manifest(Path(f"{out}.failed"))["precision"]["name"] == "bf16"
+    assert out.exists() == force
+    if force:
+        assert read_manifest(out)["precision"]["name"] == "fp16"
 
 
 def test_an_export_is_refused_before_any_work(tmp_path: Path, rtx: TensorRT) -> None:

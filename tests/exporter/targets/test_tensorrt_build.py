@@ -5,13 +5,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import onnx
 import pytest
 
 from exporter.bundle import read_manifest
-from exporter.errors import UserError
+from exporter.errors import GateError, UserError
 from exporter.ports import GraphPorts, Limits
 from exporter.progress import Silent, Stage
 from exporter.targets.tensorrt_attention import Form, attention_form, find_attentions
@@ -30,11 +31,11 @@ def spec_of(folder: Path, graph: str, capability: str = "8.6", form: Form | None
     manifest = read_manifest(folder)
     compute = manifest["precision"]["compute"]
     facts = manifest["architecture"]
-    chosen = form or attention_form(compute, facts["d_kv"], facts["num_heads"], no_fuse=False)
+    chosen = form or attention_form(compute, facts["d_kv"], no_fuse=False)
     return EngineSpec(
         folder / f"{graph}.onnx",
         GraphPorts.from_dict(manifest["ports"][graph]),
-        engine_profiles(Limits(**manifest["limits"]), graph, chosen),
+        engine_profiles(Limits(**manifest["limits"]), graph, chosen, facts["num_heads"]),
         chosen,
         capability,
         compute == "float",
@@ -59,22 +60,22 @@ def build_and_check(rtx: TensorRT, folder: Path, graph: str, capability: str) ->
 
 def test_the_encoder_has_one_profile_and_the_decoder_a_step_and_a_prefill() -> None:
     limits = Limits(4, 64, 144)
-    (encoder,) = engine_profiles(limits, "encoder", "fused")
+    (encoder,) = engine_profiles(limits, "encoder", "fused", 8)
     assert (encoder["batch"], encoder["source"]) == ((1, 1, 4), (1, 64, 64))
-    step, prefill = engine_profiles(limits, "decoder", "fused")
+    step, prefill = engine_profiles(limits, "decoder", "fused", 8)
     assert (step["target"], step["past"]) == ((1, 1, 1), (0, 32, 144))
     assert (prefill["target"], prefill["past"]) == ((1, 32, 144), (0, 0, 144))
 
 
 def test_a_split_decoder_has_one_profile() -> None:
-    (only,) = engine_profiles(Limits(4, 64, 144), "decoder", "split")
+    (only,) = engine_profiles(Limits(4, 64, 144), "decoder", "split", 1)
     assert only["target"] == (1, 1, 144)
 
 
 @pytest.mark.parametrize("limits", [Limits(1, 1, 1), Limits(2, 8, 16), Limits(8, 2048, 1024)])
 def test_profiles_are_ordered_for_any_limits(limits: Limits) -> None:
-    for graph in GRAPHS:
-        for profile in engine_profiles(limits, graph, "fused"):
+    for graph, num_heads in product(GRAPHS, (1, 8)):
+        for profile in engine_profiles(limits, graph, "fused", num_heads):
             for low, middle, high in profile.values():
                 assert low <= middle <= high
 
@@ -109,14 +110,14 @@ def test_without_fusion_nothing_is_fused_and_the_fused_check_sees_it(demo: Works
     check_attention(spec, built)
     assert built.attention.fused == 0
     assert len(built.attention.decomposed) == attentions_of(demo.bundle("fp16"), graph)
-    with pytest.raises(UserError, match=r"0 of 4 attentions have a fused kernel \(without: .*Attention_\d+"):
+    with pytest.raises(GateError, match=r"0 of 4 attentions have a fused kernel \(without: .*Attention_\d+"):
         check_attention(replace(spec, form="fused"), built)
 
 
 def test_a_fused_engine_does_not_pass_for_a_split_one(demo: Workshop, rtx: TensorRT) -> None:
     spec = spec_of(demo.bundle("fp16"), "encoder")
     built = build_engine(rtx, spec, Silent())
-    with pytest.raises(UserError, match="the builder fused 4 attentions in spite of --no-fuse"):
+    with pytest.raises(GateError, match="the builder fused 4 attentions in spite of --no-fuse"):
         check_attention(replace(spec, form="split"), built)
 
 
