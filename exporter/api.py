@@ -17,7 +17,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import GateError, UserError
 from exporter.inputs import recorded_options
 from exporter.layouts.check import check_optimum
-from exporter.layouts.files import js_dtype, write_optimum_files
+from exporter.layouts.files import JS_FOLDER, js_dtype, write_optimum_files
 from exporter.layouts.optimum import add_optimum
 from exporter.options import ExportOptions
 from exporter.precision import Precision, precision
@@ -32,6 +32,7 @@ from exporter.texts import Encoder
 from exporter.tokenizer_files import tokenizer_json
 from exporter.trace import Block, BlockKind, trace_block
 from exporter.versions import tool_versions
+from exporter.weights import FILE_NAME as WEIGHTS
 from exporter.weights import attach, plan_weights, write_weights
 from kernels.table import fuse
 
@@ -158,7 +159,7 @@ def stamp_graphs(
     rescale: Rescale,
     options: ExportOptions,
 ) -> Graphs:
-    """The encoder and the decoder, the decoder's in-place form where an engine wants it, and another layout's graphs."""
+    """Both graphs, the decoder's in-place form where an engine wants it, and another layout's graphs."""
     facts = (checkpoint.architecture, blocks, row.compute, rescale)
     graphs = stamp(*facts)
     if options.cache != "concat":
@@ -208,6 +209,11 @@ def finish_layout(
     if options.layout == "t5edge":
         return None
     write_optimum_files(folder, graphs, checkpoint, row)
+    weights = folder / JS_FOLDER / WEIGHTS
+    if not weights.is_symlink():
+        watch.message(
+            f"layout {options.layout}: {weights.stat().st_size / 1e6:.1f} MB of weights are copied, not linked"
+        )
     if options.no_verify:
         return {"name": options.layout, "parity": None}
     with watch.stage(f"layout {options.layout}"):

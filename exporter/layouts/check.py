@@ -1,4 +1,4 @@
-"""optimum's graphs against ours on ONNX Runtime: the same logits at the first and at later steps, or the export fails."""
+"""optimum's graphs against ours on ONNX Runtime: the same logits at the first and later steps, or the export fails."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def make_case(vocab_size: int) -> Case:
 
 
 def run_steps(folder: Path, encoder: str, first: str, later: str, case: Case, guessed_d_kv: int) -> list[np.ndarray]:
-    """Logits of each step, float32 [rows, target, vocab], by the graphs of these names; the way their clients feed them.
+    """Logits of each step, float32 [rows, target, vocab], by the graphs of these names, fed as their clients feed them.
 
     ``guessed_d_kv``: the size that optimum's client gives to an open last axis of the empty cache.
     """

@@ -4,9 +4,10 @@
     onnx/encoder_model*.onnx  onnx/decoder_model_merged*.onnx  onnx/weights.safetensors      links to the files above
     config.json  tokenizer_config.json
 
-transformers.js looks into ``onnx/`` and tells the precision by the name. ONNX Runtime reads external data beside the graph
-and refuses a path that leaves the graph's folder, unless graph and data are both links into one other folder (the form of
-the hub's cache). A hard link in their place would make onnx's checker refuse our own graphs.
+transformers.js looks into ``onnx/`` and tells the precision by the name. ONNX Runtime reads external data beside the
+graph and refuses a path that leaves the graph's folder, unless graph and data are both links into one other folder (the
+form of the hub's cache). Hard links in their place would make onnx's checker refuse our own graphs. External data of a
+branch is refused through links of either kind, so quantized bundles, which have such, hold copies.
 
 Source: transformers.js 4.3.1, ``src/models/session.js``, ``src/utils/dtypes.js``; onnxruntime 1.31.1.
 """
@@ -32,7 +33,7 @@ from exporter.weights import FILE_NAME as WEIGHTS
 MERGED = "decoder_model_merged"
 JS_FOLDER = "onnx"
 JS_DTYPES = {(0, "float"): "fp32", (0, "float16"): "fp16", (8, "float"): "int8", (4, "float"): "q4"}
-"""(bits of a weight, compute dtype) -> transformers.js' name of the precision. What is not here has no kernels there."""
+"""(bits of a weight, compute dtype) -> transformers.js' name of the precision. The others have no kernels there."""
 TOKENIZER_KEYS = (
     "pad_token",
     "eos_token",
@@ -67,9 +68,10 @@ def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, ro
     ir.save(merged, folder / f"{MERGED}.onnx")
     suffix = "" if dtype == "fp32" else f"_{dtype}"
     (folder / JS_FOLDER).mkdir()
+    place = shutil.copyfile if row.quantized else link
     for name in (ENCODER, MERGED):
-        link(folder / f"{name}.onnx", folder / JS_FOLDER / f"{name}{suffix}.onnx")
-    link(folder / WEIGHTS, folder / JS_FOLDER / WEIGHTS)
+        place(folder / f"{name}.onnx", folder / JS_FOLDER / f"{name}{suffix}.onnx")
+    place(folder / WEIGHTS, folder / JS_FOLDER / WEIGHTS)
     write_json(folder / "config.json", client_config(checkpoint, dtype))
     if (folder / "tokenizer.json").is_file():
         write_json(folder / "tokenizer_config.json", tokenizer_config(checkpoint, folder / "tokenizer.json"))

@@ -1,8 +1,10 @@
 """Both decoder steps in one graph, as transformers.js reads it: an ``If`` over ``use_cache_branch``.
 
     before : decoder_model (first step)   decoder_with_past_model (later steps)
-    after  : If(use_cache_branch): later steps, else first step; every weight is an initializer of the outer graph
+    after  : If(use_cache_branch): later steps, else first step
 
+Weights are initializers of the outer graph, except what DequantizeLinear reads: ONNX Runtime 1.31 fuses quantized
+MatMuls only with weights of the same graph, and fails to load others. The bytes in the file are the same.
 Later steps return cross keys and values of size 0, and clients keep those of the first step (optimum's convention).
 
 Source: ``optimum.onnx.graph_transformations.merge_decoders``; transformers.js 4.3.1, ``src/models/modeling_utils.js``.
@@ -10,10 +12,12 @@ Source: ``optimum.onnx.graph_transformations.merge_decoders``; transformers.js 4
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+
+from exporter.recipes import PlannedTensor
 
 BRANCH = "use_cache_branch"
 HEAD_AXIS = 3
@@ -30,10 +34,10 @@ def merge_decoders(first: ir.Model, later: ir.Model, guessed_d_kv: int) -> ir.Mo
     inputs = _inputs(first.graph, later.graph, guessed_d_kv)
     grown = {value.name: value for value in later.graph.outputs}
     outputs = [_like(grown.get(value.name, value), value.name) for value in first.graph.outputs]
-    initializers: dict[str, ir.Value] = {}
+    weights: dict[str, ir.Value] = {}
     branches = {
-        "then_branch": _branch(later.graph, "later", outputs, inputs, initializers),
-        "else_branch": _branch(first.graph, "first", outputs, inputs, initializers),
+        "then_branch": _branch(later.graph, "later", outputs, inputs, weights),
+        "else_branch": _branch(first.graph, "first", outputs, inputs, weights),
     }
     attributes = [ir.AttrGraph(name, branch) for name, branch in branches.items()]
     choice = ir.Node("", "If", [inputs[BRANCH]], attributes, outputs=outputs, name="decoder/If")
@@ -41,7 +45,7 @@ def merge_decoders(first: ir.Model, later: ir.Model, guessed_d_kv: int) -> ir.Mo
         inputs=list(inputs.values()),
         outputs=outputs,
         nodes=[choice],
-        initializers=list(initializers.values()),
+        initializers=list(weights.values()),
         opset_imports=dict(first.graph.opset_imports),
         name="decoder",
     )
@@ -69,19 +73,14 @@ def _branch(
     graph: ir.Graph,
     prefix: str,
     wanted: Sequence[ir.Value],
-    inputs: dict[str, ir.Value],
-    initializers: dict[str, ir.Value],
+    inputs: Mapping[str, ir.Value],
+    weights: dict[str, ir.Value],
 ) -> ir.Graph:
-    """The nodes of ``graph`` as a branch that reads the outer ``inputs`` and ``initializers`` (and adds to these)."""
+    """The nodes of ``graph`` as a branch that reads the outer ``inputs`` and ``weights``, to which it adds its own."""
     for value in list(graph.inputs):
         ir.convenience.replace_all_uses_with(value, inputs[value.name or ""])
-    for name, value in list(graph.initializers.items()):
-        graph.initializers.pop(name)
-        shared = initializers.setdefault(name, value)
-        assert (shared.dtype, shared.shape) == (value.dtype, value.shape), f"{name} differs between the steps"
-        if shared is not value:
-            ir.convenience.replace_all_uses_with(value, shared)
-    known = {value.name: value for value in graph.outputs}
+    inside = _share_weights(graph, weights)
+    made = {value.name: value for value in graph.outputs}
     nodes = list(graph)
     graph.outputs.clear()
     graph.remove(nodes)
@@ -89,23 +88,52 @@ def _branch(
         node.name = f"{prefix}/{node.name}"
         for value in node.outputs:
             value.name = f"{prefix}/{value.name}"
-    absent = [_nothing(value, prefix) for value in wanted if value.name not in known]
-    made = {**known, **{name: node.outputs[0] for name, node in absent}}
+    absent = {value.name: _nothing(value, prefix) for value in wanted if value.name not in made}
+    made |= {name: node.outputs[0] for name, node in absent.items()}
     return ir.Graph(
         inputs=[],
         outputs=[made[value.name] for value in wanted],
-        nodes=[*nodes, *(node for _, node in absent)],
+        nodes=[*nodes, *absent.values()],
+        initializers=inside,
         name=f"{prefix}_step",
     )
 
 
-def _nothing(value: ir.Value, prefix: str) -> tuple[str | None, ir.Node]:
+def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> list[ir.Value]:
+    """Move the initializers of ``graph`` to ``weights``, each name once; returns those that must stay."""
+    inside = []
+    for name, value in list(graph.initializers.items()):
+        graph.initializers.pop(name)
+        if any(use.node.op_type == "DequantizeLinear" for use in value.uses()):
+            inside.append(value)
+            continue
+        shared = weights.setdefault(name, value)
+        if shared is not value:
+            assert _equal(shared.const_value, value.const_value), f"{name} differs between the steps"
+            ir.convenience.replace_all_uses_with(value, shared)
+    return inside
+
+
+def _equal(left: ir.TensorProtocol | None, right: ir.TensorProtocol | None) -> bool:
+    """Whether two initializers hold the same numbers; weights by their recipe, or by their place in the file."""
+    assert left is not None
+    assert right is not None
+    if isinstance(left, PlannedTensor) and isinstance(right, PlannedTensor):
+        return (left.recipe.key, left.dtype) == (right.recipe.key, right.dtype)
+    if isinstance(left, ir.ExternalTensor) and isinstance(right, ir.ExternalTensor):
+        return (left.location, left.offset, left.length) == (right.location, right.offset, right.length)
+    return np.array_equal(left.numpy(), right.numpy())
+
+
+def _nothing(value: ir.Value, prefix: str) -> ir.Node:
     """A constant without elements for an output that this step does not make, [0, heads, 1, d_kv]."""
     assert value.dtype is not None
     assert value.shape is not None
-    _, heads, _, d_kv = value.shape
-    tensor = ir.tensor(np.zeros((0, int(heads), 1, int(d_kv)), value.dtype.numpy()))  # type: ignore[arg-type]
+    heads, d_kv = value.shape[1], value.shape[HEAD_AXIS]
+    assert isinstance(heads, int)
+    assert isinstance(d_kv, int)
+    tensor = ir.tensor(np.zeros((0, heads, 1, d_kv), value.dtype.numpy()))
     node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], num_outputs=1)
     node.name = f"{prefix}/{value.name}/nothing"
     node.outputs[0].name = f"{prefix}/{value.name}"
-    return value.name, node
+    return node

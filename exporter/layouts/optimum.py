@@ -59,7 +59,9 @@ def optimum_ports(architecture: Architecture, compute: str) -> dict[str, GraphPo
     hidden = Port("encoder_hidden_states", compute, ("batch", "source", a.d_model))
     present = []
     for layer in range(a.decoder_layers):
-        grown = [replace(port, axes=("batch", a.num_heads, "target", a.d_kv)) for port in own[2 * layer : 2 * layer + 2]]
+        grown = [
+            replace(port, axes=("batch", a.num_heads, "target", a.d_kv)) for port in own[2 * layer : 2 * layer + 2]
+        ]
         cross = [port for port in encoder.outputs if port.name.startswith(f"present.{layer}.")]
         present += [*grown, *cross]
     return {
