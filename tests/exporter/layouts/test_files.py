@@ -78,7 +78,7 @@ def test_configs_spell_out_what_clients_want(optimum_demo: Callable[[str], Path]
 def test_inspect_shows_the_layout(optimum_demo: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(optimum_demo("fp32"))]) == 0
     text = capsys.readouterr().out
-    assert "onnx/weights.safetensors" in text
+    assert "link to weights.safetensors" in text
     assert "decoder_model_merged.onnx" in text
     assert cli.main(["inspect", str(optimum_demo("fp32")), "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["graphs"]) == {"encoder", "decoder"}
