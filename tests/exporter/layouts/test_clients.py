@@ -40,6 +40,21 @@ def needed(variable: str, what: str) -> str:
     return value
 
 
+@pytest.fixture(scope="module")
+def peer_python() -> str:
+    return needed(PEER_PYTHON, "the python that has optimum-onnx")
+
+
+@pytest.fixture(scope="module")
+def node() -> list[str]:
+    """The command that runs transformers.js, a folder left out."""
+    packages = needed(JS_PACKAGES, "the folder where 'npm install @huggingface/transformers' ran")
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not on the PATH; install Node.js")
+    return [node, str(HERE / "transformers_js_client.mjs"), packages]
+
+
 def ask(command: Sequence[str], request: dict[str, Any]) -> list[dict[str, Any]]:
     offline = {"TRANSFORMERS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | offline
@@ -50,16 +65,15 @@ def ask(command: Sequence[str], request: dict[str, Any]) -> list[dict[str, Any]]
     return answers
 
 
-def ask_optimum(folder: Path, ids: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
-    python = needed(PEER_PYTHON, "the python that has optimum-onnx")
+def ask_optimum(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
     request = {"beams": [1, 4], "merged": [None, False, True], "new_tokens": NEW_TOKENS}
     arrays = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
     return ask([python, str(HERE / "optimum_client.py"), str(folder)], {**request, **arrays})
 
 
-def check_optimum_tokens(folder: Path, ids: np.ndarray, mask: np.ndarray) -> None:
+def check_optimum_tokens(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) -> None:
     model = exporter.load(folder)
-    answers = ask_optimum(folder, ids, mask)
+    answers = ask_optimum(python, folder, ids, mask)
     assert len(answers) == 6
     for answer in answers:
         ours = model.generate(ids, mask, max_new_tokens=NEW_TOKENS, num_beams=answer["beams"])
@@ -70,15 +84,15 @@ def check_optimum_tokens(folder: Path, ids: np.ndarray, mask: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_optimum_generates_our_tokens(optimum_demo: Callable[[str], Path], name: str) -> None:
+def test_optimum_generates_our_tokens(peer_python: str, optimum_demo: Callable[[str], Path], name: str) -> None:
     folder = optimum_demo(name)
     ids, mask = exporter.load(folder).tokenizer.encode(TEXTS)
     assert not mask.all()
-    check_optimum_tokens(folder, ids, mask)
+    check_optimum_tokens(peer_python, folder, ids, mask)
 
 
 @pytest.mark.parametrize("name", OTHER_HEADS)
-def test_optimum_generates_our_tokens_whatever_d_kv_is(tmp_path: Path, name: str) -> None:
+def test_optimum_generates_our_tokens_whatever_d_kv_is(peer_python: str, tmp_path: Path, name: str) -> None:
     workshop = twin_workshop(tmp_path, name)
     a = workshop.checkpoint.architecture
     assert a.d_kv != a.d_model // a.num_heads
@@ -86,18 +100,14 @@ def test_optimum_generates_our_tokens_whatever_d_kv_is(tmp_path: Path, name: str
     ids = np.random.default_rng(0).integers(3, a.vocab_size, (3, 20))
     mask = np.ones_like(ids)
     mask[1, 9:] = ids[1, 9:] = mask[2, 4:] = ids[2, 4:] = 0
-    check_optimum_tokens(folder, ids, mask)
+    check_optimum_tokens(peer_python, folder, ids, mask)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_transformers_js_generates_our_text(optimum_demo: Callable[[str], Path], name: str) -> None:
-    packages = needed(JS_PACKAGES, "the folder where 'npm install @huggingface/transformers' ran")
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not on the PATH; install Node.js")
+def test_transformers_js_generates_our_text(node: list[str], optimum_demo: Callable[[str], Path], name: str) -> None:
     folder = optimum_demo(name)
     request = {"batches": [*([text] for text in TEXTS), list(TEXTS)], "new_tokens": NEW_TOKENS}
-    *single, batch = ask([node, str(HERE / "transformers_js_client.mjs"), packages, str(folder)], request)
+    *single, batch = ask([*node, str(folder)], request)
     ours = exporter.load(folder).generate_text(TEXTS, max_new_tokens=NEW_TOKENS)
     assert [text for answer in single for text in answer["texts"]] == ours
     assert [until_eos(row) for row in batch["tokens"]] == [until_eos(*answer["tokens"]) for answer in single]
