@@ -90,7 +90,8 @@ def _tile(number: str, words: str) -> str:
 
 def _bytes(manifest: Manifest) -> int:
     files = manifest["files"]
-    return sum(facts["bytes"] for name, facts in files.items() if name.endswith((".onnx", ".safetensors")))
+    stored = {name: facts for name, facts in files.items() if "link" not in facts}
+    return sum(facts["bytes"] for name, facts in stored.items() if name.endswith((".onnx", ".safetensors")))
 
 
 def _megabytes(size: float) -> str:
@@ -100,7 +101,8 @@ def _megabytes(size: float) -> str:
 def _sizes(manifest: Manifest) -> str:
     full = 4 * manifest["architecture"]["parameters"]
     rows = [Bar("float32 weights", full, _megabytes(full), muted=True)]
-    files = sorted(manifest["files"].items(), key=lambda item: -item[1]["bytes"])
+    stored = [(name, facts) for name, facts in manifest["files"].items() if "link" not in facts]
+    files = sorted(stored, key=lambda item: -item[1]["bytes"])
     rows += [Bar(name, facts["bytes"], _megabytes(facts["bytes"])) for name, facts in files[:4]]
     return _section("Size", "The largest files, against the parameters in float32.", bars(rows, "sizes of the files"))
 

@@ -28,7 +28,7 @@ from calibration.collect import Sample
 from calibration.observers import LARGEST, Observer, round_values
 from calibration.sites import Site, matrix_of, site_name
 from exporter.quantize import Scheme, round_columns
-from exporter.recipes import Factors, Smoothed, Stack, planned_value, recipe_of
+from exporter.recipes import Factors, Smoothed, Stack, constant_value, planned_value, recipe_of
 
 if TYPE_CHECKING:
     import torch
@@ -180,19 +180,34 @@ def _replace_weight(graph: ir.Graph, node: ir.Node, recipe: Smoothed) -> None:
 
 
 def _smooth_norm(graph: ir.Graph, matmul: ir.Node, factors: Factors, norms: dict[ir.Value, ir.Value]) -> None:
-    """Let ``matmul`` read the norm divided by ``factors``; a norm that others read too is doubled."""
+    """Let ``matmul`` read the norm divided by ``factors``; a norm that others read too is doubled.
+
+    Where the norm is in another graph, which hands its output in, that input is divided: the same bits.
+    """
     normed = matmul.inputs[0]
-    norm = None if normed is None else normed.producer()
     assert normed is not None
-    assert norm is not None
-    assert norm.op_type == "RMSNormalization", f"{matmul.name} does not follow a norm"
     if normed not in norms:
-        norms[normed] = _divided_norm(graph, norm, factors)
+        norm = normed.producer()
+        norms[normed] = _divided_input(graph, normed, factors) if norm is None else _divided_norm(graph, norm, factors)
     matmul.replace_input_with(0, norms[normed])
+
+
+def _divided_input(graph: ir.Graph, hidden: ir.Value, factors: Factors) -> ir.Value:
+    """A graph input [batch, source, d_model] divided by ``factors``."""
+    assert hidden.dtype is not None
+    name = f"{hidden.name}/smoothed"
+    divisors = constant_value(factors.inverse.values().numpy().astype(hidden.dtype.numpy()), f"{name}/factors")
+    graph.register_initializer(divisors)
+    tape = ir.tape.Tape()
+    output = tape.op("Mul", [hidden, divisors])
+    tape.nodes[0].name, output.name = name, f"{name}:0"
+    graph.insert_before(graph[0], tape.nodes)
+    return output
 
 
 def _divided_norm(graph: ir.Graph, norm: ir.Node, factors: Factors) -> ir.Value:
     """The output of a copy of ``norm`` whose weight is divided; an unused original goes with the other leftovers."""
+    assert norm.op_type == "RMSNormalization", f"{norm.name} is not a norm"
     base, old = recipe_of(norm.inputs[1]), norm.inputs[1]
     assert isinstance(base, Stack)
     assert old is not None

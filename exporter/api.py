@@ -16,6 +16,9 @@ from exporter import bundle as bundles
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import GateError, UserError
 from exporter.inputs import recorded_options
+from exporter.layouts.check import check_optimum
+from exporter.layouts.files import JS_FOLDER, js_dtype, write_optimum_files
+from exporter.layouts.optimum import add_optimum
 from exporter.memory import verification_fits
 from exporter.options import ExportOptions
 from exporter.precision import Precision, precision
@@ -31,6 +34,7 @@ from exporter.texts import Encoder
 from exporter.tokenizer_files import tokenizer_json
 from exporter.trace import Block, BlockKind, trace_block
 from exporter.versions import tool_versions
+from exporter.weights import FILE_NAME as WEIGHTS
 from exporter.weights import attach, plan_weights, write_weights
 from kernels.table import fuse
 
@@ -61,6 +65,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     out = Path(options.out or options.folder_name)
     bundles.check_target_folder(out, options.force)
     targets = choose_targets(options, row)
+    check_layout(options, row)
     checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
     for difference in checkpoint.differences:
         watch.message(difference)
@@ -73,10 +78,12 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         digest = save_graphs(graphs, checkpoint, folder, watch)
         copy_small_files(checkpoint, folder)
         manifest = {**describe(checkpoint, options, row, rescale, graphs), "quantization": plan and plan.to_dict()}
+        manifest["layout"] = finish_layout(folder, graphs, checkpoint, row, options, watch)
         manifest["speed"] = time_bundle(folder, manifest, options, watch)
         bundles.write_manifest(folder, manifest, {"weights.safetensors": digest})
         build_targets(folder, targets, options, watch)
         passed = check(folder, checkpoint, blocks, options, watch)
+        require_layout(folder)
     require_speedup(out, options)
     return Bundle(out, bundles.read_manifest(out), passed)
 
@@ -151,11 +158,14 @@ def stamp_graphs(
     rescale: Rescale,
     options: ExportOptions,
 ) -> Graphs:
-    """The encoder and the decoder, and the decoder's in-place form where an engine wants it."""
-    graphs = stamp(checkpoint.architecture, blocks, row.compute, rescale)
-    if options.cache == "concat":
-        return graphs
-    return add_in_place(graphs, checkpoint.architecture, blocks, row.compute, rescale, options.max_target_length)
+    """Both graphs, the decoder's in-place form where an engine wants it, and another layout's graphs."""
+    facts = (checkpoint.architecture, blocks, row.compute, rescale)
+    graphs = stamp(*facts)
+    if options.cache != "concat":
+        graphs = add_in_place(graphs, *facts, options.max_target_length)
+    if options.layout == "optimum":
+        graphs = add_optimum(graphs, *facts)
+    return graphs
 
 
 def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, watch: Progress) -> str:
@@ -179,6 +189,51 @@ def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
     tokenizer = tokenizer_json(checkpoint)
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)
+
+
+def check_layout(options: ExportOptions, row: Precision) -> None:
+    """Refuse a layout whose clients cannot run this precision, before any work.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if options.layout == "optimum":
+        js_dtype(row)
+
+
+def finish_layout(
+    folder: Path, graphs: Graphs, checkpoint: Checkpoint, row: Precision, options: ExportOptions, watch: Progress
+) -> dict[str, Any] | None:
+    """Write the rest of another layout and compare its graphs with ours; None where there is only our own."""
+    if options.layout == "t5edge":
+        return None
+    write_optimum_files(folder, graphs, checkpoint, row)
+    weights = folder / JS_FOLDER / WEIGHTS
+    if not weights.is_symlink():
+        watch.message(
+            f"layout {options.layout}: {weights.stat().st_size / 1e6:.1f} MB of weights are copied, not linked"
+        )
+    if options.no_verify:
+        return {"name": options.layout, "parity": None}
+    with watch.stage(f"layout {options.layout}"):
+        parity = check_optimum(folder, checkpoint.architecture, row.compute)
+    return {"name": options.layout, "parity": parity}
+
+
+def require_layout(folder: Path) -> None:
+    """A bundle whose other layout computes other logits fails.
+
+    Raises:
+        GateError: so it does.
+    """
+    layout = bundles.read_manifest(folder)["layout"]
+    parity = layout and layout["parity"]
+    if parity and not parity["passed"]:
+        errors = ", ".join(f"{form}: {error:.2g}" for form, error in parity["errors"].items())
+        raise GateError(
+            f"the graphs of layout {layout['name']} do not give our logits (relative error {errors}, limit "
+            f"{parity['limit']:.2g})."
+        )
 
 
 def describe(

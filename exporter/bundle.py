@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,32 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], known_hashes: dict[str, str] | None = None) -> None:
-    """Write the manifest with the size and sha256 of every other file of the bundle."""
+    """Write the manifest with the size and sha256 of every other file of the bundle, and whether it is a ``link``."""
     known = known_hashes or {}
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not name.endswith(".partial"):
-            files[name] = {"bytes": path.stat().st_size, "sha256": known.get(name) or sha256_of(path)}
+            stored = _stored_as(path, folder)
+            files[name] = {"bytes": path.stat().st_size, "sha256": known.get(stored) or sha256_of(path)}
+            if stored != name:
+                files[name]["link"] = stored
     write_json(
         folder / MANIFEST,
         {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files},
     )
+
+
+def _stored_as(path: Path, folder: Path) -> str:
+    """The name of the file of the bundle that ``path`` is, or links to."""
+    resolved, root = path.resolve(), folder.resolve()
+    inside = path.is_symlink() and resolved.is_relative_to(root)
+    return (resolved.relative_to(root) if inside else path.relative_to(folder)).as_posix()
+
+
+def stored_bytes(manifest: Mapping[str, Any]) -> int:
+    """Bytes of the bundle's files; a link to another of them counts nothing."""
+    return sum(facts["bytes"] for facts in manifest["files"].values() if "link" not in facts)
 
 
 def damaged_files(folder: Path) -> list[str]:

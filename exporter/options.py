@@ -18,6 +18,8 @@ def option(help: str, default: Any = None, **extra: Any) -> Any:
 
 CACHES = ("concat", "in-place", "both")
 """How an engine's decoder keeps keys and values."""
+LAYOUTS = ("t5edge", "optimum")
+"""Whose files a bundle holds: ours alone, or optimum's and transformers.js' beside them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class ExportOptions:
         "concat",
         choices=CACHES,
     )
+    layout: str = option(
+        "t5edge, or optimum: also the files that ORTModelForSeq2SeqLM and transformers.js read",
+        "t5edge",
+        choices=LAYOUTS,
+    )
     no_fuse: bool = option("engines with plain instead of fused attention", False)
     separate_weights: bool = option(
         "engines read their matrices from weights.safetensors instead of holding them", False
@@ -71,6 +78,8 @@ class ExportOptions:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
         if self.cache not in CACHES:
             raise UserError(f"--cache is '{self.cache}'; choose one of {', '.join(CACHES)}.")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"--layout is '{self.layout}'; choose one of {', '.join(LAYOUTS)}.")
         if self.blockwise and self.no_verify:
             raise UserError("--blockwise says how to verify and --no-verify not to; leave one of them out.")
         if not self.variant:

@@ -9,7 +9,7 @@ Cost does not depend on depth or width: a layer is a copy of some twenty nodes t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -37,7 +37,10 @@ MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat
 
 @dataclass(frozen=True)
 class Graphs:
-    """The stamped graphs with their ports; ``in_place`` is the decoder's second form, where it was asked for."""
+    """The stamped graphs with their ports; ``in_place`` is the decoder's second form, where it was asked for.
+
+    ``others`` are graphs of another layout over the same weights, by their files' names.
+    """
 
     encoder: ir.Model
     decoder: ir.Model
@@ -45,14 +48,16 @@ class Graphs:
     decoder_ports: GraphPorts
     in_place: ir.Model | None = None
     in_place_ports: GraphPorts | None = None
+    others: Mapping[str, ir.Model] = field(default_factory=dict)
 
     def items(self) -> tuple[tuple[str, ir.Model], ...]:
         """Every graph under its file's name."""
         both = (("encoder", self.encoder), ("decoder", self.decoder))
-        return both if self.in_place is None else (*both, ("decoder_in_place", self.in_place))
+        second = () if self.in_place is None else (("decoder_in_place", self.in_place),)
+        return (*both, *second, *self.others.items())
 
     def ports(self) -> dict[str, GraphPorts]:
-        """Every graph's ports under its file's name."""
+        """The ports of our own graphs under their files' names."""
         both = {"encoder": self.encoder_ports, "decoder": self.decoder_ports}
         return both if self.in_place_ports is None else {**both, "decoder_in_place": self.in_place_ports}
 
@@ -250,6 +255,15 @@ class EncoderStamper(Stamper):
     stack: Stack = "encoder"
 
     def build(self) -> None:
+        hidden = self.encode()
+        self.outputs["last_hidden_state"] = hidden
+        for layer in range(self.architecture.decoder_layers):
+            key, value = self.stamp_block("cross_kv", layer, [hidden])
+            self.outputs[f"present.{layer}.encoder.key"] = key
+            self.outputs[f"present.{layer}.encoder.value"] = value
+
+    def encode(self) -> ir.Value:
+        """The last hidden state, [batch, source, d_model]."""
         a = self.architecture
         hidden = self.embed()
         length = self.length(self.inputs["input_ids"], 1)
@@ -261,11 +275,7 @@ class EncoderStamper(Stamper):
             (hidden,) = self.stamp_block("encoder", layer, [hidden, biases[layer if a.per_layer_bias else 0]])
         hidden = self.final_norm(hidden)
         self.flush("encoder/head")
-        self.outputs["last_hidden_state"] = hidden
-        for layer in range(a.decoder_layers):
-            key, value = self.stamp_block("cross_kv", layer, [hidden])
-            self.outputs[f"present.{layer}.encoder.key"] = key
-            self.outputs[f"present.{layer}.encoder.value"] = value
+        return hidden
 
     def _bias(self, layer: int, index: ir.Value, seen: ir.Value) -> ir.Value:
         """Position bias and padding in one additive mask, [batch, heads, source, source]."""
@@ -289,17 +299,21 @@ class DecoderStamper(Stamper):
         instead = {into: by_sentence, out_of: by_row}
         self.flush("decoder/stem")
         for layer in range(a.decoder_layers):
-            names = [
-                f"past_key_values.{layer}.{origin}.{half}"
-                for origin in ("decoder", "encoder")
-                for half in ("key", "value")
-            ]
-            feeds = [hidden, biases[layer if a.per_layer_bias else 0], cross_bias, *(self.inputs[n] for n in names)]
+            bias = biases[layer if a.per_layer_bias else 0]
+            feeds = [hidden, bias, cross_bias, *self.own_cache(layer), *self.cross_cache(layer)]
             hidden, key, value = self.stamp_block("decoder", layer, feeds, instead)
             self.outputs[f"present.{layer}.decoder.key"] = key
             self.outputs[f"present.{layer}.decoder.value"] = value
         self.outputs["logits"] = self._logits(hidden)
         self.flush("decoder/head")
+
+    def own_cache(self, layer: int) -> list[ir.Value]:
+        """Past keys and values of one layer's self-attention, [batch, heads, past, d_kv] each."""
+        return [self.inputs[f"past_key_values.{layer}.decoder.{half}"] for half in ("key", "value")]
+
+    def cross_cache(self, layer: int) -> list[ir.Value]:
+        """Keys and values of one layer's cross-attention, [batch, heads, source, d_kv] each."""
+        return [self.inputs[f"past_key_values.{layer}.encoder.{half}"] for half in ("key", "value")]
 
     def own_biases(self) -> list[ir.Value]:
         """Position bias and causality of the self-attentions, [1, heads, target, past + target] each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.bundle import stored_bytes
 from exporter.commands.result import Result
 from exporter.options import ExportOptions, SweepOptions
 from exporter.progress import Progress
@@ -34,7 +35,7 @@ def _single(options: ExportOptions, progress: Progress) -> Result:
     def show(console: Console) -> None:
         if bundle.passed is not None:
             console.print(ParityReport.read(bundle.folder / PARITY_FILE).table())
-        size = sum(facts["bytes"] for facts in bundle.manifest["files"].values())
+        size = stored_bytes(bundle.manifest)
         verdict = {True: "parity passed", False: "parity failed", None: "parity not run"}[bundle.passed]
         console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)
 

@@ -41,7 +41,7 @@ def _show(console: Console, folder: Path, data: dict[str, Any]) -> None:
     )
     files = Table("file", "bytes", title="files", title_justify="left")
     for name, facts in data["files"].items():
-        files.add_row(name, f"{facts['bytes']:,}")
+        files.add_row(name, f"link to {facts['link']}" if "link" in facts else f"{facts['bytes']:,}")
     console.print(files)
     sizes = data["cost_sizes"]
     title = f"graphs at batch 1, source {sizes['source']}, past {sizes['past']}, one new token"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from exporter.bundle import stored_bytes
 from exporter.errors import GateError, UserError
 from exporter.options import ExportOptions
 
@@ -99,7 +100,7 @@ def _facts(place: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     parity = manifest["parity"]
     return {
         "bundle": place,
-        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+        "bytes": stored_bytes(manifest),
         "passed": None if parity is None else bool(parity["passed"]),
         "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
     }

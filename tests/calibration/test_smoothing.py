@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -10,9 +13,11 @@ from calibration.placement import SHARE, tie_margin
 from calibration.plan import Settings
 from calibration.sites import find_sites
 from calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smooth, choose, smoothing_factors
+from exporter.layouts.optimum import add_optimum
 from exporter.precision import precision
 from exporter.quantize import Scheme
 from exporter.recipes import Factors
+from exporter.rescale import Rescale
 from tests.calibration.models import Model, run_encoder
 
 
@@ -40,6 +45,32 @@ def test_smoothing_leaves_every_bit_of_the_float32_encoder(name: str, request: p
     assert before.keys() == after.keys()
     for port, value in before.items():
         assert np.array_equal(value, after[port]), port
+
+
+def test_cross_keys_and_values_of_a_graph_of_their_own_keep_every_bit(plain: Model) -> None:
+    """optimum's first decoder step reads the encoder's output, and no norm, in front of these matrices."""
+    row = precision("fp32")
+    names = ("decoder_model.onnx", "encoder.onnx")
+    outputs = []
+    for folder, factors in (("other-as-it-is", {}), ("other-smoothed", random_factors(plain))):
+        graphs = add_optimum(plain.graphs(row), plain.checkpoint.architecture, plain.traced, "float", Rescale())
+        for _, model in graphs.items():
+            apply_smoothing(model, factors)
+        written = plain.write(folder, graphs, row, {})
+        decoder, encoder = (onnxruntime.InferenceSession(str(written / name)) for name in names)
+        outputs.append(first_step(encoder, decoder))
+    before, after = outputs
+    for name, value in before.items():
+        assert np.array_equal(value, after[name]), name
+
+
+def first_step(encoder: Any, decoder: Any) -> dict[str, np.ndarray]:
+    """Every output of optimum's first step for one sentence of random ids."""
+    ids = np.random.default_rng(0).integers(3, 90, (1, 7))
+    mask = np.ones_like(ids)
+    (hidden,) = encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+    feeds = {"input_ids": ids[:, :1], "encoder_attention_mask": mask, "encoder_hidden_states": hidden}
+    return dict(zip([port.name for port in decoder.get_outputs()], decoder.run(None, feeds), strict=True))
 
 
 def test_every_smoothed_matrix_changes_its_recipe(plain: Model) -> None:
