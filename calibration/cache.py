@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
     from exporter.precision import Precision
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
 FOLDER = "T5EDGE_CACHE"
 """Environment variable that names another folder than ~/.cache/t5edge."""
