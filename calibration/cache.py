@@ -65,7 +65,12 @@ class Recipe:
             dict(settings),
             checkpoint.content_key(),
             hashlib.sha256(graphs.encode()).hexdigest(),
-            {"weight_bits": row.weight_bits, "block_size": row.block_size, "activations": list(row.activations)},
+            {
+                "weight_bits": row.weight_bits,
+                "block_size": row.block_size,
+                "activations": list(row.activations),
+                "compute": row.compute,
+            },
         )
 
     @property

@@ -64,13 +64,13 @@ class Plan:
 
     @property
     def scales(self) -> dict[str, float]:
-        """Input scales of the sites with quantized activations, by the key of their weight."""
+        """Input scales in the graph of the sites with quantized activations, by the key of their weight."""
         chosen = [
-            (site.key, self.choices[site.name].scale)
+            (site, self.choices[site.name].scale)
             for site in self.sites
             if site.name in self.choices and site.name not in self.kept
         ]
-        return {key: scale for key, scale in chosen if scale is not None}
+        return {site.key: scale * site.shrink for site, scale in chosen if scale is not None}
 
     @property
     def factors(self) -> dict[str, Factors]:
