@@ -227,7 +227,7 @@ def choose_targets(options: ExportOptions, row: Precision) -> tuple[str, ...]:
     wanted = options.target or engine_targets()
     engines = tuple(target for target in dict.fromkeys(wanted) if target in FLAVORS)
     for target in engines:
-        check_buildable(target, options.compute_capability, row.compute)
+        check_buildable(target, options.compute_capability, row.compute, *([f"int{row.weight_bits}"] * row.quantized))
     return engines
 
 

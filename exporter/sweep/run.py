@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UserError
+from exporter.inputs import wanted_row
 from exporter.options import SweepOptions
 from exporter.precision import precision
 from exporter.progress import Progress, Silent, Stage
@@ -72,7 +73,8 @@ def plan_jobs(options: SweepOptions) -> list[Job]:
     """One job for each variant and precision.
 
     Raises:
-        UserError: a pattern without a match, an unknown precision, or two variants whose bundles get the same name.
+        UserError: a pattern without a match, an unknown precision, options that mean nothing in one, or two variants
+            whose bundles get the same name.
     """
     rows = [precision(name).name for name in options.precisions]
     jobs: dict[str, Job] = {}
@@ -80,6 +82,7 @@ def plan_jobs(options: SweepOptions) -> list[Job]:
         peak = memory.peak_bytes(memory.known_architecture(variant), verify=not options.no_verify)
         for row in rows:
             one = options.one(_absolute(variant) if options.ray else variant, row)
+            wanted_row(one)
             name = one.folder_name
             if name in jobs:
                 first = jobs[name].options.variant
