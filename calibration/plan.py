@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.activations import quantize_activations
 from calibration.cache import Recipe, load_choices, save_choices
 from calibration.collect import Sample, collect_inputs
-from calibration.observers import OBSERVERS
+from calibration.observers import DEFAULT, OBSERVERS
 from calibration.placement import Gate, measure_alone, place
 from calibration.sites import Site, find_sites
 from calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
@@ -40,7 +40,7 @@ JUDGED_COLUMNS = 8192
 class Settings:
     """How a plan is made. ``smooth``: search SmoothQuant factors; ``gate``: let sensitive sites fall back."""
 
-    observer: str = "minmax"
+    observer: str = DEFAULT
     smooth: bool = True
     gate: bool = True
 

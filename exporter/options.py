@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from calibration.observers import OBSERVERS
+from calibration.observers import DEFAULT, OBSERVERS
 from exporter.errors import UserError
 from exporter.ports import Limits
 from exporter.texts import Example
@@ -43,7 +43,7 @@ class ExportOptions:
         "texts, one per line, or JSONL with source and target", None, metavar="FILE"
     )
     observer: str | None = option(
-        "range of rounded activations, int8 only: minmax, percentile, entropy or mse (default: minmax)",
+        f"range of rounded activations, int8 only: {', '.join(OBSERVERS)} (default: {DEFAULT})",
         None,
         choices=tuple(OBSERVERS),
     )

@@ -62,7 +62,7 @@ def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.Fixture
         graphs = api.stamp_graphs(model.checkpoint, model.traced, row, rescale, ExportOptions("x"))
         plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))
         apply_plan(plan, graphs)
-        found.append(run_encoder(model.write(f"{name}-{title}", graphs, row, {}), model.texts.gate))
+        found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row, {}), model.texts.gate))
     for port, value in found[0].items():
         assert np.array_equal(value, found[1][port]), port
 
