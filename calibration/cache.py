@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
     from exporter.precision import Precision
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
 FOLDER = "T5EDGE_CACHE"
 """Environment variable that names another folder than ~/.cache/t5edge."""
@@ -65,7 +65,12 @@ class Recipe:
             dict(settings),
             checkpoint.content_key(),
             hashlib.sha256(graphs.encode()).hexdigest(),
-            {"weight_bits": row.weight_bits, "block_size": row.block_size, "activations": list(row.activations)},
+            {
+                "weight_bits": row.weight_bits,
+                "block_size": row.block_size,
+                "activations": list(row.activations),
+                "compute": row.compute,
+            },
         )
 
     @property

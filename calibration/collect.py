@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.sites import Site
+from calibration.sites import OUTPUT, Site
 from exporter.errors import UserError
 from exporter.parity.workload import target_mask
 from exporter.streamed import StreamedReference
@@ -63,8 +63,9 @@ def collect_inputs(
     collector.give([site for site in sites if site.role == "cross_kv"], encoded, "source")
     if not any(site.graph == "decoder" for site in sites):
         return  # a decoder that stays weight-only has no ranges to learn
-    reference.decode_all(batches, encoded)
+    decoded = reference.decode_all(batches, encoded)
     collector.finish()
+    collector.give([site for site in sites if site.name == OUTPUT], decoded, "target")
 
 
 class _Collector:

@@ -68,6 +68,8 @@ OBSERVERS: dict[str, Observer] = {
     "entropy": _onnxruntime("entropy"),
     "mse": mse,
 }
+DEFAULT = "minmax"
+"""Why: docs/adr/0009."""
 
 
 def round_values(values: torch.Tensor, scale: float) -> torch.Tensor:

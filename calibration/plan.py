@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from calibration.activations import quantize_activations
 from calibration.cache import Recipe, load_choices, save_choices
 from calibration.collect import Sample, collect_inputs
-from calibration.observers import OBSERVERS
+from calibration.observers import DEFAULT, OBSERVERS
 from calibration.placement import Gate, measure_alone, place
 from calibration.sites import Site, find_sites
 from calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
 SHARED_SAMPLES = 3
 """Decoder layers whose matrices judge the smoothing of the cross keys and values, which all layers share."""
+JUDGED_COLUMNS = 8192
+"""Of a matrix with more columns (lm_head) about so many judge its smoothing."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a plan is made. ``smooth``: search SmoothQuant factors; ``gate``: let sensitive sites fall back."""
 
-    observer: str = "minmax"
+    observer: str = DEFAULT
     smooth: bool = True
     gate: bool = True
 
@@ -62,13 +64,13 @@ class Plan:
 
     @property
     def scales(self) -> dict[str, float]:
-        """Input scales of the sites with quantized activations, by the key of their weight."""
+        """Input scales in the graph of the sites with quantized activations, by the key of their weight."""
         chosen = [
-            (site.key, self.choices[site.name].scale)
+            (site, self.choices[site.name].scale)
             for site in self.sites
             if site.name in self.choices and site.name not in self.kept
         ]
-        return {key: scale for key, scale in chosen if scale is not None}
+        return {site.key: scale * site.shrink for site, scale in chosen if scale is not None}
 
     @property
     def factors(self) -> dict[str, Factors]:
@@ -150,7 +152,7 @@ def choose_scales(
 ) -> dict[str, Choice]:
     """Smoothing of each site that takes it, and the scale of each input that ``row`` quantizes, by site name."""
     rounded = {site.name for site in sites if site.graph in row.activations and site.block}
-    wanted = [site for site in sites if site.name in rounded or (settings.smooth and site.block and can_smooth(site))]
+    wanted = [site for site in sites if site.name in rounded or (settings.smooth and can_smooth(site))]
     if not wanted:
         return {}
     choices: dict[str, Choice] = {}
@@ -161,7 +163,7 @@ def choose_scales(
             return
         group = shared if site in shared else [site]
         judged = group[:: max(1, (len(group) - 1) // (SHARED_SAMPLES - 1) or 1)]
-        weights = [_weight(checkpoint, member) for member in judged]
+        weights = [_weight(checkpoint, member)[:, :: judged_step(member)] for member in judged]
         scheme = site.scheme(row)
         smooth = settings.smooth and can_smooth(site)
         if scheme is not None:
@@ -174,6 +176,11 @@ def choose_scales(
     with watch.stage("activation ranges", layers, "layers") as stage:
         collect_inputs(checkpoint, texts.batches, wanted, choose_one, stage.advance)
     return choices
+
+
+def judged_step(site: Site) -> int:
+    """Every so many columns of a site's matrix judge its smoothing."""
+    return max(1, site.shape[1] // JUDGED_COLUMNS)
 
 
 def _weight(checkpoint: Checkpoint, site: Site) -> torch.Tensor:

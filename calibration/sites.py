@@ -7,12 +7,12 @@ encoder.block.3.wo       its input is the FFN's hidden state    lm_head, embeddi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from exporter.precision import Precision
-from exporter.quantize import Scheme, scheme_for
+from exporter.quantize import Scheme, scheme_for, table_scheme
 from exporter.recipes import PlannedTensor, Stack
 from exporter.stamp import Graphs
 
@@ -36,7 +36,8 @@ class Site:
     """One weight and its input.
 
     ``key`` is its recipe's key (the matrix is [in, out]); ``sources`` are the checkpoint tensors it is packed from;
-    ``graph`` runs it. ``block`` is ``encoder.block.3``, empty for what belongs to no layer.
+    ``graph`` runs it. ``block`` is ``encoder.block.3``, empty for what belongs to no layer. In the graph the input is
+    ``shrink`` times the checkpoint's: the rescale divides an FFN's hidden state.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     key: str
     sources: tuple[str, ...]
     shape: tuple[int, int]
+    shrink: float = 1.0
 
     @property
     def role(self) -> str:
@@ -64,7 +66,7 @@ class Site:
 
     def scheme(self, row: Precision) -> Scheme | None:
         """How ``row`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
-        return Scheme(8) if TABLE in self.sources else scheme_for(row, *self.shape)
+        return table_scheme(row) if TABLE in self.sources else scheme_for(row, *self.shape)
 
 
 def find_sites(graphs: Graphs) -> tuple[Site, ...]:
@@ -74,12 +76,17 @@ def find_sites(graphs: Graphs) -> tuple[Site, ...]:
 
 
 def _sites(graph: str, model: ir.Model) -> Iterator[Site]:
+    shrink = 1.0
     for node in model.graph:
         recipe = matrix_of(node)
-        if recipe is not None:
-            rows, columns = recipe.shape
-            sources = tuple(source.name for source in recipe.sources)
-            yield Site(site_name(node, recipe), graph, recipe.key, sources, (rows, columns))
+        if recipe is None:
+            continue
+        rows, columns = recipe.shape
+        sources = tuple(source.name for source in recipe.sources)
+        site = Site(site_name(node, recipe), graph, recipe.key, sources, (rows, columns))
+        if site.role == "wi":
+            shrink = recipe.sources[-1].scale
+        yield replace(site, shrink=shrink) if site.role == "wo" else site
 
 
 def matrix_of(node: ir.Node) -> Stack | None:

@@ -10,6 +10,7 @@
     wo              columns of wi_1, or of wi: relu(x / s)  rows of wo
     cross_kv        a second RMSNorm of the encoder's end;  rows of every decoder layer's matrix
                     last_hidden_state keeps the first
+    lm_head         the decoder's final RMSNorm             rows of lm_head, unless it is the token table
 
 Deviation from the paper: s is rounded to a power of two, so that the float32 graph gives the same bits before and
 after; alpha is searched per site, by the error of the rounded product.
@@ -26,7 +27,7 @@ import onnx_ir as ir
 
 from calibration.collect import Sample
 from calibration.observers import LARGEST, Observer, round_values
-from calibration.sites import Site, matrix_of, site_name
+from calibration.sites import OUTPUT, TABLE, Site, matrix_of, site_name
 from exporter.quantize import Scheme, round_columns
 from exporter.recipes import Factors, Smoothed, Stack, constant_value, planned_value, recipe_of
 
@@ -37,8 +38,10 @@ ALPHAS = (0.35, 0.5, 0.65, 0.8)
 SEARCH_ROWS = 256
 """Tokens on which the error of a product is judged."""
 MAX_EXPONENT = 12
-SMOOTHED = ("qkv", "cross_q", "wi", "o", "wo", "cross_kv")
+SMOOTHED = ("qkv", "cross_q", "wi", "o", "wo", "cross_kv", OUTPUT)
 """Roles with something in front that takes 1 / s. A decoder's ``o`` has not: its v is cached and leaves the graph."""
+NORMED = (".qkv", ".cross_q", ".wi", ".cross_kv", OUTPUT)
+"""Ends of the names of sites with a norm in front."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Choice:
 
 def can_smooth(site: Site) -> bool:
     """Whether 1 / s can be folded in front of this site."""
-    return site.role in SMOOTHED and (site.role != "o" or site.graph == "encoder")
+    return site.role in SMOOTHED and (site.role != "o" or site.graph == "encoder") and TABLE not in site.sources
 
 
 def choose(
@@ -148,7 +151,7 @@ def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
             continue
         name = site_name(node, recipe)
         rows = factors.get(name)
-        if rows is not None and name.endswith((".qkv", ".cross_q", ".wi", ".cross_kv")):
+        if rows is not None and name.endswith(NORMED):
             _smooth_norm(graph, node, rows, norms)
         if rows is not None or name in columns:
             _replace_weight(graph, node, Smoothed(recipe, rows, columns.get(name)))

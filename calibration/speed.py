@@ -20,16 +20,24 @@ from exporter.targets.onnxruntime import PROVIDERS, OnnxRuntimeModel, session_op
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps, one text."""
+PARTS = {"encoder": "encoder_ms", "decoder step": "step_ms"}
+"""What the user calls a part, and its time."""
+NOTICEABLE = 0.95
+"""A part is called slower from this ratio on: below, runs differ by as much."""
 ROUNDS = 5
 MEMORY_SHARE = 0.5
 """Of the machine's memory, for the float32 weights; a model that needs more is not timed."""
 
 
 def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Milliseconds of encoder and decoder step, quantized and float32; None where float32 does not fit.
+    """Milliseconds of encoder and decoder step, quantized and float32; None where float32 does not fit in memory.
+
+    None too where the bundle computes in 16 bits, for which this machine's CPU has no kernels.
 
     The best of ``ROUNDS`` runs counts, the two sides in turn.
     """
+    if manifest["precision"]["compute"] != "float":
+        return None
     if 4 * manifest["architecture"]["parameters"] > MEMORY_SHARE * _memory():
         return None
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
@@ -101,11 +109,18 @@ def _rounded(dequantize: ir.Node) -> ir.Value | None:
 
 
 def verdict(speed: Mapping[str, Any] | None) -> str | None:
-    """A sentence for the user when the bundle is slower than float32 here, else None."""
-    if speed is None or speed["speedup"] >= 1:
+    """A sentence for the user when the bundle, or one of its graphs, is slower than float32 here, else None."""
+    if speed is None:
         return None
-    parts = ", ".join(
-        f"{name} {speed['quantized'][key]:.1f} ms against {speed['fp32'][key]:.1f} ms"
-        for name, key in (("encoder", "encoder_ms"), ("decoder step", "step_ms"))
-    )
-    return f"slower than float32 on this machine's CPU ({parts}); fp32 or another quantized precision serves it better."
+    times = {
+        name: f"{name} {speed['quantized'][key]:.1f} ms against {speed['fp32'][key]:.1f} ms"
+        for name, key in PARTS.items()
+    }
+    here = "slower than float32 on this machine's CPU"
+    if speed["speedup"] < 1:
+        return f"{here} ({', '.join(times.values())}); fp32 or another quantized precision serves it better."
+    slower = [times[name] for name, key in PARTS.items() if speed["quantized"][key] * NOTICEABLE > speed["fp32"][key]]
+    if not slower:
+        return None
+    whole = f"{SOURCE} source tokens and {STEPS} steps together are {speed['speedup']:.1f}x faster"
+    return f"in part {here} ({', '.join(slower)}; {whole})."

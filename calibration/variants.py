@@ -185,7 +185,7 @@ class _Run:
         found = []
         for index, variant in enumerate(self.variants):
             if OUTPUT in variant and rounded is None:
-                rounded = round_columns(table, self.roundings[OUTPUT].scheme)
+                rounded = _rounded_weight(table, self.roundings[OUTPUT])
             start = self.texts * (index + 1)
             states = decoded[start : start + self.texts][mask]
             logits = states @ (rounded if OUTPUT in variant and rounded is not None else table)
@@ -202,6 +202,14 @@ def _divergence(exact: torch.Tensor, logits: torch.Tensor, tie: float) -> Diverg
     chosen = exact.gather(1, found.argmax(dim=-1, keepdim=True)).squeeze(1)
     top1 = (exact.amax(dim=-1) - chosen <= tie).double().mean()
     return Divergence(float(kl.mean()), float(kl.max()), float(top1), len(kl))
+
+
+def _rounded_weight(weight: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+    """A matrix [in, out] as x meets it where only the weight is rounded, smoothing undone."""
+    if rounding.factors is None:
+        return round_columns(weight, rounding.scheme)
+    s = rounding.factors.values()[:, None]
+    return round_columns(weight * s, rounding.scheme) / s
 
 
 def _rounded_linear(module: Any, rounding: Rounding, rows: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -9,19 +9,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from calibration.plan import Plan, apply_plan, make_plan
+from calibration.plan import Plan, Settings, apply_plan, make_plan
 from calibration.speed import measure_speed, verdict
 from calibration.texts import CalibrationTexts, choose_examples, examples_from, read_texts
 from exporter import bundle as bundles
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import GateError, UserError
-from exporter.inputs import recorded_options
+from exporter.inputs import recorded_options, wanted_row
 from exporter.layouts.check import check_optimum
 from exporter.layouts.files import JS_FOLDER, js_dtype, write_optimum_files
 from exporter.layouts.optimum import add_optimum
 from exporter.memory import verification_fits
 from exporter.options import ExportOptions
-from exporter.precision import Precision, precision
+from exporter.precision import Precision
 from exporter.progress import Progress, Silent
 from exporter.rescale import Rescale, measure_rescale
 from exporter.stamp import Graphs, stamp
@@ -61,7 +61,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         GateError: parity or an engine's check failed; the bundle is kept as ``<out>.failed``.
     """
     watch: Progress = progress or Silent()
-    row = precision(options.precision)
+    row = wanted_row(options)
     out = Path(options.out or options.folder_name)
     bundles.check_target_folder(out, options.force)
     targets = choose_targets(options, row)
@@ -74,7 +74,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         blocks = trace_blocks(checkpoint, watch)
         rescale = choose_rescale(checkpoint, row, options, watch)
         graphs = stamp_graphs(checkpoint, blocks, row, rescale, options)
-        plan = put_precision(graphs, checkpoint, row, texts, watch)
+        plan = put_precision(graphs, checkpoint, row, texts, options, watch)
         digest = save_graphs(graphs, checkpoint, folder, watch)
         copy_small_files(checkpoint, folder)
         manifest = {**describe(checkpoint, options, row, rescale, graphs), "quantization": plan and plan.to_dict()}
@@ -101,7 +101,7 @@ def trace_blocks(checkpoint: Checkpoint, watch: Progress) -> dict[BlockKind, Blo
 
 
 def choose_rescale(checkpoint: Checkpoint, row: Precision, options: ExportOptions, watch: Progress) -> Rescale:
-    """The fp16 rescale from activations on real texts; none for the other precisions."""
+    """The rescale from activations on real texts where float16 is computed; none elsewhere."""
     if not row.rescale or options.no_rescale:
         return Rescale()
     examples, _ = choose_examples(checkpoint, options.calibration, Silent())
@@ -113,12 +113,18 @@ def choose_rescale(checkpoint: Checkpoint, row: Precision, options: ExportOption
 
 
 def put_precision(
-    graphs: Graphs, checkpoint: Checkpoint, row: Precision, texts: CalibrationTexts | None, watch: Progress
+    graphs: Graphs,
+    checkpoint: Checkpoint,
+    row: Precision,
+    texts: CalibrationTexts | None,
+    options: ExportOptions,
+    watch: Progress,
 ) -> Plan | None:
     """Quantize the graphs as far as the texts allow; None where the precision quantizes nothing."""
     if texts is None:
         return None
-    plan = make_plan(checkpoint, graphs, row, texts, watch)
+    settings = Settings() if options.observer is None else Settings(options.observer)
+    plan = make_plan(checkpoint, graphs, row, texts, watch, settings)
     apply_plan(plan, graphs)
     return plan
 
@@ -277,7 +283,7 @@ def choose_targets(options: ExportOptions, row: Precision) -> tuple[str, ...]:
     wanted = options.target or engine_targets()
     engines = tuple(target for target in dict.fromkeys(wanted) if target in FLAVORS)
     for target in engines:
-        check_buildable(target, options.compute_capability, row.compute)
+        check_buildable(target, options.compute_capability, row.compute, *([f"int{row.weight_bits}"] * row.quantized))
     return engines
 
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.errors import UserError
 from exporter.options import ExportOptions
-from exporter.precision import precision
+from exporter.precision import PRECISIONS, Precision, precision
+from exporter.targets.tensorrt_flavor import FLAVORS
 from exporter.versions import tool_versions
 
 ELSEWHERE = ("variant", "precision", "out", "force")
@@ -18,6 +20,42 @@ KEYS = ("precision", "options", "tools")
 """Entries of the manifest that, with the checkpoint's content, determine a bundle."""
 NEUTRAL_TOOLS = ("python",)
 """Tools whose version does not change a bundle."""
+
+
+def wanted_row(options: ExportOptions) -> Precision:
+    """The row that the options ask for, with the compute dtype of ``--compute``.
+
+    Raises:
+        UserError: no such precision, or options that mean nothing in it.
+    """
+    row = precision(options.precision)
+    if options.observer is not None and not row.quantize_activations:
+        rows = ", ".join(other.name for other in PRECISIONS if other.quantize_activations)
+        raise UserError(
+            f"--observer {options.observer} chooses ranges of rounded activations, and {row.name} rounds none; "
+            f"leave it out, or export in {rows}."
+        )
+    row = row.computing(_compute(options, row))
+    if options.require_speedup and row.quantized and row.compute != "float":
+        raise UserError(
+            f"--require-speedup times the bundle on this machine's CPU, where {row.compute} has no kernels; "
+            "leave it out, or add --compute fp32."
+        )
+    return row
+
+
+def _compute(options: ExportOptions, row: Precision) -> str:
+    """ONNX name of the compute dtype."""
+    if options.compute == "auto":
+        engines = bool(options.target) and all(target in FLAVORS for target in options.target)
+        return "float16" if row.quantized and engines else row.compute
+    wanted = {"fp32": "float", "fp16": "float16"}[options.compute]
+    if not row.quantized and wanted != row.compute:
+        raise UserError(
+            f"--compute {options.compute} is for quantized precisions, and {row.name} quantizes nothing; "
+            f"leave it out, or use --precision {options.compute}."
+        )
+    return wanted
 
 
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
@@ -45,7 +83,7 @@ def content(revision: str | None, content_key: str | None) -> str | None:
 
 def wanted_inputs(options: ExportOptions, checkpoint_content: str | None) -> dict[str, Any]:
     """The inputs an export would have now; ``checkpoint_content`` as ``content`` gives it."""
-    facts = {"precision": precision(options.precision).to_dict(), "tools": tool_versions()}
+    facts = {"precision": wanted_row(options).to_dict(), "tools": tool_versions()}
     return _compared({**facts, "checkpoint": checkpoint_content, "options": recorded_options(options)})
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from calibration.observers import DEFAULT, OBSERVERS
 from exporter.errors import UserError
 from exporter.ports import Limits
 from exporter.texts import Example
@@ -20,6 +21,8 @@ CACHES = ("concat", "in-place", "both")
 """How an engine's decoder keeps keys and values."""
 LAYOUTS = ("t5edge", "optimum")
 """Whose files a bundle holds: ours alone, or optimum's and transformers.js' beside them."""
+COMPUTES = ("auto", "fp32", "fp16")
+"""What the unquantized parts of a quantized bundle compute in."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class ExportOptions:
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
     calibration: str | tuple[Example, ...] | None = option(
         "texts, one per line, or JSONL with source and target", None, metavar="FILE"
+    )
+    observer: str | None = option(
+        f"range of rounded activations, int8 only: {', '.join(OBSERVERS)} (default: {DEFAULT})",
+        None,
+        choices=tuple(OBSERVERS),
+    )
+    compute: str = option(
+        "what a quantized bundle computes in where nothing is rounded to integers: fp32, fp16 (for GPUs), "
+        "or auto: fp16 when every --target is tensorrt or tensorrt-rtx (default: auto)",
+        "auto",
+        choices=COMPUTES,
     )
     require_speedup: bool = option("exit 1 unless a quantized bundle is faster than fp32 on this machine's CPU", False)
     compute_capability: tuple[str, ...] = option(
@@ -76,10 +90,11 @@ class ExportOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
-        if self.cache not in CACHES:
-            raise UserError(f"--cache is '{self.cache}'; choose one of {', '.join(CACHES)}.")
-        if self.layout not in LAYOUTS:
-            raise UserError(f"--layout is '{self.layout}'; choose one of {', '.join(LAYOUTS)}.")
+        given = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
+        for name, choices in given:
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice is not None)
+                raise UserError(f"--{name} is '{getattr(self, name)}'; choose one of {known}.")
         if self.blockwise and self.no_verify:
             raise UserError("--blockwise says how to verify and --no-verify not to; leave one of them out.")
         if not self.variant:

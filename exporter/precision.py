@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from exporter.errors import UserError
@@ -14,7 +14,8 @@ class Precision:
     """One row.
 
     Attributes:
-        compute: dtype of activations and unquantized weights, ONNX's lower-case name.
+        compute: dtype of activations and unquantized weights, ONNX's lower-case name. Quantized rows compute in float
+            as they stand here, and in float16 on request (``computing``).
         weight_bits: 0 when weights keep the compute dtype, else 8 or 4.
         block_size: rows of a weight that share a scale; 0 means one scale per output channel.
         activations: graphs whose MatMul inputs are int8 too. The encoder is compute bound and gains; a decoder step is
@@ -57,6 +58,10 @@ class Precision:
     @property
     def quantize_activations(self) -> bool:
         return bool(self.activations)
+
+    def computing(self, compute: str) -> Precision:
+        """The same row in another compute dtype. 16 bits of float16 range need the rescale."""
+        return self if compute == self.compute else replace(self, compute=compute, rescale=compute == "float16")
 
     @property
     def bytes_per_weight(self) -> float:

@@ -23,7 +23,7 @@ read the same nodes (ONNX Runtime fuses them into MatMulNBits at session load).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -40,10 +40,15 @@ Part = Literal["values", "scales"]
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one matrix [in, out] is quantized: ``bits`` 8 or 4; ``block`` rows share a scale, 0 is a whole column."""
+    """How one matrix [in, out] is quantized: ``bits`` 8 or 4; ``block`` rows share a scale, 0 is a whole column.
+
+    ``scales`` is their dtype, the graph's compute dtype. In float16 they are rounded up, and the integers follow the
+    rounded scale: nothing is clipped, no scale becomes 0, and a subnormal one costs no more than float16 weights would.
+    """
 
     bits: int
     block: int = 0
+    scales: str = "float"
 
     @property
     def largest(self) -> int:
@@ -72,9 +77,9 @@ class QuantizedMatrix:
 
     @property
     def key(self) -> str:
-        return (
-            f"int{self.scheme.bits}{f'x{self.scheme.block}' if self.scheme.block else ''}.{self.part}({self.base.key})"
-        )
+        block = f"x{self.scheme.block}" if self.scheme.block else ""
+        narrow = "" if self.scheme.scales == "float" else f".{self.scheme.scales}"
+        return f"int{self.scheme.bits}{block}{narrow}.{self.part}({self.base.key})"
 
     def prefixed(self, prefix: str) -> QuantizedMatrix:
         return replace(self, base=self.base.prefixed(prefix))
@@ -93,7 +98,7 @@ class QuantizedMatrix:
 
 
 def row_scales(rows: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """Scales of [out, in] in float32: [out], or [out, in / block]. All-zero rows get 1.
+    """Scales of [out, in], float32: [out], or [out, in / block]. All-zero rows get 1.
 
     Raises:
         UserError: a value is NaN or infinite.
@@ -106,7 +111,15 @@ def row_scales(rows: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     scales = torch.maximum(-lowest.float(), highest.float()) / scheme.largest
     if not bool(torch.isfinite(scales).all()):
         raise UserError("a weight matrix holds NaN or infinity and cannot be quantized; mend the checkpoint.")
-    return torch.where(scales > 0, scales, torch.ones_like(scales))
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    return scales if scheme.scales == "float" else torch.from_numpy(round_up(scales.numpy(), np.float16))
+
+
+def round_up(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """Positive float32 ``values`` as the next number of ``dtype`` that is not smaller, float32."""
+    narrow = values.astype(dtype)
+    raised = np.where(narrow.astype(np.float32) < values, np.nextafter(narrow, dtype(np.inf)), narrow)
+    return raised.astype(np.float32)
 
 
 def column_scales(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -143,11 +156,16 @@ def round_columns(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 def scheme_for(precision: Precision, rows: int, columns: int) -> Scheme | None:
     """The scheme of a matrix [rows, columns]; None leaves it in full precision (odd sizes cannot be packed)."""
     if precision.weight_bits == 8:
-        return Scheme(8)
+        return table_scheme(precision)
     if rows * columns % 2:
         return None
     block = next((size for size in (precision.block_size, 16) if size and rows % size == 0), 0)
-    return Scheme(4, block) if block else Scheme(8)
+    return Scheme(4, block, precision.compute) if block else table_scheme(precision)
+
+
+def table_scheme(precision: Precision) -> Scheme:
+    """The scheme of the token table: eight bits whatever the bits of the rest."""
+    return Scheme(8, scales=precision.compute)
 
 
 def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str] = frozenset()) -> list[str]:
@@ -167,7 +185,7 @@ def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str]
         if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.recipe, (Stack, Smoothed)):
             continue
         tied = any(source.name == "shared.weight" for source in tensor.recipe.sources)
-        scheme = Scheme(8) if tied else scheme_for(precision, *tensor.recipe.shape)
+        scheme = table_scheme(precision) if tied else scheme_for(precision, *tensor.recipe.shape)
         if tensor.recipe.origin in keep or scheme is None:
             continue
         dequantized = dequantize(graph, node, tensor.recipe, scheme, tensor.dtype)
@@ -248,14 +266,9 @@ def _quantize_embeddings(graph: ir.Graph, precision: Precision, keep: frozenset[
             continue
         base, ids = tensor.recipe.transpose(), node.inputs[1]
         assert ids is not None
-        tied = _tied_scheme(graph, base)
-        _embed(graph, node, base, ids, tied or Scheme(8), tensor.dtype)
+        _embed(graph, node, base, ids, table_scheme(precision), tensor.dtype)
         return [tensor.recipe.key]
     return []
-
-
-def _tied_scheme(graph: ir.Graph, base: Stack) -> Scheme | None:
-    return Scheme(8) if QuantizedMatrix(base, Scheme(8), "values").key in graph.initializers else None
 
 
 def _embed(graph: ir.Graph, gather: ir.Node, base: Stack, ids: ir.Value, scheme: Scheme, compute: ir.DataType) -> None:

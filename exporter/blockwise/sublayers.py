@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.architecture import Stack
 from exporter.blockwise.bounds import torch_dtype
 from exporter.precision import Precision
-from exporter.quantize import Scheme, round_columns, scheme_for
+from exporter.quantize import round_columns, scheme_for, table_scheme
 from exporter.streamed import StreamedReference
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def round_weight(weight: torch.Tensor, row: Precision) -> torch.Tensor:
 
 def round_embedding(rows: torch.Tensor, row: Precision) -> torch.Tensor:
     """Rows of the token table [tokens, d_model] as the row stores them: 8 bits wherever anything is quantized."""
-    return round_columns(rows.T, Scheme(8)).T.to(rows.dtype) if row.quantized else rows
+    return round_columns(rows.T, table_scheme(row)).T.to(rows.dtype) if row.quantized else rows
 
 
 def _round_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter import memory
 from exporter.errors import UserError
+from exporter.inputs import wanted_row
 from exporter.options import SweepOptions
 from exporter.precision import precision
 from exporter.progress import Progress, Silent, Stage
@@ -72,7 +73,8 @@ def plan_jobs(options: SweepOptions) -> list[Job]:
     """One job for each variant and precision.
 
     Raises:
-        UserError: a pattern without a match, an unknown precision, or two variants whose bundles get the same name.
+        UserError: a pattern without a match, an unknown precision, options that mean nothing in one, or two variants
+            whose bundles get the same name.
     """
     rows = [precision(name).name for name in options.precisions]
     jobs: dict[str, Job] = {}
@@ -84,6 +86,7 @@ def plan_jobs(options: SweepOptions) -> list[Job]:
         peak = memory.peak_bytes(architecture, verify=whole)
         for row in rows:
             one = options.one(_absolute(variant) if options.ray else variant, row)
+            wanted_row(one)
             name = one.folder_name
             if name in jobs:
                 first = jobs[name].options.variant

@@ -32,7 +32,14 @@ MINIMA = (
     Minimum("bfloat16", "8.0", "bfloat16 arithmetic begins with Ampere", "export in fp16"),
     Minimum("float8e4m3fn", "8.9", "FP8 arithmetic begins with Ada", "export in int8 or fp16"),
     Minimum("float8e5m2", "8.9", "FP8 arithmetic begins with Ada", "export in int8 or fp16"),
-    Minimum("float", "8.0", "it has no float32 matrix product for Turing", "export in fp16", "tensorrt-rtx"),
+    Minimum("int4", "8.0", "it takes no 4-bit weights for Turing", "export in int8-weight or fp16", "tensorrt-rtx"),
+    Minimum(
+        "float",
+        "8.0",
+        "it has no float32 matrix product for Turing",
+        "export in fp16, or add --compute fp16",
+        "tensorrt-rtx",
+    ),
 )
 
 ELSEWHERE = {

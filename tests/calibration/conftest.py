@@ -6,7 +6,7 @@ import pytest
 
 from exporter.checkpoint import open_checkpoint
 from exporter.precision import precision
-from tests.calibration.models import Model, twin_model
+from tests.calibration.models import Model, outlier_demo, twin_model
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,12 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """t5-demo: trained, with a task."""
     return Model(open_checkpoint("t5-demo", random_weights=None, revision=None), tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def trained_outliers(tmp_path_factory: pytest.TempPathFactory, demo: Model) -> Model:
+    """t5-demo with strong outlier channels: decisions of a trained model, not arg-max of noise."""
+    return outlier_demo(tmp_path_factory.mktemp("trained_outliers"), demo)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,10 @@ from exporter.stamp import Graphs
 from exporter.texts import bundled_examples, read_examples
 from exporter.trace import Block, BlockKind
 from exporter.twins import find_twin, save_twin
+from exporter.variants import DEMO_FOLDER
 
+NORMED = ("q", "k", "v", "wi", "wi_0", "wi_1", "lm_head")
+"""Modules that read a norm; a decoder's cross k and v read the encoder's last one, which is left alone."""
 OUTLIER = 256.0
 OUTLIERS = (3, 40, 77)
 """Channels of the residual stream whose norm weights are ``OUTLIER`` times larger, the matrices behind them smaller."""
@@ -89,13 +93,30 @@ def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) ->
     return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
 
 
-def add_outliers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Encoder norms times ``OUTLIER`` in three channels, their readers divided: exact, since it is a power of two."""
+def outlier_demo(folder: Path, demo: Model) -> Model:
+    """t5-demo, the same function in float32, with outlier channels in front of both stacks' matrices and of lm_head."""
+    shutil.copytree(DEMO_FOLDER, folder / "checkpoint")
+    weights = folder / "checkpoint" / "model.safetensors"
+    state = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    save_file(add_outliers(state, ("encoder.block", "decoder", "lm_head")), weights, metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(folder / "checkpoint"), random_weights=None, revision=None)
+    demo.graphs(precision("fp32"))
+    return Model(checkpoint, folder, demo.traced)
+
+
+def add_outliers(
+    state: dict[str, torch.Tensor], where: tuple[str, ...] = ("encoder.block",)
+) -> dict[str, torch.Tensor]:
+    """Norms times ``OUTLIER`` in three channels, their readers divided: exact, since it is a power of two."""
     changed = {name: tensor.clone() for name, tensor in state.items()}
     for name, tensor in changed.items():
-        if name.startswith("encoder.block") and name.endswith("layer_norm.weight"):
+        if not name.startswith(where):
+            continue
+        if name.endswith("layer_norm.weight"):
             tensor[list(OUTLIERS)] *= OUTLIER
-        elif name.startswith("encoder.block") and name.split(".")[-2] in ("q", "k", "v", "wi", "wi_0", "wi_1"):
+        elif name.split(".")[-2] in NORMED and not name.endswith(
+            ("EncDecAttention.k.weight", "EncDecAttention.v.weight")
+        ):
             tensor[:, list(OUTLIERS)] /= OUTLIER
     return changed
 

@@ -3,13 +3,20 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from calibration.plan import Settings, apply_plan, make_plan
+from exporter import api
+from exporter.bundle import read_manifest
+from exporter.options import ExportOptions
 from exporter.precision import precision
+from exporter.progress import Silent
+from exporter.rescale import Rescale, StackScale
 from exporter.targets.onnxruntime import session_options
-from tests.calibration.models import Model, row_with
+from tests.calibration.models import Model, row_with, run_encoder
 
 
 def operators(folder: Path, graph: str, tmp_path: Path) -> Counter[str]:
@@ -44,6 +51,22 @@ def test_a_row_may_quantize_the_decoders_inputs_too(plain: Model, tmp_path: Path
     assert float(plain.errors(folder).kl.mean()) < 0.05
 
 
+@pytest.mark.parametrize("name", ["plain", "relu"])
+def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    a, row = model.checkpoint.architecture, precision("int8")
+    model.graphs(row)
+    scale = StackScale(k=3, t=(2,) * a.encoder_layers, t_source="wi_1" if a.gated else "wi")
+    found = []
+    for title, rescale in (("as-it-is", Rescale()), ("rescaled", Rescale(encoder=scale))):
+        graphs = api.stamp_graphs(model.checkpoint, model.traced, row, rescale, ExportOptions("x"))
+        plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))
+        apply_plan(plan, graphs)
+        found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row, {}), model.texts.gate))
+    for port, value in found[0].items():
+        assert np.array_equal(value, found[1][port]), port
+
+
 def test_every_pair_is_symmetric_and_has_a_scale_of_its_own(plain: Model) -> None:
     folder, _ = plain.bundle("pairs", precision("int8"))
     graph = onnx.load(folder / "encoder.onnx", load_external_data=False).graph
@@ -55,3 +78,21 @@ def test_every_pair_is_symmetric_and_has_a_scale_of_its_own(plain: Model) -> Non
     shared = [float(inits[node.input[1]]) for node in pairs if "cross_kv" in node.name]
     assert len(set(shared)) == len(shared)
     assert max(shared) / min(shared) < 1 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["int8", "int4-weight"])
+def test_a_bundle_in_float16_has_no_float32_left_but_its_logits(relu: Model, name: str) -> None:
+    row = precision(name).computing("float16")
+    folder, _ = relu.bundle(f"half-{name}", row)
+    assert read_manifest(folder)["precision"]["compute"] == "float16"
+    for graph in ("encoder", "decoder"):
+        model = onnx.load(folder / f"{graph}.onnx", load_external_data=False)
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in kinds
+        assert onnx.TensorProto.FLOAT not in kinds
+        ports = {port.name: port.type.tensor_type.elem_type for port in (*model.graph.input, *model.graph.output)}
+        assert {name for name, kind in ports.items() if kind == onnx.TensorProto.FLOAT} <= {"logits"}
+        casts = [node for node in model.graph.node if node.op_type == "Cast"]
+        wide = [node for node in casts if node.attribute[0].i == onnx.TensorProto.FLOAT]
+        assert [node.output[0] for node in wide] == (["logits"] if graph == "decoder" else [])
+    assert float(relu.errors(folder).kl.mean()) <= (row.max_kl or 0)

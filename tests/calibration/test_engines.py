@@ -6,37 +6,71 @@ from pathlib import Path
 import pytest
 
 from exporter.bundle import read_manifest
+from exporter.errors import UserError
 from exporter.ports import GraphPorts, Limits
-from exporter.precision import precision
+from exporter.precision import Precision, precision
 from exporter.progress import Silent
 from exporter.targets.tensorrt_attention import attention_form
-from exporter.targets.tensorrt_build import EngineSpec, build_engine, engine_profiles
+from exporter.targets.tensorrt_build import EngineSpec, build_engine, check_attention, engine_profiles
 from exporter.targets.tensorrt_flavor import load_tensorrt
+from exporter.targets.tensorrt_guards import check_dtypes, dtypes_of
 from tests.calibration.models import Model
 
 ROWS = ("int8", "int8-weight", "int4-weight")
 
 
 def build(folder: Path, graph: str, capability: str) -> int:
-    """Bytes of the engine that TensorRT-RTX makes of a bundle's graph."""
+    """Bytes of the engine that TensorRT-RTX makes of a bundle's graph; attention fused where it computes in 16 bits."""
     manifest = read_manifest(folder)
-    facts = manifest["architecture"]
-    form = attention_form("float", facts["d_kv"], no_fuse=False)
+    facts, compute = manifest["architecture"], manifest["precision"]["compute"]
+    form = attention_form(compute, facts["d_kv"], no_fuse=False)
+    assert form == ("fused" if compute == "float16" else "decomposable")
     ports = GraphPorts.from_dict(manifest["ports"][graph])
     profiles = engine_profiles(Limits(**manifest["limits"]), graph, form, facts["num_heads"])
-    spec = EngineSpec(folder / f"{graph}.onnx", ports, profiles, form, capability, True)
-    return build_engine(load_tensorrt("tensorrt-rtx"), spec, Silent()).plan.nbytes
+    spec = EngineSpec(folder / f"{graph}.onnx", ports, profiles, form, capability, compute == "float")
+    built = build_engine(load_tensorrt("tensorrt-rtx"), spec, Silent())
+    check_attention(spec, built)
+    return built.plan.nbytes
 
 
 @pytest.fixture(scope="session", params=ROWS)
 def bundle(request: pytest.FixtureRequest, demo: Model) -> Path:
+    return made(demo, precision(request.param))
+
+
+@pytest.fixture(scope="session", params=ROWS)
+def half(request: pytest.FixtureRequest, demo: Model) -> Path:
+    """The same rows, computing in float16."""
+    return made(demo, precision(request.param).computing("float16"))
+
+
+def made(demo: Model, row: Precision) -> Path:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
-    return demo.bundle(f"engine-{request.param}", precision(request.param))[0]
+    return demo.bundle(f"engine-{row.name}-{row.compute}", row)[0]
 
 
 def test_engines_build_for_ampere(bundle: Path) -> None:
     assert all(build(bundle, graph, "8.6") for graph in ("encoder", "decoder"))
+
+
+def test_engines_in_float16_fuse_every_attention(half: Path) -> None:
+    assert all(build(half, graph, "8.6") for graph in ("encoder", "decoder"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["8.0", "8.9", "12.0", "12.1"])
+def test_engines_in_float16_fuse_every_attention_on_the_other_generations(half: Path, capability: str) -> None:
+    assert all(build(half, graph, capability) for graph in ("encoder", "decoder"))
+
+
+def test_turing_takes_eight_bits_in_float16_and_refuses_four(half: Path) -> None:
+    dtypes = dtypes_of(read_manifest(half), [half / "decoder.onnx"])
+    if "int4" in dtypes:
+        with pytest.raises(UserError, match="no 4-bit weights for Turing"):
+            check_dtypes(load_tensorrt("tensorrt-rtx").flavor, ["7.5"], dtypes)
+        return
+    assert all(build(half, graph, "7.5") for graph in ("encoder", "decoder"))
 
 
 @pytest.mark.slow

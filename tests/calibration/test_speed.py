@@ -12,6 +12,7 @@ from calibration.plan import Settings
 from exporter.bundle import read_manifest
 from exporter.errors import GateError
 from exporter.precision import precision
+from exporter.progress import Silent
 from exporter.targets.onnxruntime import OnnxRuntimeModel
 from tests.calibration.models import Model
 
@@ -52,6 +53,43 @@ def test_a_model_too_large_for_this_machine_is_not_timed(bundle: Path, monkeypat
     monkeypatch.setattr(speed, "_memory", lambda: 1000)
     assert speed.measure_speed(bundle, read_manifest(bundle)) is None
     assert speed.verdict(None) is None
+
+
+def test_a_part_that_is_slower_is_told_though_the_whole_is_faster() -> None:
+    found = {
+        "quantized": {"encoder_ms": 9.0, "step_ms": 1.0},
+        "fp32": {"encoder_ms": 6.0, "step_ms": 2.0},
+        "speedup": 1.52,
+    }
+    said = speed.verdict(found)
+    assert said is not None
+    assert said.startswith("in part slower than float32 on this machine's CPU (encoder 9.0 ms against 6.0 ms;")
+    assert "1.5x faster" in said
+    assert "decoder step" not in said
+    assert speed.verdict({**found, "quantized": {"encoder_ms": 6.1, "step_ms": 1.0}}) is None, "noise"
+    assert "fp32 or another quantized precision" in str(speed.verdict({**found, "speedup": 0.9}))
+
+
+def test_a_bundle_in_float16_is_not_timed_on_the_cpu(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    half = {**manifest, "precision": {**manifest["precision"], "compute": "float16"}}
+    assert speed.measure_speed(bundle, half) is None
+
+
+def test_a_slower_encoder_warns_and_the_export_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model
+) -> None:
+    demo.graphs(precision("int8"))
+    partly = {**SLOW, "fp32": {"encoder_ms": 3.0, "step_ms": 3.0}, "speedup": 1.4}
+    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
+    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: partly)
+    monkeypatch.setattr("exporter.api.check", lambda *_: True)
+    heard: list[str] = []
+    watch = Silent()
+    monkeypatch.setattr(watch, "message", heard.append)
+    bundle = exporter.export("t5-demo", "int8-weight", watch, out=tmp_path / "b", target=("onnxruntime",))
+    assert bundle.passed is True
+    assert any(text.startswith("warning: in part slower") for text in heard)
 
 
 def test_require_speedup_fails_a_slower_bundle_and_keeps_it(

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.inputs import content, differences, known_inputs, recorded_options, wanted_inputs
+from exporter.errors import UserError
+from exporter.inputs import content, differences, known_inputs, recorded_options, wanted_inputs, wanted_row
 from exporter.options import ExportOptions
+from exporter.precision import Precision, precision
 
 PLAIN = ExportOptions(variant="t5-demo")
 
@@ -27,10 +29,59 @@ def test_names_and_places_change_nothing() -> None:
         ({"no_verify": True}, "options.no_verify"),
         ({"target": ("onnxruntime",)}, "options.target"),
         ({"calibration": "missing.txt"}, "options.calibration"),
+        ({"precision": "int8", "compute": "fp16"}, "precision.compute"),
+        ({"precision": "int8", "observer": "mse"}, "options.observer"),
     ],
 )
 def test_every_other_option_changes_a_bundle(options: dict[str, object], names: str) -> None:
     assert names in changed(ExportOptions(variant="t5-demo", **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "compute", "found"),
+    [
+        ((), "auto", "float"),
+        (("onnxruntime",), "auto", "float"),
+        (("tensorrt-rtx",), "auto", "float16"),
+        (("tensorrt", "tensorrt-rtx"), "auto", "float16"),
+        (("onnxruntime", "tensorrt-rtx"), "auto", "float"),
+        (("tensorrt-rtx",), "fp32", "float"),
+        (("onnxruntime",), "fp16", "float16"),
+    ],
+)
+@pytest.mark.parametrize("name", ["int8", "int8-weight", "int4-weight"])
+def test_what_a_quantized_bundle_computes_in(target: tuple[str, ...], compute: str, found: str, name: str) -> None:
+    row = wanted_row(ExportOptions("x", name, target, compute=compute))
+    assert (row.name, row.compute, row.rescale) == (name, found, found == "float16")
+    assert (row.max_kl, row.min_top1) == (precision(name).max_kl, precision(name).min_top1), "the gates stay"
+    assert Precision.from_dict(row.to_dict()) == row
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
+def test_other_precisions_say_themselves_what_they_compute_in(name: str) -> None:
+    assert wanted_row(ExportOptions("x", name, ("tensorrt-rtx",))) == precision(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"precision": "fp32", "compute": "fp16"}, "fp32 quantizes nothing; leave it out, or use --precision fp16"),
+        ({"precision": "bf16", "compute": "fp32"}, "use --precision fp32"),
+        ({"precision": "int8", "compute": "fp16", "require_speedup": True}, "float16 has no kernels.*--compute fp32"),
+        ({"precision": "int8-weight", "observer": "mse"}, "int8-weight rounds none; leave it out, or export in int8"),
+        ({"precision": "fp16", "observer": "minmax"}, "fp16 rounds none"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        wanted_row(ExportOptions("x", **options))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("compute", "fp8"), ("observer", "mean"), ("cache", "none")])
+def test_an_unknown_choice_names_the_known_ones(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} is '{value}'; choose one of "):
+        ExportOptions("x", **{name: value})  # type: ignore[arg-type]
 
 
 def test_so_does_the_checkpoint() -> None:

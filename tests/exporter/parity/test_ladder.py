@@ -49,19 +49,27 @@ def test_the_ladder_writes_its_report_and_the_manifest_its_results(exports: Expo
     }
 
 
-def test_a_residual_beyond_float16_passes_with_the_rescale(exports: Exports, hot: Path, tmp_path: Path) -> None:
-    folder = exports.export(str(hot), "fp16", tmp_path / "bundle")
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-weight"])
+def test_a_residual_beyond_float16_passes_with_the_rescale(
+    exports: Exports, hot: Path, tmp_path: Path, precision: str
+) -> None:
+    folder = exports.export(str(hot), precision, tmp_path / "bundle", compute="fp16")
     manifest = bundles.read_manifest(folder)
     assert manifest["parity"]["passed"] is True
+    assert manifest["precision"]["compute"] == "float16"
+    assert "3 range" in {rung["name"] for rung in manifest["parity"]["rungs"] if rung["verdict"] == "pass"}
     stacks = [manifest["rescale"][stack] for stack in ("encoder", "decoder")]
     assert max(stack["largest_residual"] for stack in stacks) > 65504
     assert all(stack["k"] > 0 and stack["headroom"] >= 4 for stack in stacks)
 
 
-def test_without_the_rescale_it_fails_and_is_kept_for_study(exports: Exports, hot: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_without_the_rescale_it_fails_and_is_kept_for_study(
+    exports: Exports, hot: Path, tmp_path: Path, precision: str
+) -> None:
     out = tmp_path / "bundle"
     with pytest.raises(GateError, match=r"kept for study as '.*bundle\.failed'"):
-        exports.export(str(hot), "fp16", out, no_rescale=True)
+        exports.export(str(hot), precision, out, no_rescale=True, compute="fp16")
     assert not out.exists()
     data = json.loads((tmp_path / "bundle.failed" / "parity.json").read_text())
     broken = [entry["measure"] for entry in data["rungs"] if entry["name"] == "3 range" and entry["verdict"] == "fail"]

@@ -93,6 +93,7 @@ def test_full_tensorrt_builds_on_the_device_only() -> None:
     [
         (RTX, "7.5", "bfloat16", "bfloat16 arithmetic begins with Ampere (8.0); export in fp16"),
         (FULL, "7.5", "bfloat16", "bfloat16 arithmetic begins with Ampere (8.0); export in fp16"),
+        (RTX, "7.5", "int4", "no 4-bit weights for Turing (8.0); export in int8-weight or fp16"),
         (RTX, "7.5", "float", "no float32 matrix product for Turing (8.0); export in fp16"),
         (RTX, "8.6", "float8e4m3fn", "FP8 arithmetic begins with Ada (8.9); export in int8 or fp16"),
         (FULL, "8.7", "float8e4m3fn", "FP8 arithmetic begins with Ada (8.9)"),
