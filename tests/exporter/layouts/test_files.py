@@ -10,7 +10,7 @@ import pytest
 
 import cli
 from exporter import api
-from exporter.bundle import damaged_files, read_manifest, stored_bytes, write_manifest
+from exporter.bundle import damaged_files, read_manifest, stored_bytes, write_manifest, writing
 from exporter.checkpoint import open_checkpoint
 from exporter.errors import GateError, UserError
 from exporter.layouts.files import client_config, js_dtype, link
@@ -107,12 +107,21 @@ def test_an_unknown_layout_is_the_users_error() -> None:
         ExportOptions("t5-demo", layout="other")
 
 
-def test_other_logits_fail_the_export(optimum_demo: Callable[[str], Path], tmp_path: Path) -> None:
-    out = Path(shutil.copytree(optimum_demo("fp32"), tmp_path / "out", symlinks=True))
-    api.require_layout(out)
+def spoil(folder: Path, bundle: Path) -> None:
+    """Fill ``folder`` with the bundle and a layout that failed its comparison, then judge it."""
+    shutil.copytree(bundle, folder, symlinks=True, dirs_exist_ok=True)
     parity = {"errors": {"merged": 0.5}, "limit": 1e-5, "passed": False}
-    write_manifest(out, {**read_manifest(out), "layout": {"name": "optimum", "parity": parity}})
-    with pytest.raises(GateError, match=r"merged: 0\.5, limit 1e-05"):
-        api.require_layout(out)
+    write_manifest(folder, {**read_manifest(folder), "layout": {"name": "optimum", "parity": parity}})
+    api.require_layout(folder)
+
+
+def test_other_logits_fail_the_export(optimum_demo: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle, out = optimum_demo("fp32"), tmp_path / "out"
+    api.require_layout(bundle)
+    with (
+        pytest.raises(GateError, match=r"merged: 0\.5, limit 1e-05.*kept for study"),
+        writing(out, force=False) as folder,
+    ):
+        spoil(folder, bundle)
     assert not out.exists()
     assert (tmp_path / "out.failed" / "onnx" / "weights.safetensors").is_file()
