@@ -261,7 +261,7 @@ def describe(
         "options": recorded_options(options),
         "limits": options.limits.to_dict(),
         "cache": options.cache,
-        "session": dict(CONFIGURATION),
+        "session": {graph: dict(entries) for graph, entries in CONFIGURATION.items()},
         "rows_share_cross": True,
         "ports": {name: ports.to_dict() for name, ports in graphs.ports().items()},
         "engines": {},

@@ -25,12 +25,13 @@ NAME = "onnxruntime"
 PROVIDERS = ("CPUExecutionProvider",)
 EMULATED = ("bfloat16",)
 """Compute dtypes without kernels in the CPU provider; see ``exporter.targets.rounding``."""
-CONFIGURATION = {
-    "session.force_spinning_stop": "1",
-    "session.qdq_matmulnbits_accuracy_level": "4",
-    "session.qdq_matmulnbits_block_size": "128",
+Entries = Mapping[str, str]
+BLOCKS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128"}
+CONFIGURATION: dict[str, Entries] = {
+    "encoder": {"session.force_spinning_stop": "1", **BLOCKS},
+    "decoder": {"session.intra_op.spin_duration_us": "1000", **BLOCKS},
 }
-"""Session configuration entries of the CPU, chosen by measurement and recorded in the manifest; docs/adr/0011."""
+"""Session configuration of the CPU, chosen by measurement and recorded in the manifest; docs/adr/0011."""
 DTYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -123,22 +124,27 @@ class OnnxRuntimeModel:
         return value if copies == 1 else OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), copies, axis=0))
 
 
-def session_options(
-    threads: int | None = None, configuration: Mapping[str, str] | None = None
-) -> onnxruntime.SessionOptions:
+def session_options(threads: int | None = None, entries: Entries | None = None) -> onnxruntime.SessionOptions:
     """Session options for the CPU. ``threads``: intra-op threads, None for one per core.
 
-    ``configuration``: entries as a manifest's ``session`` holds them; None for ``CONFIGURATION``.
+    ``entries``: configuration of one graph, see ``session_entries``; None for the encoder's, whose threads stop.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    for key, value in (CONFIGURATION if configuration is None else configuration).items():
+    for key, value in (CONFIGURATION["encoder"] if entries is None else entries).items():
         options.add_session_config_entry(key, value)
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def session_entries(manifest: Mapping[str, Any], graph: str) -> Entries:
+    """Configuration entries of "encoder" or "decoder" as recorded: per graph, or in older bundles for both or none."""
+    recorded = manifest.get("session", CONFIGURATION)
+    entries: Entries = recorded.get(graph, recorded)
+    return entries
 
 
 def _give_back_memory() -> None:
@@ -166,18 +172,16 @@ def open(
     except ImportError as error:
         raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    configuration = manifest.get("session")
     if manifest["precision"]["compute"] in EMULATED and tuple(providers) == PROVIDERS:
         from exporter.targets.rounding import open_rounded
 
-        return open_rounded(folder, manifest, session_options(threads, configuration))
+        return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     sessions = []
     for name in ("encoder", "decoder"):
         path = folder / f"{name}.onnx"
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), session_options(threads, configuration), providers=list(providers)
-            )
+            options = session_options(threads, session_entries(manifest, name))
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # onnxruntime raises its own classes, all below Exception
             raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
         sessions.append(session)

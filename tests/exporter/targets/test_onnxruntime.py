@@ -9,21 +9,26 @@ from exporter.targets import onnxruntime as target
 from tests.exporter.targets.bundles import Workshop
 
 
+BLOCK = "session.qdq_matmulnbits_block_size"
+GRAPHS = ("encoder", "decoder")
+
+
 def test_the_manifest_holds_the_configuration_and_rules(demo: Workshop) -> None:
     folder = demo.bundle("fp32")
     manifest = read_manifest(folder)
     assert manifest["session"] == target.CONFIGURATION
-    chosen = {"session.force_spinning_stop": "0", "session.qdq_matmulnbits_block_size": "16"}
-    for session, expected in ((manifest["session"], target.CONFIGURATION), (chosen, chosen)):
+    chosen = {"encoder": {"session.force_spinning_stop": "0", BLOCK: "16"}, "decoder": {BLOCK: "64"}}
+    for session in (manifest["session"], chosen):
         model = target.open(folder, {**manifest, "session": session}, threads=1)
-        for graph in (model.encoder, model.decoder):
-            options = graph.get_session_options()
-            assert {key: options.get_session_config_entry(key) for key in expected} == expected
+        for graph in GRAPHS:
+            options = getattr(model, graph).get_session_options()
+            assert {key: options.get_session_config_entry(key) for key in session[graph]} == session[graph]
             assert options.intra_op_num_threads == 1
 
 
-def test_bundles_from_before_it_was_recorded_open(demo: Workshop) -> None:
+def test_bundles_from_before_it_was_recorded_per_graph_open(demo: Workshop) -> None:
     folder: Path = demo.bundle("fp32")
     manifest = {key: value for key, value in read_manifest(folder).items() if key != "session"}
-    options = target.open(folder, manifest).decoder.get_session_options()
-    assert options.get_session_config_entry("session.qdq_matmulnbits_block_size") == "128"
+    for recorded, expected in (({}, "128"), ({"session": {BLOCK: "32"}}, "32")):
+        options = target.open(folder, {**manifest, **recorded}).decoder.get_session_options()
+        assert options.get_session_config_entry(BLOCK) == expected
