@@ -8,7 +8,6 @@ from exporter.bundle import read_manifest
 from exporter.targets import onnxruntime as target
 from tests.exporter.targets.bundles import Workshop
 
-
 BLOCK = "session.qdq_matmulnbits_block_size"
 GRAPHS = ("encoder", "decoder")
 
