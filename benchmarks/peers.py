@@ -6,6 +6,9 @@ Prepares what is missing in the work folder (checkpoint, bundles, optimum's expo
 engine, warms each up, then measures in rounds: one generation by each engine per round. Ratios are taken within a round
 and their median reported, so that noise that lasts longer than a round cancels. float32 engines must agree
 token for token.
+
+A task is BATCHxBEAMS[:SOURCE[:NEW]], with --source and --new-tokens as defaults; 0 new tokens measure the encoder
+alone, where an engine offers it.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ from benchmarks.processes import run
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 WORKER = Path(__file__).with_name("peer_worker.py")
-BASE = "t5edge fp32"
-
+BASE, OURS = "t5edge fp32", "t5edge int8-weight"
 
 PAUSE = 0.5
 """Seconds before each turn: OpenMP's threads spin for 0.2 s after their work, on the cores of the next engine."""
+REMINDER = 8
+"""Tokens generated at the start of each turn, unmeasured: threads and caches come from rest and from another engine."""
 CHECK = {"new_tokens": 8, "ngram": 1}
 """The warm-up, by whose tokens the engines are compared: no token twice, because random weights like to repeat one."""
 
@@ -55,12 +59,14 @@ class Engine:
 
 ENGINES = (
     Engine(BASE, "t5edge", "t5edge-fp32", exact=True),
-    Engine("t5edge int8-weight", "t5edge", "t5edge-int8-weight", exact=False),
+    Engine(OURS, "t5edge", "t5edge-int8-weight", exact=False),
+    Engine("t5edge int8", "t5edge", "t5edge-int8", exact=False),
     Engine("transformers eager", "transformers", "checkpoint", exact=True),
     Engine("optimum-onnx", "optimum", "optimum", exact=True),
-    Engine("CTranslate2 fp32", "ctranslate2", "ctranslate2", exact=False),  # its n-grams leave out the start token
+    Engine("CTranslate2 fp32", "ctranslate2", "ctranslate2", exact=True),
     Engine("CTranslate2 int8", "ctranslate2-int8", "ctranslate2-int8", exact=False),
 )
+COMPILED = Engine("transformers compiled", "transformers-compiled", "checkpoint", exact=True)
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,18 @@ class Task:
     new_tokens: int
     beams: int
 
+    @classmethod
+    def parse(cls, text: str, source: int, new_tokens: int) -> Task:
+        """``BATCHxBEAMS[:SOURCE[:NEW]]``."""
+        shape, *lengths = text.split(":")
+        batch, beams = map(int, shape.split("x"))
+        source, new_tokens = (*map(int, lengths), *(source, new_tokens)[len(lengths) :])
+        return cls(batch, source, new_tokens, beams)
+
     @property
     def title(self) -> str:
+        if not self.new_tokens:
+            return f"batch {self.batch}, encoder alone, {self.source} source tokens"
         search = f"beam {self.beams}" if self.beams > 1 else "greedy"
         return f"batch {self.batch}, {self.source} source tokens, {self.new_tokens} new, {search}"
 
@@ -91,7 +107,8 @@ class Worker:
         executable = sys.executable if engine.ours else str(python)
         path = {"PYTHONPATH": str(WORKER.parent.parent)} if engine.ours else {}
         environment = {**os.environ, **OFFLINE, **path, "OMP_NUM_THREADS": str(threads)}
-        self.log = (work / f"worker-{engine.folder}.log").open("w")
+        self.log = (work / f"worker-{engine.name.replace(' ', '-')}.log").open("w")
+        self.settle = 0
         self.process = subprocess.Popen(
             [executable, str(WORKER), engine.worker, str(work / engine.folder), str(threads)],
             stdin=subprocess.PIPE,
@@ -127,7 +144,7 @@ def prepare(work: Path, variant: str, python: Path) -> None:
     if not (checkpoint / "tokenizer_config.json").is_file():
         save_checkpoint(variant, checkpoint)
     source, bin_folder = str(checkpoint), python.parent
-    for precision in ("fp32", "int8-weight"):
+    for precision in ("fp32", "int8-weight", "int8"):
         command = [sys.executable, "cli.py", "export", "--variant", source, "--precision", precision, "--no-verify"]
         _make(work, f"t5edge-{precision}", [*command, "--target", "onnxruntime", "--out"])
     task = ["--task", "text2text-generation-with-past"]
@@ -146,33 +163,46 @@ def measure(workers: dict[str, Worker], request: dict[str, Any], rounds: int) ->
     """Answers per engine, one per round behind that to ``CHECK``; the order turns with every round."""
     answers = {name: [worker.ask({**request, **CHECK})] for name, worker in workers.items()}
     names = list(workers)
+    for worker in workers.values():
+        for _ in range(worker.settle):
+            worker.ask(request)
+    reminder = {**request, "new_tokens": min(REMINDER, request["new_tokens"])}
     for index in range(rounds):
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             time.sleep(PAUSE)
+            workers[name].ask(reminder)
             answers[name].append(workers[name].ask(request))
     return answers
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
 def summarize(answers: dict[str, list[dict[str, Any]]], task: Task) -> dict[str, dict[str, Any]]:
-    """Per engine: seconds, tokens/s, how much slower than ours in fp32, agreement with its tokens, memory."""
-    base = [answer["seconds"] for answer in answers[BASE][1:]]
+    """Per engine that can: seconds, tokens/s, how much slower than both of ours, agreement with ours, memory."""
+    seconds = {name: [answer["seconds"] for answer in entries] for name, (_, *entries) in answers.items()}
     expected = answers[BASE][0]["tokens"]
     summary = {}
     for name, (first, *entries) in answers.items():
-        seconds = [answer["seconds"] for answer in entries]
-        ratios = [own / ours for own, ours in zip(seconds, base, strict=True)]
-        median = statistics.median(seconds)
-        counts = {len(row) for answer in entries for row in answer["tokens"]}
+        if None in seconds[name]:
+            continue
         summary[name] = {
-            "seconds": {"median": median, "low": min(seconds), "high": max(seconds)},
-            "tokens_per_second": task.batch * task.new_tokens / median,
-            "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+            "seconds": spread(seconds[name]),
+            "tokens_per_second": task.batch * task.new_tokens / statistics.median(seconds[name]),
+            "ratio": ratios(seconds[name], seconds[BASE]),
+            "ratio_int8_weight": ratios(seconds[name], seconds[OURS]),
             "same_tokens": agreement(expected, first["tokens"]),
-            "counts": sorted(counts),
+            "counts": sorted({len(row) for answer in entries for row in answer["tokens"]}),
             "peak_mib": entries[-1]["peak_mib"],
         }
     return summary
+
+
+def ratios(seconds: list[float], base: list[float]) -> dict[str, float]:
+    """Within each round: above 1 is slower than ``base``."""
+    return spread([own / ours for own, ours in zip(seconds, base, strict=True)])
 
 
 def agreement(expected: list[list[int]], other: list[list[int]]) -> float:
@@ -183,10 +213,10 @@ def agreement(expected: list[list[int]], other: list[list[int]]) -> float:
 
 def check(summary: dict[str, dict[str, Any]], task: Task) -> list[str]:
     """What is wrong: another count of tokens, or other tokens from a float32 engine."""
-    exact = {engine.name for engine in ENGINES if engine.exact}
+    exact = {engine.name for engine in (*ENGINES, COMPILED) if engine.exact}
     problems = []
     for name, facts in summary.items():
-        if facts["counts"] != [task.new_tokens]:
+        if task.new_tokens and facts["counts"] != [task.new_tokens]:
             problems.append(f"{name} generated {facts['counts']} tokens instead of {task.new_tokens}")
         if name in exact and facts["same_tokens"] < 1:
             problems.append(f"{name} computes in float32 but only {facts['same_tokens']:.1%} of its tokens are ours")
@@ -194,16 +224,27 @@ def check(summary: dict[str, dict[str, Any]], task: Task) -> list[str]:
 
 
 def show(console: Console, title: str, summary: dict[str, dict[str, Any]]) -> None:
-    console.width = max(console.width, 120)
-    columns = ("engine", "seconds", "tokens/s", "time / ours fp32", "same tokens", "peak MiB")
-    table = Table(*columns, title=title, title_justify="left", box=box.MARKDOWN)
+    console.width = max(console.width, 140)
+    ours = ("time / ours fp32", "time / ours int8-weight")
+    table = Table(
+        "engine",
+        "seconds",
+        "tokens/s",
+        *ours,
+        "same tokens",
+        "peak MiB",
+        title=title,
+        title_justify="left",
+        box=box.MARKDOWN,
+    )
     for name, facts in summary.items():
-        spread = [
+        spreads = [
             f"{facts[key]['median']:.3g} ({facts[key]['low']:.3g} to {facts[key]['high']:.3g})"
-            for key in ("seconds", "ratio")
+            for key in ("seconds", "ratio", "ratio_int8_weight")
         ]
         rate, same, peak = facts["tokens_per_second"], facts["same_tokens"], facts["peak_mib"]
-        table.add_row(name, spread[0], f"{rate:.1f}", spread[1], f"{same:.1%}", f"{peak:.0f}")
+        speed = f"{rate:.1f}" if rate else "-"
+        table.add_row(name, spreads[0], speed, *spreads[1:], f"{same:.1%}", f"{peak:.0f}")
     console.print(table)
 
 
@@ -216,7 +257,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--source", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--task", nargs="+", default=["1x1", "16x1", "1x4"], help="BATCHxBEAMS")
+    parser.add_argument("--task", nargs="+", default=["1x1", "16x1", "1x4"], help="BATCHxBEAMS[:SOURCE[:NEW]]")
+    parser.add_argument("--compiled", action="store_true", help="add transformers with torch.compile: minutes per task")
     parser.add_argument("--prepare-only", action="store_true")
     return parser.parse_args()
 
@@ -230,18 +272,18 @@ def main() -> int:
         return 0
     vocab_size = json.loads((work / "checkpoint" / "config.json").read_text())["vocab_size"]
     console, problems, report = Console(), [], {}
-    workers = {engine.name: Worker(engine, work, arguments.peer_python, arguments.threads) for engine in ENGINES}
+    engines = (*ENGINES, COMPILED) if arguments.compiled else ENGINES
+    workers = {engine.name: Worker(engine, work, arguments.peer_python, arguments.threads) for engine in engines}
     try:
         for worker in workers.values():
-            worker.read()
-        for pair in arguments.task:
-            batch, beams = map(int, pair.split("x"))
-            task = Task(batch, arguments.source, arguments.new_tokens, beams)
+            worker.settle = worker.read()["settle"]
+        for text in arguments.task:
+            task = Task.parse(text, arguments.source, arguments.new_tokens)
             summary = summarize(measure(workers, task.request(vocab_size), arguments.rounds), task)
             load = os.getloadavg()[0]
             show(console, f"{arguments.variant}: {task.title} (load average {load:.1f})", summary)
             problems += [f"{task.title}: {problem}" for problem in check(summary, task)]
-            report[pair] = {"task": asdict(task), "load_average": load, "engines": summary}
+            report[text] = {"task": asdict(task), "load_average": load, "engines": summary}
     finally:
         for worker in workers.values():
             worker.close()
