@@ -84,7 +84,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         build_targets(folder, targets, options, watch)
         passed = check(folder, checkpoint, blocks, options, watch)
         require_layout(folder)
-    require_speedup(out, options)
+        require_speedup(folder, options)
     return Bundle(out, bundles.read_manifest(out), passed)
 
 
@@ -143,18 +143,18 @@ def time_bundle(
     return speed
 
 
-def require_speedup(out: Path, options: ExportOptions) -> None:
-    """Under ``--require-speedup``, a bundle that is not faster than float32 fails.
+def require_speedup(folder: Path, options: ExportOptions) -> None:
+    """Under ``--require-speedup``, a quantized bundle that is not faster than float32 fails.
 
     Raises:
-        GateError: it is slower, or could not be timed; the bundle is kept as ``<out>.failed``.
+        GateError: it is slower, or could not be timed.
     """
-    if not options.require_speedup:
+    manifest = bundles.read_manifest(folder)
+    if not options.require_speedup or manifest["quantization"] is None:
         return
-    speed = bundles.read_manifest(out)["speed"]
+    speed = manifest["speed"]
     if speed is None or speed["speedup"] < 1:
-        failed = bundles.keep_failed(out)
-        raise GateError(f"{verdict(speed) or 'not timed against float32'} The bundle is kept for study as '{failed}'.")
+        raise GateError(verdict(speed) or "it could not be timed against float32.")
 
 
 def stamp_graphs(

@@ -103,6 +103,7 @@ def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
     with pytest.raises(GateError, match=r"encoder 4.0 ms against 3.0 ms.*b\.failed"):
         exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True)
     assert (tmp_path / "b.failed" / "bundle.json").is_file()
+    assert (tmp_path / "b" / "bundle.json").is_file()  # what --force would have replaced
     monkeypatch.setattr("exporter.api.measure_speed", lambda *_: {**SLOW, "speedup": 1.4})
     assert exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True).folder.is_dir()
 
@@ -110,6 +111,8 @@ def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
 def test_a_float_bundle_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model) -> None:
     demo.graphs(precision("int8"))
     monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
-    bundle = exporter.export("t5-demo", "fp32", out=tmp_path / "f", target=("onnxruntime",), no_verify=True)
+    bundle = exporter.export(
+        "t5-demo", "fp32", out=tmp_path / "f", target=("onnxruntime",), no_verify=True, require_speedup=True
+    )
     assert bundle.manifest["speed"] is None
     assert bundle.manifest["quantization"] is None
