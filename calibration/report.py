@@ -13,6 +13,7 @@ from typing import Any
 
 from calibration.charts import Bar, Cell, Dumbbell, bars, dumbbells, heat_map, heat_scale
 from exporter.bundle import read_manifest
+from exporter.precision import Precision
 
 ROLES = {
     "encoder": ("qkv", "o", "wi", "wo"),
@@ -41,9 +42,10 @@ def report_page(folder: Path) -> str:
         _smoothing(manifest.get("quantization")),
         _headroom(manifest["rescale"]),
         _parity(rungs),
+        _engines(manifest["engines"]),
         _footer(manifest),
     ]
-    title = escape(f"{manifest['variant']}, {manifest['precision']['name']}")
+    title = escape(f"{manifest['variant']}, {Precision.from_dict(manifest['precision']).title}")
     style = STYLE.read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -63,7 +65,7 @@ def _header(manifest: Manifest) -> str:
     if manifest.get("random_weights") is not None:
         line += f", random weights from seed {manifest['random_weights']}"
     return (
-        f"<header><h1>{escape(str(manifest['variant']))} in {escape(manifest['precision']['name'])}"
+        f"<header><h1>{escape(str(manifest['variant']))} in {escape(Precision.from_dict(manifest['precision']).title)}"
         f'<span class="badge {mark}">{words}</span></h1><p>{escape(line)}</p></header>'
         f'<div class="tiles">{"".join(_tiles(manifest))}</div>'
     )
@@ -279,6 +281,27 @@ def _speed(speed: Mapping[str, Any] | None) -> str:
     )
     charts = bars(rows[:2], "encoder time") + bars(rows[2:], "decoder step time")
     return _section("Speed", note, charts)
+
+
+def _engines(engines: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            escape(f"{target} {capability}"),
+            escape(graph),
+            _megabytes(record["bytes"]),
+            f"{record['seconds']:.1f}",
+            f"{record['attention']['fused']} of {record['attention']['expected']}",
+            escape(entry["run"] if isinstance(entry["run"], str) else f"ran on {entry['run']['gpu']}"),
+        ]
+        for target, capabilities in engines.items()
+        for capability, entry in capabilities.items()
+        for graph, record in entry.items()
+        if graph != "run"
+    ]
+    if not rows:
+        return ""
+    head = ("built for", "graph", "size", "seconds", "attentions fused", "run")
+    return _section("Engines", "Built ahead of time; what running has shown.", _table(head, rows, frozenset({2, 3, 4})))
 
 
 def _footer(manifest: Manifest) -> str:

@@ -52,6 +52,11 @@ class Precision:
         return Precision(**{entry.name: data[entry.name] for entry in fields(Precision) if entry.name in data})
 
     @property
+    def title(self) -> str:
+        """``name``, with the compute dtype where the name leaves it open."""
+        return f"{self.name} computed in {self.compute}" if self.quantized and self.compute != "float" else self.name
+
+    @property
     def quantized(self) -> bool:
         return self.weight_bits > 0
 

@@ -2,7 +2,8 @@
 
     python evaluate.py FOLDER --count 2000 --seed 0 --out results.json
 
-Greedy decoding with transformers, in fp32, from the folder's own files (so from its fp16-rounded weights).
+Greedy decoding: a checkpoint with transformers, in fp32, from its own files (so from its fp16-rounded weights); a
+bundle of t5edge with its own runtime.
 """
 
 from __future__ import annotations
@@ -10,27 +11,54 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from data import KINDS, LANGS, held_out, prompt, target
-from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 MAX_NEW_TOKENS = 64
+DECODING = {False: "greedy, fp32, fp16-rounded weights", True: "greedy, t5edge bundle"}
+Answer = Callable[[list[str]], list[str]]
 
 
-@torch.inference_mode()
-def answers(model: Any, tokenizer: Any, prompts: list[str], batch: int) -> list[str]:
+def open_checkpoint(folder: Path) -> Answer:
+    """A checkpoint behind transformers."""
+    import torch
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def answer(prompts: list[str]) -> list[str]:
+        inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS)
+        return [tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
+
+    return answer
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / "bundle.json").is_file()
+
+
+def open_bundle(folder: Path) -> Answer:
+    """A bundle on ONNX Runtime."""
+    import exporter
+
+    model = exporter.load(folder)
+    return lambda prompts: model.generate_text(prompts, max_new_tokens=MAX_NEW_TOKENS)
+
+
+def answers(answer: Answer, prompts: list[str], batch: int) -> list[str]:
     """The greedy answers to ``prompts``, in their order, computed ``batch`` prompts at a time."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        inputs = tokenizer([prompts[i] for i in rows], padding=True, return_tensors="pt")
-        out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS)
-        for i, ids in zip(rows, out, strict=True):
-            texts[i] = tokenizer.decode(ids, skip_special_tokens=True)
+        for i, text in zip(rows, answer([prompts[i] for i in rows]), strict=True):
+            texts[i] = text
     return texts
 
 
@@ -43,13 +71,12 @@ def score(kind: str, lang: str, numbers: list[int], got: list[str]) -> dict[str,
 
 
 def evaluate(folder: Path, numbers: list[int], batch: int) -> dict[str, dict[str, Any]]:
-    """The scores of the checkpoint in ``folder`` over ``numbers``, keyed by "kind lang"."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    """The scores of the checkpoint or bundle in ``folder`` over ``numbers``, keyed by "kind lang"."""
+    answer = open_bundle(folder) if is_bundle(folder) else open_checkpoint(folder)
     results = {}
     for kind in KINDS:
         for lang in LANGS:
-            got = answers(model, tokenizer, [prompt(kind, lang, n) for n in numbers], batch)
+            got = answers(answer, [prompt(kind, lang, n) for n in numbers], batch)
             results[f"{kind} {lang}"] = result = score(kind, lang, numbers, got)
             print(f"{kind} {lang}: {result['exact']}/{result['count']} = {result['percent']:.2f} %")
     return results
@@ -58,7 +85,7 @@ def evaluate(folder: Path, numbers: list[int], batch: int) -> dict[str, dict[str
 def main() -> None:
     """Read the command line, evaluate, print and (with --out) write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="checkpoint folder")
+    parser.add_argument("folder", type=Path, help="checkpoint or bundle")
     parser.add_argument("--count", type=int, default=2000, help="held-out numbers, the same for all four")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw of the held-out numbers")
     parser.add_argument("--batch", type=int, default=250)
@@ -71,7 +98,7 @@ def main() -> None:
     print(f"seconds {time.monotonic() - begin:.0f}")
     if args.out is not None:
         drawn = f"all below {args.below}" if args.below else f"{len(numbers)} held out, seed {args.seed}"
-        report = {"numbers": drawn, "decoding": "greedy, fp32, fp16-rounded weights", "results": results}
+        report = {"numbers": drawn, "decoding": DECODING[is_bundle(args.folder)], "results": results}
         args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

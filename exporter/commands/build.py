@@ -18,6 +18,7 @@ def run(options: BuildOptions, progress: Progress) -> Result:
     """Build every engine asked for; without a target, those that build and run here."""
     from exporter.targets.doctor import engine_targets
     from exporter.targets.tensorrt import build_engines
+    from exporter.targets.tensorrt_records import engine_lines
 
     if not options.bundle:
         raise UserError("build: the bundle is missing; name a folder written by 't5edge export'.")
@@ -38,24 +39,7 @@ def run(options: BuildOptions, progress: Progress) -> Result:
     }
 
     def show(console: Console) -> None:
-        for line in _lines(built):
+        for line in engine_lines(built):
             console.print(line, highlight=False)
 
     return Result({"bundle": str(Path(options.bundle)), "engines": built}, show)
-
-
-def _lines(built: dict[str, Any]) -> list[str]:
-    """One line per engine, and one on whether it ran."""
-    lines = []
-    for target, capabilities in built.items():
-        for capability, entry in capabilities.items():
-            for graph, record in entry.items():
-                if graph != "run":
-                    attention = record["attention"]
-                    lines.append(
-                        f"{target} {capability}  {graph}  {record['bytes'] / 1e6:.1f} MB  {record['seconds']:.1f} s  "
-                        f"{attention['fused']} of {attention['expected']} attentions fused"
-                    )
-            run = entry["run"]
-            lines.append(f"{target} {capability}  {run if isinstance(run, str) else 'ran on ' + run['gpu']}")
-    return lines

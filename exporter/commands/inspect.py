@@ -9,7 +9,9 @@ from exporter.bundle import read_manifest
 from exporter.commands.result import Result
 from exporter.costs import graph_costs
 from exporter.options import InspectOptions
+from exporter.precision import Precision
 from exporter.progress import Progress
+from exporter.targets.tensorrt_records import engine_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +34,9 @@ def run(options: InspectOptions, progress: Progress) -> Result:
 def _show(console: Console, folder: Path, data: dict[str, Any]) -> None:
     from rich.table import Table
 
-    a = data["architecture"]
+    a, precision = data["architecture"], Precision.from_dict(data["precision"])
     console.print(
-        f"[bold]{folder}[/bold]  {data['variant']} in {data['precision']['name']}, {a['parameters'] / 1e6:.1f} M "
+        f"[bold]{folder}[/bold]  {data['variant']} in {precision.title}, {a['parameters'] / 1e6:.1f} M "
         f"parameters, {a['encoder_layers']}+{a['decoder_layers']} layers, d_model {a['d_model']}, "
         f"{a['num_heads']} heads of {a['d_kv']}",
         highlight=False,
@@ -51,6 +53,8 @@ def _show(console: Console, folder: Path, data: dict[str, Any]) -> None:
         row = (str(cost["nodes"]), f"{cost['weight_bytes'] / 1e6:.1f}", f"{cost['flops'] / 1e6:.1f}")
         graphs.add_row(name, *row, operators)
     console.print(graphs)
+    for line in engine_lines(data["engines"]):
+        console.print(line, highlight=False)
     rescale = data["rescale"]
     console.print(
         f"rescale: encoder k={rescale['encoder']['k']}, decoder k={rescale['decoder']['k']}; "

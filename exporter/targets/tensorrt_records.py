@@ -51,6 +51,23 @@ def read_record(engine: Path) -> dict[str, Any] | None:
     return record if fits else None
 
 
+def engine_lines(engines: Mapping[str, Any]) -> list[str]:
+    """One line per engine of a manifest's ``engines``, and one per compute capability on whether they ran."""
+    lines = []
+    for target, capabilities in engines.items():
+        for capability, entry in capabilities.items():
+            for graph, record in entry.items():
+                if graph != "run":
+                    attention = record["attention"]
+                    lines.append(
+                        f"{target} {capability}  {graph}  {record['bytes'] / 1e6:.1f} MB  {record['seconds']:.1f} s  "
+                        f"{attention['fused']} of {attention['expected']} attentions fused"
+                    )
+            run = entry["run"]
+            lines.append(f"{target} {capability}  {run if isinstance(run, str) else 'ran on ' + run['gpu']}")
+    return lines
+
+
 def write_plan(engine: Path, plan: memoryview) -> None:
     """Write beside the engine and rename, so that a killed build leaves no half engine.
 

@@ -65,6 +65,7 @@ def test_a_page_shows_what_was_kept_and_why(outliers: Model) -> None:
     for said in ("3 logits", "no <task>", "not run", "Sensitivity", "Activations", "Speed", "2.00 ms"):
         assert said in text
     assert f"{len(plan.kept)} sites" in text
+    assert "Engines" not in text
 
 
 def test_fp16_headroom_is_shown(plain: Model) -> None:
@@ -75,6 +76,15 @@ def test_fp16_headroom_is_shown(plain: Model) -> None:
     assert "70,000" in text
     assert "2^3" in text
     assert "Sensitivity" not in text
+
+
+def test_engines_and_what_they_compute_in_are_shown(plain: Model) -> None:
+    row = precision("int8-weight").computing("float16")
+    record = {"bytes": 12_300_000, "seconds": 4.56, "attention": {"fused": 3, "expected": 4}}
+    engines = {"tensorrt-rtx": {"8.6": {"encoder": record, "run": "not run: no GPU"}}}
+    text = read(report_page(plain.write("engines-page", plain.graphs(precision("fp16")), row, {"engines": engines})))
+    for said in ("int8-weight computed in float16", "tensorrt-rtx 8.6", "12.3 MB", "4.6", "3 of 4", "not run: no GPU"):
+        assert said in text
 
 
 def test_the_command_leaves_the_bundle_as_it_is(
