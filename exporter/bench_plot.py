@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UserError
+from exporter.plotting import load_pyplot, save_figure
 
 QUIET, ACCENT = "#8795a1", "#d1495b"
 
@@ -17,13 +17,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 't5edge[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     for axes, key, label in zip(
         panels,
@@ -36,12 +30,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     panels[1].axhline(floor, color=ACCENT, linestyle="--", linewidth=1, label="weights / read bandwidth")
     panels[1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{report['variant']} in {report['precision']}", x=0.01, ha="left", fontweight="bold")
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be written ({error}); pass a path that ends in .png.") from error
-    finally:
-        pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _panel(axes: Any, rows: list[dict[str, Any]], key: str, label: str) -> None:

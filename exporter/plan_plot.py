@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.devices import Device
-from exporter.errors import UserError
 from exporter.planning import DECODED_TOKENS, Lengths, Plan, frontier
+from exporter.plotting import load_pyplot, save_figure
 
 INK, QUIET, ACCENT = "#22313f", "#8795a1", "#d1495b"
 APART = 0.042
@@ -22,13 +22,7 @@ def draw(plans: Sequence[Plan], device: Device, lengths: Lengths, path: Path) ->
     Raises:
         UserError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--plot needs matplotlib: pip install 't5edge[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = load_pyplot()
     with pyplot.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET}):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12.5, 5.6), layout="constrained")
         best = frontier(plans)
@@ -37,12 +31,7 @@ def draw(plans: Sequence[Plan], device: Device, lengths: Lengths, path: Path) ->
         bar = figure.colorbar(points, ax=right, label="parameters (millions)", pad=0.02, format="{x:g}")
         bar.outline.set_visible(False)
         _titles(figure, plans, device)
-        try:
-            figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as error:
-            raise UserError(f"'{path}' cannot be written ({error}); pass a path that ends in .png.") from error
-        finally:
-            pyplot.close(figure)
+        save_figure(figure, path)
 
 
 def _titles(figure: Any, plans: Sequence[Plan], device: Device) -> None:
