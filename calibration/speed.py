@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.ports import GraphPorts
-from exporter.targets.onnxruntime import PROVIDERS, OnnxRuntimeModel, session_options
+from exporter.targets.onnxruntime import CONFIGURATION, PROVIDERS, OnnxRuntimeModel, session_options
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps, one text."""
@@ -80,7 +80,7 @@ def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:
 def _session(folder: Path, name: str, float32: bool) -> Any:
     import onnxruntime
 
-    options = session_options()
+    options = session_options(entries=CONFIGURATION[name])
     if not float32:
         return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=list(PROVIDERS))
     options.add_session_config_entry("session.disable_quant_qdq", "1")
