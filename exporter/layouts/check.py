@@ -13,6 +13,7 @@ from exporter.architecture import Architecture
 from exporter.layouts.files import MERGED
 from exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
 from exporter.parity.measures import relative_error
+from exporter.parity.report import RungResult, at_most, not_run
 
 LIMITS = {"float": 1e-5, "float16": 2e-3}
 """Compute dtype -> largest relative error of a step's logits. float16: two roundings of the logits."""
@@ -42,6 +43,23 @@ def check_optimum(folder: Path, architecture: Architecture, compute: str) -> dic
         errors[form] = max(map(relative_error, logits, reference))
     limit = LIMITS[compute]
     return {"errors": errors, "limit": limit, "passed": all(error <= limit for error in errors.values())}
+
+
+def layout_results(
+    folder: Path, manifest: Mapping[str, Any], architecture: Architecture, target: str, blockwise: bool
+) -> list[RungResult]:
+    """The comparison again, on a finished bundle, as results of a rung; none where the bundle has only our layout."""
+    layout = manifest.get("layout")
+    if not layout:
+        return []
+    name = f"layout {layout['name']}"
+    if target != "onnxruntime":
+        return [not_run(name, "its graphs run on ONNX Runtime only")]
+    if blockwise:
+        return [not_run(name, "it needs the whole model in memory")]
+    found = check_optimum(folder, architecture, manifest["precision"]["compute"])
+    errors = found["errors"].items()
+    return [at_most(name, f"relative error, logits, {form}", error, found["limit"]) for form, error in errors]
 
 
 def make_case(vocab_size: int) -> Case:

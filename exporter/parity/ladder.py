@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from exporter import bundle as bundles
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import UserError
+from exporter.layouts.check import layout_results
 from exporter.parity import generation, numeric
 from exporter.parity.limits import own_dtype
 from exporter.parity.parts import InParts
@@ -100,7 +101,7 @@ def verify(
     Where engines cannot run, every rung says ``not run`` and why, and the report does not pass.
 
     ``blockwise``: compare layer by layer instead, with one layer in memory at a time; the rungs that need the whole
-    model are then ``not run``.
+    model are then ``not run``. The graphs of another layout are compared with ours again.
 
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
@@ -128,7 +129,8 @@ def verify(
         else:
             report = run_ladder(folder, source, target, watch, None, rungs)
         changed = source.content_key() != manifest["content_key"]
-        report = ParityReport([files, *report.results], {**report.facts, "checkpoint_touched": changed})
+        results = [files, *report.results, *layout_results(folder, manifest, source.architecture, target, blockwise)]
+        report = ParityReport(results, {**report.facts, "checkpoint_touched": changed})
         if target in FLAVORS:
             record_run(folder, target, report, watch)
     if junit is not None:

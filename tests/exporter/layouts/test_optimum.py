@@ -11,11 +11,12 @@ import pytest
 
 import exporter
 from exporter import api
-from exporter.bundle import damaged_files, read_manifest
+from exporter.bundle import damaged_files, read_manifest, write_manifest
 from exporter.errors import GateError
-from exporter.layouts.check import check_optimum
+from exporter.layouts.check import check_optimum, layout_results
 from exporter.layouts.files import write_optimum_files
 from exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS, optimum_ports
+from exporter.parity.ladder import verify
 from exporter.twins import twins
 from tests.exporter.layouts.conftest import write_layout
 from tests.exporter.targets.bundles import Workshop, twin_workshop
@@ -127,6 +128,21 @@ def test_an_export_with_another_graph_fails(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(GateError, match="the graphs of layout optimum do not give our logits"):
         exporter.export("t5-demo", "fp32", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
+
+
+def test_verify_compares_the_layout_again(tmp_path: Path, demo: Workshop) -> None:
+    folder = write_layout(demo, "fp32", tmp_path / "bundle")
+    name = "layout optimum"
+    for verdict in (["pass", "pass"], ["fail", "pass"]):
+        results = [found for found in verify(folder, rungs=()).results if found.name == name]
+        assert [found.verdict for found in results] == verdict
+        assert [found.measure.rpartition(", ")[2] for found in results] == ["two files", "merged"]
+        spoil(folder / f"{LATER_STEPS}.onnx")
+        manifest = read_manifest(folder)
+        write_manifest(folder, manifest, {"weights.safetensors": manifest["files"]["weights.safetensors"]["sha256"]})
+    facts = (read_manifest(folder), demo.checkpoint.architecture)
+    assert not layout_results(folder, *facts, "tensorrt-rtx", blockwise=False)[0].ran
+    assert not layout_results(folder, *facts, "onnxruntime", blockwise=True)[0].ran
 
 
 def test_another_graph_is_found_out(tmp_path: Path, demo: Workshop) -> None:
