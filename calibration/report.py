@@ -14,6 +14,7 @@ from typing import Any
 from calibration.charts import Bar, Cell, Dumbbell, bars, dumbbells, heat_map, heat_scale
 from exporter.bundle import read_manifest
 from exporter.precision import Precision
+from exporter.targets.tensorrt_records import run_words
 
 ROLES = {
     "encoder": ("qkv", "o", "wi", "wo"),
@@ -291,7 +292,7 @@ def _engines(engines: Mapping[str, Any]) -> str:
             _megabytes(record["bytes"]),
             f"{record['seconds']:.1f}",
             f"{record['attention']['fused']} of {record['attention']['expected']}",
-            escape(entry["run"] if isinstance(entry["run"], str) else f"ran on {entry['run']['gpu']}"),
+            escape(run_words(entry)),
         ]
         for target, capabilities in engines.items()
         for capability, entry in capabilities.items()

@@ -44,7 +44,6 @@ class State:
     """One batch under way: mask and cross keys/values, and the self-attention cache of every row."""
 
     feeds: dict[str, Any]
-    copies: int
 
 
 class OnnxRuntimeModel:
@@ -80,7 +79,7 @@ class OnnxRuntimeModel:
         empty = np.zeros((len(input_ids) * copies, heads, 0, d_kv), dtype=self._own_dtype)
         for name in self._present.values():
             feeds[name] = OrtValue.ortvalue_from_numpy(empty)
-        return State(feeds, copies)
+        return State(feeds)
 
     def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
         """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""

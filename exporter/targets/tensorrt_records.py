@@ -63,9 +63,14 @@ def engine_lines(engines: Mapping[str, Any]) -> list[str]:
                         f"{target} {capability}  {graph}  {record['bytes'] / 1e6:.1f} MB  {record['seconds']:.1f} s  "
                         f"{attention['fused']} of {attention['expected']} attentions fused"
                     )
-            run = entry["run"]
-            lines.append(f"{target} {capability}  {run if isinstance(run, str) else 'ran on ' + run['gpu']}")
+            lines.append(f"{target} {capability}  {run_words(entry)}")
     return lines
+
+
+def run_words(entry: Mapping[str, Any]) -> str:
+    """Where the engines of one compute capability ran, or why they did not."""
+    run = entry["run"]
+    return run if isinstance(run, str) else f"ran on {run['gpu']}"
 
 
 def write_plan(engine: Path, plan: memoryview) -> None:
