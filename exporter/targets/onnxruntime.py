@@ -1,13 +1,13 @@
 """ONNX Runtime on the CPU (or another provider): runs the bundle's graphs as they are.
 
-Keys and values stay in ONNX Runtime's own buffers between steps; Python only hands them on.
+Keys and values stay in ONNX Runtime's own buffers between steps: what a step has written is bound as the next one's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,20 +41,32 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass
 class State:
-    """One batch under way: mask and cross keys/values, and the self-attention cache of every row."""
+    """One batch under way: mask, cross keys/values and the self-attention cache of every row, bound to the decoder.
 
-    feeds: dict[str, Any]
+    ``feeds``: the values bound, by the name of the decoder's input.
+    """
+
+    binding: Any
+    feeds: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, name: str, value: Any) -> None:
+        """Make ``value`` (``OrtValue``) the decoder's input ``name`` from the next step on."""
+        self.binding.bind_ortvalue_input(name, value)
+        self.feeds[name] = value
 
 
 class OnnxRuntimeModel:
     """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
 
-    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
+    def __init__(
+        self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False, device: str = "cpu"
+    ) -> None:
         """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
 
         ``rows_share_cross``: the decoder takes cross keys, values and mask once per sentence.
+        ``device``: ONNX Runtime's name of where keys and values stay; logits always come to the host.
         """
-        self.rows_share_cross = rows_share_cross
+        self.rows_share_cross, self.device = rows_share_cross, device
         self.encoder, self.decoder = encoder, decoder
         self._encoder_outputs = [output.name for output in encoder.get_outputs()]
         self._decoder_outputs = [output.name for output in decoder.get_outputs()]
@@ -67,35 +79,36 @@ class OnnxRuntimeModel:
         """Run the encoder once; start ``copies`` rows per sentence. See ``StepModel.encode``."""
         from onnxruntime import OrtValue
 
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        outputs = self._run(self.encoder, self._encoder_outputs, inputs)
+        outputs = self._encoded(input_ids, attention_mask)
         repeats = 1 if self.rows_share_cross else copies
         mask = np.repeat(attention_mask, repeats, axis=0) if repeats > 1 else attention_mask
-        feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
+        state = State(self.decoder.io_binding())
+        state.bind("encoder_attention_mask", OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask)))
         for name, value in outputs.items():
             if name.startswith("present."):
-                feeds[name.replace("present", "past_key_values")] = self._repeated(value, repeats)
+                state.bind(name.replace("present", "past_key_values"), self._repeated(value, repeats))
         heads, d_kv = self._own_shape
-        empty = np.zeros((len(input_ids) * copies, heads, 0, d_kv), dtype=self._own_dtype)
+        empty = OrtValue.ortvalue_from_numpy(np.zeros((len(input_ids) * copies, heads, 0, d_kv), self._own_dtype))
         for name in self._present.values():
-            feeds[name] = OrtValue.ortvalue_from_numpy(empty)
-        return State(feeds)
+            state.bind(name, empty)
+        self._bind_outputs(state.binding, self._decoder_outputs)
+        return state
 
     def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
         """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
+        return {name: value.numpy() for name, value in self._encoded(input_ids, attention_mask).items()}
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
         from onnxruntime import OrtValue
 
-        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
-        outputs = self.execute(self.decoder, self._decoder_outputs, state.feeds)
-        for name, value in zip(self._decoder_outputs, outputs, strict=True):
-            if name in self._present:
-                state.feeds[self._present[name]] = value
-        logits: Scores = outputs[0].numpy()
+        state.bind("input_ids", OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens)))
+        self.decoder.run_with_iobinding(state.binding)
+        outputs = dict(zip(self._decoder_outputs, state.binding.get_outputs(), strict=True))
+        for present, past in self._present.items():
+            state.bind(past, outputs[present])
+        self._bind_outputs(state.binding, self._decoder_outputs)
+        logits: Scores = outputs["logits"].numpy()
         return logits
 
     def reorder(self, state: State, rows: Tokens) -> None:
@@ -105,16 +118,21 @@ class OnnxRuntimeModel:
             cache = state.feeds[name].numpy()  # a view: what is written is in the OrtValue
             cache[moved] = cache[rows[moved]]
 
-    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
-        """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
-        outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
-        return outputs
-
-    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _encoded(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, Any]:
+        """Every output of the encoder as ``OrtValue`` on the device."""
         from onnxruntime import OrtValue
 
-        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        return dict(zip(names, self.execute(session, names, feeds), strict=True))
+        binding = self.encoder.io_binding()
+        for name, array in (("input_ids", input_ids), ("attention_mask", attention_mask)):
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+        self._bind_outputs(binding, self._encoder_outputs)
+        self.encoder.run_with_iobinding(binding)
+        return dict(zip(self._encoder_outputs, binding.get_outputs(), strict=True))
+
+    def _bind_outputs(self, binding: Any, names: Sequence[str]) -> None:
+        """Let ONNX Runtime allocate each output anew: shapes differ from step to step."""
+        for name in names:
+            binding.bind_output(name, "cpu" if name == "logits" else self.device)
 
     @staticmethod
     def _repeated(value: Any, copies: int) -> Any:
