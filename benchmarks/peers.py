@@ -3,8 +3,8 @@
     python -m benchmarks.peers --variant google-t5/t5-base --peer-python PEERS/bin/python --work FOLDER
 
 Prepares what is missing in the work folder (checkpoint, bundles, optimum's export, CTranslate2's model), opens every
-engine, warms each up, then measures in rounds: one generation by each engine per round. Ratios are taken within a round
-and their median reported, so that noise that lasts longer than a round cancels. float32 engines must agree
+engine, warms each up, then measures in rounds: each engine generates for a second per round. Ratios are taken within
+a round and their median reported, so that noise that lasts longer than a round cancels. float32 engines must agree
 token for token.
 
 A task is BATCHxBEAMS[:SOURCE[:NEW]], with --source and --new-tokens as defaults; 0 new tokens measure the encoder
@@ -38,6 +38,8 @@ BASE, OURS = "t5edge fp32", "t5edge int8-weight"
 
 PAUSE = 0.5
 """Seconds before each turn: OpenMP's threads spin for 0.2 s after their work, on the cores of the next engine."""
+TURN = 1.0
+"""Seconds of work that an engine does before it is measured, and while it is; a longer task runs once for each."""
 CHECK = {"new_tokens": 8, "ngram": 1}
 """The warm-up, by whose tokens the engines are compared: no token twice, because random weights like to repeat one."""
 
@@ -169,9 +171,22 @@ def measure(workers: dict[str, Worker], request: dict[str, Any], rounds: int) ->
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             time.sleep(PAUSE)
-            workers[name].ask(request)  # not measured: from rest the first tenths of a second are slower
-            answers[name].append(workers[name].ask(request))
+            repeat(workers[name], request)  # not measured: from rest the first tenths of a second are slower
+            answers[name].append(median_answer(repeat(workers[name], request)))
     return answers
+
+
+def repeat(worker: Worker, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answers until they have taken ``TURN`` seconds; one where the engine cannot do it."""
+    answers = [worker.ask(request)]
+    while answers[0]["seconds"] is not None and sum(answer["seconds"] for answer in answers) < TURN:
+        answers.append(worker.ask(request))
+    return answers
+
+
+def median_answer(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one with the median time (of two in the middle the faster one)."""
+    return sorted(answers, key=lambda answer: answer["seconds"] or 0)[(len(answers) - 1) // 2]
 
 
 def spread(values: list[float]) -> dict[str, float]:

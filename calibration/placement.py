@@ -27,10 +27,14 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits, and what was tried: (sites kept, divergence), the chosen one last."""
+    """The limits, and what was tried: (sites kept, divergence), the chosen one last.
+
+    ``tie``: nats within which two tokens count as equal.
+    """
 
     max_kl: float
     min_top1: float
+    tie: float
     tried: tuple[tuple[int, Divergence], ...]
 
     @property
@@ -41,6 +45,7 @@ class Gate:
         return {
             "max_kl": self.max_kl,
             "min_top1": self.min_top1,
+            "tie": self.tie,
             "tried": [{"kept": kept, **asdict(found)} for kept, found in self.tried],
         }
 
@@ -55,8 +60,11 @@ def max_kl(row: Precision) -> float:
 
 
 def tie_margin(row: Precision) -> float:
-    """Tokens so close in log-probability may swap places within the row's divergence (Pinsker's inequality), nats."""
-    return (2 * max_kl(row)) ** 0.5
+    """Tokens so close in log-probability may swap places within the row's divergence (Pinsker's inequality), nats.
+
+    0 where the row counts ties.
+    """
+    return 0.0 if row.count_ties else (2 * max_kl(row)) ** 0.5
 
 
 def min_top1(row: Precision) -> float:
@@ -95,7 +103,7 @@ def place(
         for count, divergence in zip(counts, found, strict=True):
             tried.append((count, divergence))
             if holds(row, divergence):
-                return frozenset(ranked[:count]), Gate(max_kl(row), min_top1(row), tuple(tried))
+                return frozenset(ranked[:count]), Gate(max_kl(row), min_top1(row), tie_margin(row), tuple(tried))
     raise AssertionError("a model with nothing quantized diverges from itself")
 
 

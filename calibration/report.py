@@ -199,7 +199,8 @@ def _kept(plan: Mapping[str, Any] | None) -> str:
         return _section("Kept in higher precision", "No gate was asked for.", "<p>Everything was quantized.</p>")
     note = (
         f"The gate on the calibration texts: KL at most {gate['max_kl']:g} nats and the same best token at "
-        f"{gate['min_top1']:.1%} of the positions. The most sensitive sites go back to float until it holds."
+        f"{gate['min_top1']:.1%} of the positions{_ties(gate)}. "
+        "The most sensitive sites go back to float until it holds."
     )
     tried = [
         (str(step["kept"]), f"{step['kl']:.2e}", f"{step['top1']:.2%}", _verdict(_gate_verdict(step, gate)))
@@ -215,6 +216,13 @@ def _kept(plan: Mapping[str, Any] | None) -> str:
     rows = [(escape(name), f"{by_name[name].get('kl', 0):.2e}") for name in plan["kept"]]
     cost = f"<p>{len(rows)} sites, {_megabytes(plan['kept_bytes'])} more than quantized.</p>"
     return _section("Kept in higher precision", note, cost + body + _table(("site", "KL alone"), rows, frozenset({1})))
+
+
+def _ties(gate: Mapping[str, Any]) -> str:
+    """What counts as the same token; manifests from before this was recorded say nothing."""
+    if "tie" not in gate:
+        return ""
+    return f", tokens within {gate['tie']:.2g} nats of each other taken as equal" if gate["tie"] else ", ties counted"
 
 
 def _gate_verdict(step: Mapping[str, Any], gate: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def wanted_row(options: ExportOptions) -> Precision:
             f"--observer {options.observer} chooses ranges of rounded activations, and {row.name} rounds none; "
             f"leave it out, or export in {rows}."
         )
-    row = row.computing(_compute(options, row))
+    if options.count_ties and not row.quantized:
+        raise UserError(f"--count-ties is for quantized precisions, and {row.name} quantizes nothing; leave it out.")
+    row = replace(row.computing(_compute(options, row)), count_ties=options.count_ties)
     if options.require_speedup and row.quantized and row.compute != "float":
         raise UserError(
             f"--require-speedup times the bundle on this machine's CPU, where {row.compute} has no kernels; "

@@ -49,6 +49,9 @@ class ExportOptions:
         None,
         choices=tuple(OBSERVERS),
     )
+    count_ties: bool = option(
+        "hold a quantized bundle to the best tokens even where two are nearly equal: more layers stay in float", False
+    )
     compute: str = option(
         "what a quantized bundle computes in where nothing is rounded to integers: fp32, fp16 (for GPUs), "
         "or auto: fp16 when every --target is tensorrt or tensorrt-rtx (default: auto)",

@@ -26,7 +26,8 @@ class Precision:
         max_relative_error: bound on the relative logit error against fp32 PyTorch, or None.
         max_kl: mean KL divergence of next-token distributions against fp32 PyTorch (nats), or None. With
             ``max_error_ratio`` the divergence that PyTorch's own error causes, times the ratio squared, is allowed too.
-        min_top1: share of positions whose arg-max agrees, ties by margin left out, or None.
+        min_top1: share of positions whose arg-max agrees, or None; ties by margin are left out.
+        count_ties: ties are no excuse; quantized rows only.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Precision:
     max_relative_error: float | None = None
     max_kl: float | None = None
     min_top1: float | None = None
+    count_ties: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "activations", tuple(self.activations))  # JSON knows lists only

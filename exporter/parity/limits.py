@@ -128,7 +128,7 @@ def _judge_top1(
     if bounds_errors(row):
         margin = tie_margin(row, unit, errors.rms_logit)
     else:
-        margin = QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
+        margin = 0.0 if row.count_ties else QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
     share, wrong, ties = errors.top1(margin)
     return at_least(name, f"top-1 agreement, {what}", share, least, wrong=wrong, ties=ties, margin=margin)
 

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU (or another provider): runs the bundle's graphs as they are.
 
-Keys and values stay in ONNX Runtime's own buffers between steps: what a step has written is bound as the next one's input.
+Keys and values stay in ONNX Runtime's own buffers: what a step has written is bound as the next one's input.
 """
 
 from __future__ import annotations

@@ -66,6 +66,4 @@ def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: St
             )
         sessions.append(session)
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    return DeviceModel(
-        sessions[0], sessions[1], ports, device="cuda", rows_share_cross=rows_share_cross(manifest)
-    )
+    return DeviceModel(sessions[0], sessions[1], ports, device="cuda", rows_share_cross=rows_share_cross(manifest))

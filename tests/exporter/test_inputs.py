@@ -70,6 +70,7 @@ def test_other_precisions_say_themselves_what_they_compute_in(name: str) -> None
         ({"precision": "int8", "compute": "fp16", "require_speedup": True}, "float16 has no kernels.*--compute fp32"),
         ({"precision": "int8-weight", "observer": "mse"}, "int8-weight rounds none; leave it out, or export in int8"),
         ({"precision": "fp16", "observer": "minmax"}, "fp16 rounds none"),
+        ({"precision": "fp16", "count_ties": True}, "--count-ties is for quantized .* fp16 quantizes nothing"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict[str, object], says: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,17 @@ def test_ties_are_as_wide_as_the_granted_error_explains() -> None:
     assert tie_margin(FP32, None, 3.0) == pytest.approx(4 * 1e-5 * 3)
     assert tie_margin(FP16, OWN, 3.0) == pytest.approx(4 * 2 * 3e-3 * 3)
     assert tie_margin(QUANTIZED, OWN, 3.0) == pytest.approx(4 * 3e-3 * 3)
+
+
+def test_where_ties_count_every_change_of_the_best_token_is_wrong() -> None:
+    errors = noisy(0.05)
+    assert errors.top1(0.0)[0] < 1
+    (lenient,), (strict,) = (
+        [result for result in judge_logits("3 logits", errors, row, OWN) if result.measure.startswith("top-1")]
+        for row in (QUANTIZED, replace(QUANTIZED, count_ties=True))
+    )
+    assert lenient.value == 1
+    assert strict.value == errors.top1(0.0)[0]
 
 
 def test_rows_that_bound_errors_are_judged_by_four_measures() -> None:
