@@ -3,7 +3,7 @@
     encoder      one run of the encoder graph
     first token  encoder and first decoder step
     per token    a decoder step with tokens in the cache
-    floor        weight bytes that a decoder step reads / this machine's read bandwidth
+    floor        weight bytes that a decoder step reads / this machine's read bandwidth, measured before and after
 
 Token ids are random, so any bundle will do and none needs its tokenizer. Every figure is a median with its quartiles.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.devices import measure_this_cpu_apart
 from exporter.errors import UserError
 from exporter.progress import Progress, Silent
 from exporter.runtime.step import BestModel, Tokens
@@ -46,7 +47,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """One batch size at one source length. ``peak_mib`` is the process's peak so far; None where it is not known."""
+    """One batch size at one source length.
+
+    ``peak_mib`` is the process's peak so far; None where it is not known. ``read_gb_s``: mean of the read bandwidth
+    just before and just after, in 10^9 bytes per second.
+    """
 
     batch: int
     source: int
@@ -57,8 +62,9 @@ class Row:
     per_token_ms: Figure
     tokens_per_second: Figure
     peak_mib: float | None
-    step_bytes: int = 0
-    step_over_floor: float = 0.0
+    read_gb_s: float
+    step_bytes: int
+    step_over_floor: float
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,28 @@ def bench_bundle(
     """
     sizes = _checked_sizes(batches, sources, new_tokens)
     loaded = peak_mib()
-    rows = []
+    rows, machine = [], [measure_this_cpu_apart()]
     with (progress or Silent()).stage("bench", total=len(sizes), unit="sizes") as stage:
         for batch, source in sizes:
             stage.note(f"batch {batch}, source {source}")
-            rows.append(_measure(model, batch, source, new_tokens, rounds))
+            done = _measure(model, batch, source, new_tokens, rounds)
+            peak = peak_mib()
+            machine.append(measure_this_cpu_apart())
+            bandwidth = statistics.mean(device.bandwidth for device in machine[-2:])
+            rows.append(_row(model, (batch, source, new_tokens), done, peak, bandwidth))
             stage.advance()
-    return _with_limits(model, rows, loaded)
+    return {
+        "bundle": str(model.folder),
+        "variant": model.manifest["variant"],
+        "precision": model.manifest["precision"]["name"],
+        "peak_mib": {"loaded": loaded, "end": rows[-1].peak_mib},
+        "machine": {
+            "read_gb_s": statistics.median(device.bandwidth for device in machine),
+            "fp32_tflops": statistics.median(device.tflops["float"] for device in machine),
+            "source": machine[0].source,
+        },
+        "rows": [asdict(row) for row in rows],
+    }
 
 
 def _checked_sizes(batches: Sequence[int], sources: Sequence[int], new_tokens: int) -> list[tuple[int, int]]:
@@ -114,7 +135,7 @@ def _checked_sizes(batches: Sequence[int], sources: Sequence[int], new_tokens: i
     return list(product(batches, sources))
 
 
-def _measure(model: BundleModel, batch: int, source: int, new_tokens: int, rounds: tuple[int, int]) -> Row:
+def _measure(model: BundleModel, batch: int, source: int, new_tokens: int, rounds: tuple[int, int]) -> list[Round]:
     """One size: a warm-up, then rounds until the time is up."""
     ids = np.random.default_rng(SEED).integers(2, model.vocab_size, (batch, source), dtype=np.int64)
     done: list[Round] = []
@@ -123,6 +144,16 @@ def _measure(model: BundleModel, batch: int, source: int, new_tokens: int, round
     fewest, most = rounds
     while len(done) < fewest or (len(done) < most and time.perf_counter() - begin < SECONDS):
         done.append(_generate(model, ids, new_tokens))
+    return done
+
+
+def _row(
+    model: BundleModel, sizes: tuple[int, int, int], done: Sequence[Round], peak: float | None, bandwidth: float
+) -> Row:
+    """The figures of one size: batch, source and new tokens."""
+    batch, source, new_tokens = sizes
+    per_token = summarize([1e3 * step for entry in done for step in entry.steps[1:]])
+    read = _step_bytes(model, *sizes)
     return Row(
         batch=batch,
         source=source,
@@ -130,9 +161,12 @@ def _measure(model: BundleModel, batch: int, source: int, new_tokens: int, round
         rounds=len(done),
         encoder_ms=summarize([1e3 * entry.encoder for entry in done]),
         first_token_ms=summarize([1e3 * (entry.encoder + entry.steps[0]) for entry in done]),
-        per_token_ms=summarize([1e3 * step for entry in done for step in entry.steps[1:]]),
+        per_token_ms=per_token,
         tokens_per_second=summarize([batch * new_tokens / (entry.encoder + sum(entry.steps)) for entry in done]),
-        peak_mib=peak_mib(),
+        peak_mib=peak,
+        read_gb_s=bandwidth,
+        step_bytes=read,
+        step_over_floor=per_token.median / (read / bandwidth / 1e6),
     )
 
 
@@ -158,31 +192,11 @@ def _advance(step_model: Any) -> Callable[[Any, Tokens], Tokens]:
     return lambda state, tokens: step_model.step(state, tokens).argmax(axis=-1)
 
 
-def _with_limits(model: BundleModel, rows: Sequence[Row], loaded: float | None) -> dict[str, Any]:
-    """The report. The machine is measured last: the arrays for that would count as the bundle's memory."""
-    from exporter.devices import measure_this_cpu
-
-    device = measure_this_cpu()
-    data = []
-    for row in rows:
-        read = _step_bytes(model, row)
-        over = row.per_token_ms.median / (read / device.bandwidth / 1e6)
-        data.append({**asdict(row), "step_bytes": read, "step_over_floor": over})
-    return {
-        "bundle": str(model.folder),
-        "variant": model.manifest["variant"],
-        "precision": model.manifest["precision"]["name"],
-        "peak_mib": {"loaded": loaded, "end": rows[-1].peak_mib},
-        "machine": {"read_gb_s": device.bandwidth, "fp32_tflops": device.tflops["float"], "source": device.source},
-        "rows": data,
-    }
-
-
-def _step_bytes(model: BundleModel, row: Row) -> int:
+def _step_bytes(model: BundleModel, batch: int, source: int, new_tokens: int) -> int:
     """Bytes of weights that one decoder step reads; keys and values are left out."""
     from exporter.costs import graph_costs
 
-    sizes = {"batch": row.batch, "source": row.source, "target": 1, "past": row.new_tokens // 2}
+    sizes = {"batch": batch, "source": source, "target": 1, "past": new_tokens // 2}
     return int(graph_costs(model.folder / "decoder.onnx", sizes)["weight_bytes"])
 
 

@@ -55,11 +55,14 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         figures = [_spread(row[key]) for key in ("encoder_ms", "first_token_ms", "per_token_ms", "tokens_per_second")]
         peak = "?" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         table.add_row(str(row["batch"]), str(row["source"]), *figures, f"{row['step_over_floor']:.2f}", peak)
+    lowest, highest = (pick(row["read_gb_s"] for row in report["rows"]) for pick in (min, max))
+    bandwidth = f"{lowest:.1f} to {highest:.1f} GB/s" if len(report["rows"]) > 1 else f"{lowest:.1f} GB/s"
     console.print(table, width=None if console.is_terminal else PIPED_WIDTH)
     console.print(
         f"median [quartiles] of {min(row['rounds'] for row in report['rows'])} or more rounds, "
         f"{report['rows'][0]['new_tokens']} new tokens. Floor: the {report['rows'][0]['step_bytes'] / 1e6:.1f} MB of "
-        f"weights that a step reads, at {machine['read_gb_s']:.1f} GB/s; below 1 they stay in a cache. "
+        f"weights that a step reads, at {bandwidth}, measured before and after each size; "
+        "below 1 they stay in a cache. "
         f"Peak float32: {machine['fp32_tflops']:.3f} TFLOP/s ({machine['source']}).",
         highlight=False,
         markup=False,
