@@ -26,10 +26,11 @@ PROVIDERS = ("CPUExecutionProvider",)
 EMULATED = ("bfloat16",)
 """Compute dtypes without kernels in the CPU provider; see ``exporter.targets.rounding``."""
 Entries = Mapping[str, str]
-BLOCKS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128"}
+ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "4"}
+BLOCK = "session.qdq_matmulnbits_block_size"
 CONFIGURATION: dict[str, Entries] = {
-    "encoder": {"session.force_spinning_stop": "1", **BLOCKS},
-    "decoder": {"session.intra_op.spin_duration_us": "1000", **BLOCKS},
+    "encoder": {"session.force_spinning_stop": "1", **ACCURACY, BLOCK: "256"},
+    "decoder": {"session.intra_op.spin_duration_us": "1000", **ACCURACY, BLOCK: "128"},
 }
 """Session configuration of the CPU, chosen by measurement and recorded in the manifest; docs/adr/0011."""
 DTYPES: dict[str, np.dtype[Any]] = {
