@@ -164,9 +164,11 @@ def stamp_graphs(
     rescale: Rescale,
     options: ExportOptions,
 ) -> Graphs:
-    """Both graphs, the decoder's in-place form where an engine wants it, and another layout's graphs."""
+    """Both graphs, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's."""
     facts = (checkpoint.architecture, blocks, row.compute, rescale)
     graphs = stamp(*facts)
+    if row.compute == "float":
+        graphs = add_in_place(graphs, *facts)
     if options.cache != "concat":
         graphs = add_in_place(graphs, *facts, options.max_target_length)
     if options.layout == "optimum":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-GraphName = Literal["encoder", "decoder", "decoder_in_place"]
+GraphName = Literal["encoder", "decoder", "decoder_in_place", "decoder_buffered"]
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def decoder_ports(decoder_layers: int, num_heads: int, d_kv: int, vocab_size: in
     return GraphPorts(tuple(inputs), tuple(outputs))
 
 
-def in_place_ports(ports: GraphPorts, capacity: int) -> GraphPorts:
-    """Ports of the decoder whose cache is written in place: ``ports`` of the concatenating one, with fixed caches.
+def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
+    """Ports of the decoder whose cache is written in place: ``ports`` of the concatenating one, with buffers as caches.
 
     Caches are [batch, heads, capacity, d_kv] in and out, meant to share memory; ``past_length`` int64 [1] says how many
-    positions are filled, and ``past_length + target`` must not exceed ``capacity``.
+    positions are filled, and ``past_length + target`` must not exceed ``capacity``: a size, or the name of a free axis.
     """
 
     def fixed(port: Port) -> Port:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.architecture import Architecture, Stack
-from exporter.ports import GraphPorts, Port, decoder_ports, encoder_ports
+from exporter.ports import GraphName, GraphPorts, Port, decoder_ports, encoder_ports
 from exporter.recipes import DistanceTable, PlannedTensor, Source, constant_value, planned_value, stack_of
 from exporter.recipes import Stack as StackRecipe
 from exporter.rescale import Rescale, StackScale
@@ -37,29 +37,27 @@ MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat
 
 @dataclass(frozen=True)
 class Graphs:
-    """The stamped graphs with their ports; ``in_place`` is the decoder's second form, where it was asked for.
+    """The stamped graphs with their ports; ``forms`` are other forms of the decoder, by their files' names.
 
-    ``others`` are graphs of another layout over the same weights, by their files' names.
+    ``others`` are graphs of another layout over the same weights, likewise.
     """
 
     encoder: ir.Model
     decoder: ir.Model
     encoder_ports: GraphPorts
     decoder_ports: GraphPorts
-    in_place: ir.Model | None = None
-    in_place_ports: GraphPorts | None = None
+    forms: Mapping[GraphName, tuple[ir.Model, GraphPorts]] = field(default_factory=dict)
     others: Mapping[str, ir.Model] = field(default_factory=dict)
 
     def items(self) -> tuple[tuple[str, ir.Model], ...]:
         """Every graph under its file's name."""
         both = (("encoder", self.encoder), ("decoder", self.decoder))
-        second = () if self.in_place is None else (("decoder_in_place", self.in_place),)
-        return (*both, *second, *self.others.items())
+        return (*both, *((name, model) for name, (model, _) in self.forms.items()), *self.others.items())
 
     def ports(self) -> dict[str, GraphPorts]:
         """The ports of our own graphs under their files' names."""
         both = {"encoder": self.encoder_ports, "decoder": self.decoder_ports}
-        return both if self.in_place_ports is None else {**both, "decoder_in_place": self.in_place_ports}
+        return both | {name: ports for name, (_, ports) in self.forms.items()}
 
 
 def stamp(architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale) -> Graphs:

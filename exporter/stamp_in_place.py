@@ -1,4 +1,6 @@
-"""The decoder with its cache written in place, for engines: static shapes, no copy of keys and values per step.
+"""The decoder with its cache written in place: no copy of keys and values per step, and fewer ports that change.
+
+For engines the capacity is fixed, so that every shape is; for ONNX Runtime it is an axis of its own, and buffers grow.
 
     cache : [batch, heads, capacity, d_kv], in and out at one address   past_length : [1] int64
     before : present = Concat(past, new);            attention over past + target keys
@@ -19,13 +21,15 @@ import numpy as np
 import onnx_ir as ir
 
 from exporter.architecture import Architecture
-from exporter.ports import in_place_ports
+from exporter.ports import GraphName, in_place_ports
 from exporter.recipes import constant_value
 from exporter.rescale import Rescale
 from exporter.stamp import DecoderStamper, Graphs
 from exporter.trace import Block, BlockKind
 from kernels.position_bias.fusion import distances
 
+CAPACITY = "capacity"
+"""Name of the caches' axis where it is free."""
 LENGTH_AXIS = 2
 """Axis of the positions in a cache."""
 
@@ -36,12 +40,17 @@ def add_in_place(
     blocks: Mapping[BlockKind, Block],
     compute: str,
     rescale: Rescale,
-    capacity: int,
+    capacity: int | None = None,
 ) -> Graphs:
-    """``graphs`` with the in-place decoder; ``capacity`` is the longest target, start token included."""
-    ports = in_place_ports(graphs.decoder_ports, capacity)
+    """``graphs`` with an in-place decoder.
+
+    ``capacity`` is the longest target, start token included: ``decoder_in_place``. None leaves it to whoever runs the
+    graph: ``decoder_buffered``.
+    """
+    ports = in_place_ports(graphs.decoder_ports, CAPACITY if capacity is None else capacity)
     stamper = _InPlaceStamper(architecture, blocks, compute, rescale.decoder, ports)
-    return replace(graphs, in_place=stamper.model(), in_place_ports=ports)
+    name: GraphName = "decoder_buffered" if capacity is None else "decoder_in_place"
+    return replace(graphs, forms={**graphs.forms, name: (stamper.model(), ports)})
 
 
 class _InPlaceStamper(DecoderStamper):
@@ -50,9 +59,11 @@ class _InPlaceStamper(DecoderStamper):
 
     def own_biases(self) -> list[ir.Value]:
         """[1, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
-        capacity = self.inputs["past_key_values.0.decoder.key"].shape
-        assert capacity is not None
-        keys = constant_value(np.array(capacity[LENGTH_AXIS], np.int64), "capacity")
+        cache = self.inputs["past_key_values.0.decoder.key"]
+        assert cache.shape is not None
+        capacity = cache.shape[LENGTH_AXIS]
+        fixed = isinstance(capacity, int)
+        keys = constant_value(np.array(capacity), CAPACITY) if fixed else self.length(cache, LENGTH_AXIS)
         queries = self.length(self.inputs["input_ids"], 1)
         distance = distances(self.tape, queries, keys, None)
         return self.look_up_biases(self.tape.op("Sub", [distance, self.inputs["past_length"]]))

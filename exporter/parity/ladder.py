@@ -22,6 +22,7 @@ from exporter.parity.workload import build_workload
 from exporter.ports import Limits
 from exporter.precision import Precision
 from exporter.progress import Progress, Silent
+from exporter.targets import onnxruntime
 from exporter.targets.tensorrt_flavor import FLAVORS
 from exporter.targets.tensorrt_proof import record_run, why_not_run
 
@@ -248,7 +249,7 @@ def open_subject(
     from exporter.runtime.model import load
 
     manifest = bundles.read_manifest(folder)
-    model = load(folder, target)
+    model = load(folder, target, **({"buffers": False} if target == onnxruntime.NAME else {}))
     if target in FLAVORS:  # engines have a largest batch, the workload does not know it
         model.step_model = InParts(model.step_model, manifest["limits"]["max_batch"])
     row = Precision.from_dict(manifest["precision"])

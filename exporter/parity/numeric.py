@@ -59,9 +59,14 @@ def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Itera
 
 
 def logits(subject: Subject, name: str) -> Iterator[RungResult]:
-    """3. Teacher-forced logits of the cached decoder, one step for each token."""
-    errors = subject.errors("texts", subject.workload.texts, cached=True)
-    yield from judge_logits(name, errors.logits, subject.row, subject.unit("texts"))
+    """3. Teacher-forced logits of the cached decoder, one step for each token; of both where there are two."""
+    batch, unit = subject.workload.texts, subject.unit("texts")
+    errors = subject.errors("texts", batch, cached=True)
+    yield from judge_logits(name, errors.logits, subject.row, unit)
+    if subject.buffered_logits is not None:
+        mask = target_mask(batch.decoder_input_ids, subject.pad)
+        found = compare_logits(subject.buffered_logits[mask], subject.reference.outputs["texts"].logits[mask])
+        yield from judge_logits(name, found, subject.row, unit, "logits cached in buffers")
 
 
 def value_range(subject: Subject, name: str) -> Iterator[RungResult]:
@@ -85,13 +90,17 @@ def value_range(subject: Subject, name: str) -> Iterator[RungResult]:
 
 
 def cache(subject: Subject, name: str) -> Iterator[RungResult]:
-    """4. Cached steps against one pass over the whole target."""
+    """4. Cached steps against one pass over the whole target, with a cache that grows and with one in buffers."""
     batch = subject.workload.texts
     arrays = (batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
     uncached = subject.model.logits_uncached(*arrays).copy()
     mask = target_mask(batch.decoder_input_ids, subject.pad)
     errors = compare_logits(subject.model.logits(*arrays)[mask], uncached[mask])
     yield judge_briefly(name, errors, subject.row, subject.unit("texts"), "cached against uncached logits")
+    if subject.buffered_logits is not None:
+        errors = compare_logits(subject.buffered_logits[mask], uncached[mask])
+        what = "logits cached in buffers against uncached"
+        yield judge_briefly(name, errors, subject.row, subject.unit("texts"), what)
 
 
 def padding(subject: Subject, name: str) -> Iterator[RungResult]:

@@ -14,7 +14,7 @@ from exporter.parity.limits import OwnErrors, bounds_errors
 from exporter.parity.reference import OutputErrors, Outputs, Reference, compare_outputs
 from exporter.parity.workload import Workload
 from exporter.precision import Precision
-from exporter.runtime.model import BundleModel
+from exporter.runtime.model import BundleModel, load
 
 if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
@@ -73,6 +73,19 @@ class Subject:
         from exporter.targets import onnxruntime
 
         return self.target == onnxruntime.NAME and self.row.compute in onnxruntime.EMULATED
+
+    @cached_property
+    def buffered_logits(self) -> np.ndarray | None:
+        """Logits of texts in cached steps by the decoder that writes its cache in place; None where there is none."""
+        from exporter.targets import onnxruntime
+        from exporter.targets.onnxruntime_buffered import BufferedModel
+
+        if self.target != onnxruntime.NAME:
+            return None
+        model, batch = load(self.folder, self.target), self.workload.texts
+        if not isinstance(model.step_model, BufferedModel):
+            return None
+        return model.logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
 
     @cached_property
     def rounded(self) -> BundleModel:

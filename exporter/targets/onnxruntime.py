@@ -75,6 +75,7 @@ class OnnxRuntimeModel:
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
         self._own_shape = (int(own[0].axes[1]), int(own[0].axes[3]))
         self._own_dtype = DTYPES[own[0].dtype]
+        self._vocab_size = int(ports.outputs[0].axes[2])
 
     def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:
         """Run the encoder once; start ``copies`` rows per sentence. See ``StepModel.encode``."""
@@ -88,8 +89,14 @@ class OnnxRuntimeModel:
         for name, value in outputs.items():
             if name.startswith("present."):
                 state.bind(name.replace("present", "past_key_values"), self._repeated(value, repeats))
+        return self.start_cache(state, len(input_ids) * copies)
+
+    def start_cache(self, state: State, rows: int) -> State:
+        """``state`` with an empty self-attention cache for ``rows`` rows."""
+        from onnxruntime import OrtValue
+
         heads, d_kv = self._own_shape
-        empty = OrtValue.ortvalue_from_numpy(np.zeros((len(input_ids) * copies, heads, 0, d_kv), self._own_dtype))
+        empty = OrtValue.ortvalue_from_numpy(np.zeros((rows, heads, 0, d_kv), self._own_dtype))
         for name in self._present.values():
             state.bind(name, empty)
         self._bind_outputs(state.binding, self._decoder_outputs)
@@ -179,8 +186,11 @@ def open(
     *,
     providers: Sequence[str] = PROVIDERS,
     threads: int | None = None,
+    buffers: bool = True,
 ) -> OnnxRuntimeModel:
-    """Open both graphs of a bundle.
+    """Open the encoder of a bundle, and its decoder that writes its cache in place or else ``decoder.onnx``.
+
+    ``buffers`` False: always ``decoder.onnx``.
 
     Raises:
         UserError: onnxruntime is missing, or it cannot load a graph.
@@ -189,22 +199,37 @@ def open(
         import onnxruntime
     except ImportError as error:
         raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
+    from exporter.targets.onnxruntime_buffered import GRAPH, BufferedModel
+
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
     if manifest["precision"]["compute"] in EMULATED and tuple(providers) == PROVIDERS:
         from exporter.targets.rounding import open_rounded
 
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
-    sessions = []
-    for name in ("encoder", "decoder"):
-        path = folder / f"{name}.onnx"
-        try:
-            options = session_options(threads, session_entries(manifest, name))
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-        except Exception as error:  # onnxruntime raises its own classes, all below Exception
-            raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
-        sessions.append(session)
+    buffered = buffers and GRAPH in manifest["ports"] and writes_in_place(onnxruntime.__version__, providers)
+    encoder = _session(folder / "encoder.onnx", session_entries(manifest, "encoder"), threads, providers)
+    file = f"{GRAPH if buffered else 'decoder'}.onnx"
+    decoder = _session(folder / file, session_entries(manifest, "decoder"), threads, providers)
     _give_back_memory()
-    return OnnxRuntimeModel(sessions[0], sessions[1], ports, rows_share_cross=rows_share_cross(manifest))
+    kind = BufferedModel if buffered else OnnxRuntimeModel
+    return kind(encoder, decoder, ports, rows_share_cross=rows_share_cross(manifest))
+
+
+def _session(path: Path, entries: Entries, threads: int | None, providers: Sequence[str]) -> Any:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(str(path), session_options(threads, entries), providers=list(providers))
+    except Exception as error:  # onnxruntime raises its own classes, all below Exception
+        raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
+
+
+def writes_in_place(version: str, providers: Sequence[str]) -> bool:
+    """Whether this ONNX Runtime has the kernel that writes into a cache, on the CPU."""
+    from exporter.targets.onnxruntime_buffered import SINCE
+
+    major, minor, *_ = version.split(".")
+    return tuple(providers) == PROVIDERS and (int(major), int(minor)) >= SINCE
 
 
 def rows_share_cross(manifest: Mapping[str, Any]) -> bool:

@@ -1,0 +1,102 @@
+"""ONNX Runtime on the CPU with the cache written in place: between steps nothing is bound, allocated or copied.
+
+    buffers : [rows, heads, capacity, d_kv], input and output of the decoder at one address; they grow by half
+    step    : tokens and ``past_length`` are written into bound arrays; ONNX Runtime writes the logits into another
+
+Only ``decoder_buffered.onnx`` runs so (see ``exporter.stamp_in_place``). ONNX Runtime's ``TensorScatter`` leaves the
+rest of a cache alone when its input and output are the same memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from exporter.targets.onnxruntime import OnnxRuntimeModel, State
+
+if TYPE_CHECKING:
+    from exporter.runtime.step import Scores, Tokens
+
+GRAPH = "decoder_buffered"
+SINCE = (1, 25)
+"""The first ONNX Runtime whose CPU provider has ``TensorScatter``."""
+FIRST_CAPACITY = 64
+"""Positions of a new cache."""
+
+
+@dataclass
+class BufferedState(State):
+    """``caches`` by the name of the decoder's input; the first ``length`` positions are filled."""
+
+    caches: dict[str, np.ndarray] = field(default_factory=dict)
+    length: int = 0
+    past_length: Tokens = field(default_factory=lambda: np.zeros(1, np.int64))
+    tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    logits: Scores = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+
+    @property
+    def capacity(self) -> int:
+        return next(iter(self.caches.values())).shape[2]
+
+
+class BufferedModel(OnnxRuntimeModel):
+    """``OnnxRuntimeModel`` for the decoder with buffers. Logits of a step are overwritten by the next one."""
+
+    def start_cache(self, state: State, rows: int) -> State:
+        """A state with empty buffers for ``rows`` rows, bound as the decoder's input and output."""
+        buffered = BufferedState(state.binding, state.feeds)
+        heads, d_kv = self._own_shape
+        shape = (rows, heads, FIRST_CAPACITY, d_kv)
+        buffered.caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
+        self._bind_caches(buffered)
+        buffered.bind("past_length", _value(buffered.past_length))
+        return buffered
+
+    def step(self, state: State, tokens: Tokens) -> Scores:
+        """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab], valid until the next."""
+        assert isinstance(state, BufferedState)
+        length = state.length + tokens.shape[1]
+        if length > state.capacity:
+            self._grow(state, length)
+        if tokens.shape != state.tokens.shape:
+            state.tokens = np.empty(tokens.shape, np.int64)
+            state.logits = np.empty((*tokens.shape, self._vocab_size), np.float32)
+            state.bind("input_ids", _value(state.tokens))
+            state.binding.bind_ortvalue_output("logits", _value(state.logits))
+        state.tokens[...] = tokens
+        state.past_length[0] = state.length
+        self.decoder.run_with_iobinding(state.binding)
+        state.length = length
+        return state.logits
+
+    def reorder(self, state: State, rows: Tokens) -> None:
+        """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
+        assert isinstance(state, BufferedState)
+        (moved,) = np.nonzero(rows != np.arange(len(rows)))
+        for cache in state.caches.values():
+            cache[moved, :, : state.length] = cache[rows[moved], :, : state.length]
+
+    def _grow(self, state: BufferedState, length: int) -> None:
+        """Move the caches into buffers for at least ``length`` positions."""
+        capacity = max(length, state.capacity + state.capacity // 2)
+        for name, cache in state.caches.items():
+            rows, heads, _, d_kv = cache.shape
+            wider = np.zeros((rows, heads, capacity, d_kv), cache.dtype)
+            wider[:, :, : state.length] = cache[:, :, : state.length]
+            state.caches[name] = wider
+        self._bind_caches(state)
+
+    def _bind_caches(self, state: BufferedState) -> None:
+        for present, past in self._present.items():
+            value = _value(state.caches[past])
+            state.bind(past, value)
+            state.binding.bind_ortvalue_output(present, value)
+
+
+def _value(array: np.ndarray) -> Any:
+    """``array`` as an ``OrtValue`` over the same memory."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)
