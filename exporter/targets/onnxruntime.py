@@ -1,13 +1,13 @@
 """ONNX Runtime on the CPU (or another provider): runs the bundle's graphs as they are.
 
-Keys and values stay in ONNX Runtime's own buffers: what a step has written is bound as the next one's input.
+Keys and values stay in ONNX Runtime's own buffers between steps; Python only hands them on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NAME = "onnxruntime"
 PROVIDERS = ("CPUExecutionProvider",)
+SINCE = (1, 27)
+"""Found by running them: 1.24 loads no quantized bundle, 1.25 and 1.26 answer wrongly, from 1.27 on all agree."""
 EMULATED = ("bfloat16",)
 """Compute dtypes without kernels in the CPU provider; see ``exporter.targets.rounding``."""
 Entries = Mapping[str, str]
@@ -42,32 +44,20 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 @dataclass
 class State:
-    """One batch under way: mask, cross keys/values and the self-attention cache of every row, bound to the decoder.
+    """One batch under way: mask and cross keys/values, and the self-attention cache of every row."""
 
-    ``feeds``: the values bound, by the name of the decoder's input.
-    """
-
-    binding: Any
-    feeds: dict[str, Any] = field(default_factory=dict)
-
-    def bind(self, name: str, value: Any) -> None:
-        """Make ``value`` (``OrtValue``) the decoder's input ``name`` from the next step on."""
-        self.binding.bind_ortvalue_input(name, value)
-        self.feeds[name] = value
+    feeds: dict[str, Any]
 
 
 class OnnxRuntimeModel:
     """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
 
-    def __init__(
-        self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False, device: str = "cpu"
-    ) -> None:
+    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
         """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
 
         ``rows_share_cross``: the decoder takes cross keys, values and mask once per sentence.
-        ``device``: ONNX Runtime's name of where keys and values stay; logits always come to the host.
         """
-        self.rows_share_cross, self.device = rows_share_cross, device
+        self.rows_share_cross = rows_share_cross
         self.encoder, self.decoder = encoder, decoder
         self._encoder_outputs = [output.name for output in encoder.get_outputs()]
         self._decoder_outputs = [output.name for output in decoder.get_outputs()]
@@ -81,42 +71,39 @@ class OnnxRuntimeModel:
         """Run the encoder once; start ``copies`` rows per sentence. See ``StepModel.encode``."""
         from onnxruntime import OrtValue
 
-        outputs = self._encoded(input_ids, attention_mask)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        outputs = self._run(self.encoder, self._encoder_outputs, inputs)
         repeats = 1 if self.rows_share_cross else copies
         mask = np.repeat(attention_mask, repeats, axis=0) if repeats > 1 else attention_mask
-        state = State(self.decoder.io_binding())
-        state.bind("encoder_attention_mask", OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask)))
+        feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
         for name, value in outputs.items():
             if name.startswith("present."):
-                state.bind(name.replace("present", "past_key_values"), self._repeated(value, repeats))
-        return self.start_cache(state, len(input_ids) * copies)
+                feeds[name.replace("present", "past_key_values")] = self._repeated(value, repeats)
+        return self.start(feeds, len(input_ids) * copies)
 
-    def start_cache(self, state: State, rows: int) -> State:
-        """``state`` with an empty self-attention cache for ``rows`` rows."""
+    def start(self, feeds: dict[str, Any], rows: int) -> State:
+        """The state of ``rows`` rows with an empty cache; ``feeds`` holds what the decoder takes besides."""
         from onnxruntime import OrtValue
 
         heads, d_kv = self._own_shape
         empty = OrtValue.ortvalue_from_numpy(np.zeros((rows, heads, 0, d_kv), self._own_dtype))
-        for name in self._present.values():
-            state.bind(name, empty)
-        self._bind_outputs(state.binding, self._decoder_outputs)
-        return state
+        return State(feeds | dict.fromkeys(self._present.values(), empty))
 
     def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
         """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
-        return {name: value.numpy() for name, value in self._encoded(input_ids, attention_mask).items()}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
         from onnxruntime import OrtValue
 
-        state.bind("input_ids", OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens)))
-        self.decoder.run_with_iobinding(state.binding)
-        outputs = dict(zip(self._decoder_outputs, state.binding.get_outputs(), strict=True))
-        for present, past in self._present.items():
-            state.bind(past, outputs[present])
-        self._bind_outputs(state.binding, self._decoder_outputs)
-        logits: Scores = outputs["logits"].numpy()
+        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
+        outputs = self.execute(self.decoder, self._decoder_outputs, state.feeds)
+        for name, value in zip(self._decoder_outputs, outputs, strict=True):
+            if name in self._present:
+                state.feeds[self._present[name]] = value
+        logits: Scores = outputs[0].numpy()
         return logits
 
     def reorder(self, state: State, rows: Tokens) -> None:
@@ -126,21 +113,16 @@ class OnnxRuntimeModel:
             cache = state.feeds[name].numpy()  # a view: what is written is in the OrtValue
             cache[moved] = cache[rows[moved]]
 
-    def _encoded(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, Any]:
-        """Every output of the encoder as ``OrtValue`` on the device."""
+    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
+        outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
+        return outputs
+
+    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         from onnxruntime import OrtValue
 
-        binding = self.encoder.io_binding()
-        for name, array in (("input_ids", input_ids), ("attention_mask", attention_mask)):
-            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
-        self._bind_outputs(binding, self._encoder_outputs)
-        self.encoder.run_with_iobinding(binding)
-        return dict(zip(self._encoder_outputs, binding.get_outputs(), strict=True))
-
-    def _bind_outputs(self, binding: Any, names: Sequence[str]) -> None:
-        """Let ONNX Runtime allocate each output anew: shapes differ from step to step."""
-        for name in names:
-            binding.bind_output(name, "cpu" if name == "logits" else self.device)
+        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        return dict(zip(names, self.execute(session, names, feeds), strict=True))
 
     @staticmethod
     def _repeated(value: Any, copies: int) -> Any:
@@ -206,7 +188,13 @@ def open(
         from exporter.targets.rounding import open_rounded
 
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
-    buffered = buffers and GRAPH in manifest["ports"] and writes_in_place(onnxruntime.__version__, providers)
+    recent = is_recent(onnxruntime.__version__)
+    if manifest.get("quantization") is not None and not recent:
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} computes quantized graphs wrongly or not at all; "
+            f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}'"
+        )
+    buffered = buffers and recent and GRAPH in manifest["ports"] and tuple(providers) == PROVIDERS
     encoder = _session(folder / "encoder.onnx", session_entries(manifest, "encoder"), threads, providers)
     file = f"{GRAPH if buffered else 'decoder'}.onnx"
     decoder = _session(folder / file, session_entries(manifest, "decoder"), threads, providers)
@@ -224,12 +212,10 @@ def _session(path: Path, entries: Entries, threads: int | None, providers: Seque
         raise UserError(f"onnxruntime {onnxruntime.__version__} cannot load '{path}': {error}") from error
 
 
-def writes_in_place(version: str, providers: Sequence[str]) -> bool:
-    """Whether this ONNX Runtime has the kernel that writes into a cache, on the CPU."""
-    from exporter.targets.onnxruntime_buffered import SINCE
-
+def is_recent(version: str) -> bool:
+    """Whether an ONNX Runtime is at least ``SINCE``."""
     major, minor, *_ = version.split(".")
-    return tuple(providers) == PROVIDERS and (int(major), int(minor)) >= SINCE
+    return (int(major), int(minor)) >= SINCE
 
 
 def rows_share_cross(manifest: Mapping[str, Any]) -> bool:

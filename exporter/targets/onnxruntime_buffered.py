@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from exporter.runtime.step import Scores, Tokens
 
 GRAPH = "decoder_buffered"
-SINCE = (1, 25)
-"""The first ONNX Runtime whose CPU provider has ``TensorScatter``."""
 FIRST_CAPACITY = 64
 """Positions of a new cache."""
 
@@ -30,7 +28,8 @@ FIRST_CAPACITY = 64
 class BufferedState(State):
     """``caches`` by the name of the decoder's input; the first ``length`` positions are filled."""
 
-    caches: dict[str, np.ndarray] = field(default_factory=dict)
+    binding: Any
+    caches: dict[str, np.ndarray]
     length: int = 0
     past_length: Tokens = field(default_factory=lambda: np.zeros(1, np.int64))
     tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
@@ -44,15 +43,17 @@ class BufferedState(State):
 class BufferedModel(OnnxRuntimeModel):
     """``OnnxRuntimeModel`` for the decoder with buffers. Logits of a step are overwritten by the next one."""
 
-    def start_cache(self, state: State, rows: int) -> State:
-        """A state with empty buffers for ``rows`` rows, bound as the decoder's input and output."""
-        buffered = BufferedState(state.binding, state.feeds)
+    def start(self, feeds: dict[str, Any], rows: int) -> State:
+        """A state with empty buffers for ``rows`` rows; everything is bound as the decoder's input and output."""
         heads, d_kv = self._own_shape
         shape = (rows, heads, FIRST_CAPACITY, d_kv)
-        buffered.caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
-        self._bind_caches(buffered)
-        buffered.bind("past_length", _value(buffered.past_length))
-        return buffered
+        caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
+        state = BufferedState(feeds, self.decoder.io_binding(), caches)
+        for name, value in feeds.items():
+            state.binding.bind_ortvalue_input(name, value)
+        state.binding.bind_ortvalue_input("past_length", _value(state.past_length))
+        self._bind_caches(state)
+        return state
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab], valid until the next."""
@@ -63,7 +64,7 @@ class BufferedModel(OnnxRuntimeModel):
         if tokens.shape != state.tokens.shape:
             state.tokens = np.empty(tokens.shape, np.int64)
             state.logits = np.empty((*tokens.shape, self._vocab_size), np.float32)
-            state.bind("input_ids", _value(state.tokens))
+            state.binding.bind_ortvalue_input("input_ids", _value(state.tokens))
             state.binding.bind_ortvalue_output("logits", _value(state.logits))
         state.tokens[...] = tokens
         state.past_length[0] = state.length
@@ -91,7 +92,7 @@ class BufferedModel(OnnxRuntimeModel):
     def _bind_caches(self, state: BufferedState) -> None:
         for present, past in self._present.items():
             value = _value(state.caches[past])
-            state.bind(past, value)
+            state.binding.bind_ortvalue_input(past, value)
             state.binding.bind_ortvalue_output(present, value)
 
 

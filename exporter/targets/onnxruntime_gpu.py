@@ -5,7 +5,7 @@ Two ways: the CUDA provider of onnxruntime-gpu, and the TensorRT-RTX provider th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,32 @@ Start = Callable[[Path], Any]
 
 
 class DeviceModel(OnnxRuntimeModel):
-    """As on the CPU, with keys and values left on the device; only logits come to the host."""
+    """As on the CPU, with outputs left on the device; only logits come to the host. Beams pass through the host."""
+
+    def __init__(
+        self, encoder: Any, decoder: Any, ports: GraphPorts, device: str, *, rows_share_cross: bool = False
+    ) -> None:
+        """``device``: ONNX Runtime's name of where outputs stay, ``cuda`` (tests: ``cpu``)."""
+        super().__init__(encoder, decoder, ports, rows_share_cross=rows_share_cross)
+        self._device = device
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``, by way of the host."""
         from onnxruntime import OrtValue
 
         for name in self._present.values():
-            state.bind(name, OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows]))
+            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
+
+    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """Run with bound outputs; see ``OnnxRuntimeModel.execute``."""
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, "cpu" if name == "logits" else self._device)
+        session.run_with_iobinding(binding)
+        outputs: Sequence[Any] = binding.get_outputs()
+        return outputs
 
 
 def require_gpu(target: str) -> None:
@@ -66,4 +84,4 @@ def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: St
             )
         sessions.append(session)
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    return DeviceModel(sessions[0], sessions[1], ports, device="cuda", rows_share_cross=rows_share_cross(manifest))
+    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=rows_share_cross(manifest))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from exporter.bundle import read_manifest
+from exporter.errors import UserError
 from exporter.ports import GraphPorts
 from exporter.runtime.model import BundleModel, load
-from exporter.targets.onnxruntime import PROVIDERS, OnnxRuntimeModel, writes_in_place
+from exporter.targets.onnxruntime import OnnxRuntimeModel, is_recent
 from exporter.targets.onnxruntime import open as open_onnxruntime
 from exporter.targets.onnxruntime_buffered import FIRST_CAPACITY, GRAPH, BufferedModel
 from tests.exporter.targets.bundles import Workshop
@@ -49,10 +50,18 @@ def test_the_runtime_takes_the_decoder_with_buffers_where_it_can(folder: Path, d
     assert GRAPH not in read_manifest(demo.bundle("fp16"))["ports"]
 
 
-@pytest.mark.parametrize(("version", "expected"), [("1.24.4", False), ("1.25.0", True), ("2.0.0", True)])
-def test_older_runtimes_have_no_kernel_for_it(version: str, expected: bool) -> None:
-    assert writes_in_place(version, PROVIDERS) == expected
-    assert not writes_in_place(version, ("CUDAExecutionProvider",))
+@pytest.mark.parametrize(("version", "expected"), [("1.26.9", False), ("1.27.0", True), ("2.0.0", True)])
+def test_versions_are_compared_as_numbers(version: str, expected: bool) -> None:
+    assert is_recent(version) == expected
+
+
+def test_an_older_runtime_takes_the_growing_cache_and_no_quantized_bundle(
+    folder: Path, demo: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.26.0")
+    assert type(load(folder).step_model) is OnnxRuntimeModel
+    with pytest.raises(UserError, match=r"onnxruntime 1\.26\.0 computes quantized .* pip install 'onnxruntime>=1\.27'"):
+        load(demo.bundle("int8"))
 
 
 def test_the_manifest_leaves_the_capacity_free(folder: Path) -> None:

@@ -35,7 +35,7 @@ def test_bound_outputs_give_the_same_tokens_and_logits(demo: Workshop) -> None:
     reference, manifest = load(folder), read_manifest(folder)
     sessions = [onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder")]
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    model = BundleModel(folder, manifest, DeviceModel(sessions[0], sessions[1], ports))
+    model = BundleModel(folder, manifest, DeviceModel(sessions[0], sessions[1], ports, "cpu"))
     ids, mask = reference.tokenizer.encode(["spell 7", "spell 1984"])
     targets = np.random.default_rng(0).integers(3, 180, (2, 10))
     expected = reference.logits(ids, mask, targets)
