@@ -189,7 +189,7 @@ def open(
 
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     recent = is_recent(onnxruntime.__version__)
-    if manifest.get("quantization") is not None and not recent:
+    if manifest["precision"]["weight_bits"] and not recent:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} computes quantized graphs wrongly or not at all; "
             f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}'"
