@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ def measure_this_cpu() -> Device:
 def measure_this_cpu_apart() -> Device:
     """``measure_this_cpu`` in a process of its own, so that its arrays do not count as this process's memory."""
     script = "import json, exporter.devices as d; print(json.dumps(d.measure_this_cpu().to_dict()))"
-    answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    here = Path(__file__).resolve().parents[1]  # where the package is found without being installed
+    answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=here)
     return Device(**json.loads(answer.stdout))
 
 

@@ -62,8 +62,10 @@ class _InPlaceStamper(DecoderStamper):
         cache = self.inputs["past_key_values.0.decoder.key"]
         assert cache.shape is not None
         capacity = cache.shape[LENGTH_AXIS]
-        fixed = isinstance(capacity, int)
-        keys = constant_value(np.array(capacity), CAPACITY) if fixed else self.length(cache, LENGTH_AXIS)
+        if isinstance(capacity, int):
+            keys = constant_value(np.array(capacity, np.int64), CAPACITY)
+        else:
+            keys = self.length(cache, LENGTH_AXIS)
         queries = self.length(self.inputs["input_ids"], 1)
         distance = distances(self.tape, queries, keys, None)
         return self.look_up_biases(self.tape.op("Sub", [distance, self.inputs["past_length"]]))

@@ -78,9 +78,9 @@ class Subject:
     def buffered_logits(self) -> np.ndarray | None:
         """Logits of texts in cached steps by the decoder that writes its cache in place; None where there is none."""
         from exporter.targets import onnxruntime
-        from exporter.targets.onnxruntime_buffered import BufferedModel
+        from exporter.targets.onnxruntime_buffered import GRAPH, BufferedModel
 
-        if self.target != onnxruntime.NAME:
+        if self.target != onnxruntime.NAME or GRAPH not in self.manifest["ports"]:
             return None
         model, batch = load(self.folder, self.target), self.workload.texts
         if not isinstance(model.step_model, BufferedModel):

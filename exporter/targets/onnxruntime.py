@@ -175,7 +175,7 @@ def open(
     ``buffers`` False: always ``decoder.onnx``.
 
     Raises:
-        UserError: onnxruntime is missing, or it cannot load a graph.
+        UserError: onnxruntime is missing or too old for a quantized bundle, or it cannot load a graph.
     """
     try:
         import onnxruntime
