@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+ROOMS := bundle runtime engines kernels exporter calibration parity tools commands
+FILES := __init__ cli pipeline options errors progress
 
 .PHONY: demo test lint clean
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[export,onnxruntime]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt
@@ -22,12 +24,20 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/t5edge generate build/t5-demo-fp16 "spell 1984" "spell de 1984" "read one thousand, nine hundred and eighty-four"
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
-lint: $(VENV)/dev.stamp
+# mypy does not follow an editable install's import hook: it reads the package through links.
+build/types: Makefile
+	rm -rf $@
+	mkdir -p $@/t5edge
+	for room in $(ROOMS); do ln -s ../../../$$room $@/t5edge/$$room; done
+	for file in $(FILES); do ln -s ../../../$$file.py $@/t5edge/$$file.py; done
+
+lint: $(VENV)/dev.stamp build/types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) build

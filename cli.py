@@ -1,7 +1,7 @@
 """The command line: flags only, generated from the option dataclasses. ``python cli.py ...`` is ``t5edge ...``.
 
 Exit codes: 0 done and within tolerance; 1 parity or a quality gate failed; 2 the user's error, one line on standard
-error. Anything else is a defect of ours and keeps its traceback.
+error. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -18,10 +19,36 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
-from exporter import options
-from exporter.errors import GateError, UserError
+
+def _use_checkout() -> None:
+    """``python cli.py``: this folder is the package ``t5edge``, installed or not; its rooms are no top-level names."""
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
+    spec = importlib.util.spec_from_file_location(
+        "t5edge", here / "__init__.py", submodule_search_locations=[str(here)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["t5edge"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["t5edge"])
+
+
+if __name__ == "__main__":
+    _use_checkout()
+
+from t5edge.commands.bench import BenchOptions
+from t5edge.commands.build import BuildOptions
+from t5edge.commands.doctor import DoctorOptions
+from t5edge.commands.generate import GenerateOptions
+from t5edge.commands.inspect import InspectOptions
+from t5edge.commands.report import ReportOptions
+from t5edge.commands.variants import VariantsOptions
+from t5edge.commands.verify import VerifyOptions
+from t5edge.errors import GateError, UserError
+from t5edge.tools.sweep.options import SweepOptions
 
 
 @dataclass(frozen=True)
@@ -35,19 +62,19 @@ class Command:
     @property
     def module(self) -> str:
         """The module that runs the command."""
-        return f"exporter.commands.{self.name}"
+        return f"t5edge.commands.{self.name}"
 
 
 COMMANDS = (
-    Command("export", options.SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many"),
-    Command("verify", options.VerifyOptions, "run the parity ladder on a finished bundle"),
-    Command("build", options.BuildOptions, "build engines from a bundle, on the device; needs no torch"),
-    Command("generate", options.GenerateOptions, "answer prompts with a bundle; needs no torch"),
-    Command("bench", options.BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
-    Command("inspect", options.InspectOptions, "what is in a bundle, what each graph costs"),
-    Command("report", options.ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
-    Command("variants", options.VariantsOptions, "the family as a table"),
-    Command("doctor", options.DoctorOptions, "which targets this machine can build and run, and why not"),
+    Command("export", SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many"),
+    Command("verify", VerifyOptions, "run the parity ladder on a finished bundle"),
+    Command("build", BuildOptions, "build engines from a bundle, on the device; needs no torch"),
+    Command("generate", GenerateOptions, "answer prompts with a bundle; needs no torch"),
+    Command("bench", BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
+    Command("inspect", InspectOptions, "what is in a bundle, what each graph costs"),
+    Command("report", ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
+    Command("variants", VariantsOptions, "the family as a table"),
+    Command("doctor", DoctorOptions, "which targets this machine can build and run, and why not"),
 )
 
 
@@ -60,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; loads nothing heavy."""
     parser = _Parser(prog="t5edge", description="T5 checkpoints to bundles for edge devices, proven equal to PyTorch.")
-    from exporter import __version__
+    from t5edge import __version__
 
     parser.add_argument("--version", action="version", version=f"t5edge {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -131,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
     from rich.console import Console
 
-    from exporter.commands.bars import Bars
+    from t5edge.commands.bars import Bars
 
     chosen = command.options(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

@@ -14,8 +14,8 @@ def save_checkpoint(variant: str, folder: Path, seed: int = 0) -> None:
     """Write ``variant``'s structure with random weights as transformers would; a token per word ``w0``, ``w1``, ..."""
     import torch
 
-    from exporter.checkpoint import open_checkpoint
-    from exporter.reference_model import build_torch_model
+    from t5edge.exporter.checkpoint.open import open_checkpoint
+    from t5edge.exporter.reference.whole import build_torch_model
 
     checkpoint = open_checkpoint(variant, random_weights=seed)
     model = build_torch_model(checkpoint, torch.float32)

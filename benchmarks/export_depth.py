@@ -14,7 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-import exporter
+import t5edge
 
 CONFIG = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 3, "vocab_size": 1000, "feed_forward_proj": "gated-gelu"}
 
@@ -27,7 +27,7 @@ def export_seconds(work: Path, layers: int, precision: str) -> float:
     out = work / f"bundle-{layers}-{precision}"
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    exporter.export(str(folder), precision, targets=("onnxruntime",), out=out, random_weights=0, no_verify=True)
+    t5edge.export(str(folder), precision, targets=("onnxruntime",), out=out, random_weights=0, no_verify=True)
     return time.perf_counter() - started
 
 

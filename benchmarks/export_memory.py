@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from exporter.bundle import write_json
-from exporter.progress import Stage
-from exporter.variants import find_variant
+from t5edge.bundle.manifest import write_json
+from t5edge.exporter.family.variants import find_variant
+from t5edge.progress import Stage
 
 GIB = 2**30
 ALLOWED_BYTES = 1.5 * GIB
@@ -71,7 +71,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, unit: str = "steps") -> Iterator[Stage]:
-        from exporter.progress import Silent
+        from t5edge.progress import Silent
 
         begin = time.monotonic()
         with Silent().stage(title, total, unit) as stage:
@@ -89,20 +89,20 @@ def peak_bytes() -> int:
 
 def export_here(checkpoint: Path, bundle: Path) -> None:
     """The child: export, sync, print the measurements as JSON."""
-    from exporter.api import export_bundle
-    from exporter.options import ExportOptions
+    from t5edge.options import ExportOptions
+    from t5edge.pipeline import export_bundle
 
-    watch, begin = Stopwatch(), time.monotonic()
+    progress, begin = Stopwatch(), time.monotonic()
     options = ExportOptions(
         variant=str(checkpoint), precision="fp16", out=str(bundle), target=("onnxruntime",), no_verify=True
     )
-    made = export_bundle(options, watch)
+    made = export_bundle(options, progress)
     sync(bundle / "weights.safetensors")
     seconds = time.monotonic() - begin
     k = [made.manifest["rescale"][stack]["k"] for stack in ("encoder", "decoder")]
     assert min(k) > 0, f"no tensor was scaled: {k}"
     size = (bundle / "weights.safetensors").stat().st_size
-    print(json.dumps({"peak": peak_bytes(), "seconds": seconds, "stages": watch.stages, "bundle": size, "k": k}))
+    print(json.dumps({"peak": peak_bytes(), "seconds": seconds, "stages": progress.stages, "bundle": size, "k": k}))
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> Path:

@@ -12,9 +12,9 @@ import time
 
 import numpy as np
 
-from exporter.runtime.generation import generate
-from exporter.runtime.options import GenerationOptions
-from exporter.runtime.step import Scores, Tokens
+from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.step import Scores, Tokens
 
 
 class ConstantModel:

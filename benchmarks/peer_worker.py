@@ -36,9 +36,9 @@ class Opened:
 def open_t5edge(folder: str, threads: int) -> Opened:
     import numpy as np
 
-    import exporter
+    import t5edge
 
-    model = exporter.load(folder, threads=threads)
+    model = t5edge.load(folder, threads=threads)
 
     def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
         lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "no_repeat_ngram_size": ngram}

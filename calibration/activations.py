@@ -14,14 +14,15 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from exporter.quantize import QuantizedMatrix, round_up
-from exporter.recipes import constant_value, recipe_of
+from t5edge.calibration.quantize import QuantizedMatrix, round_up
+from t5edge.kernels.values import constant_value
+from t5edge.kernels.weights import expression_of
 
 ZERO = "zero_point"
 
 
 def quantize_activations(model: ir.Model, scales: Mapping[str, float]) -> list[str]:
-    """Quantize the inputs of the MatMuls named in ``scales`` (key of the weight's recipe -> scale); returns the keys.
+    """Quantize the inputs of the MatMuls named in ``scales`` (weight's key -> scale); returns the keys.
 
     MatMuls that share an input get a pair of their own each, whose scales differ in the last bits: equal nodes ONNX
     Runtime would merge, and it then leaves all but one of the MatMuls in float32, four times slower. Float16, which is
@@ -46,8 +47,10 @@ def quantize_activations(model: ir.Model, scales: Mapping[str, float]) -> list[s
 def _quantized_weight(node: ir.Node) -> QuantizedMatrix | None:
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     source = None if weight is None else weight.producer()
-    recipe = recipe_of(source.inputs[0]) if source is not None and source.op_type == "DequantizeLinear" else None
-    return recipe if isinstance(recipe, QuantizedMatrix) else None
+    expression = (
+        expression_of(source.inputs[0]) if source is not None and source.op_type == "DequantizeLinear" else None
+    )
+    return expression if isinstance(expression, QuantizedMatrix) else None
 
 
 def _apart(scale: float, steps: int) -> np.ndarray:

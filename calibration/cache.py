@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.smoothing import Choice
-from exporter.bundle import write_json
-from exporter.recipes import Factors
+from t5edge.bundle.manifest import write_json
+from t5edge.calibration.smoothing import Choice
+from t5edge.exporter.graph.weight_expressions import Factors
 
 if TYPE_CHECKING:
-    from calibration.sites import Site
-    from calibration.texts import CalibrationTexts
-    from exporter.checkpoint import Checkpoint
-    from exporter.precision import Precision
+    from t5edge.bundle.precision import Precision
+    from t5edge.calibration.points import QuantizationPoint
+    from t5edge.calibration.texts import CalibrationTexts
+    from t5edge.exporter.checkpoint.open import Checkpoint
 
 VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
@@ -31,8 +31,8 @@ FOLDER = "T5EDGE_CACHE"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What was run. Equal recipes give equal scales and factors."""
+class CalibrationKey:
+    """What was run. Equal weight expressions give equal scales and factors."""
 
     texts: str
     count: int
@@ -46,19 +46,19 @@ class Recipe:
     @staticmethod
     def of(
         checkpoint: Checkpoint,
-        sites: Sequence[Site],
+        sites: Sequence[QuantizationPoint],
         row: Precision,
         texts: CalibrationTexts,
         settings: Mapping[str, Any],
-    ) -> Recipe:
-        from calibration.texts import SEED
+    ) -> CalibrationKey:
+        from t5edge.calibration.texts import SEED
 
         digest = hashlib.sha256()
         for batch in texts.batches:
             for array in (batch.input_ids, batch.attention_mask, batch.decoder_input_ids):
                 digest.update(repr(array.shape).encode() + array.tobytes())
         graphs = json.dumps([asdict(site) for site in sites], sort_keys=True)
-        return Recipe(
+        return CalibrationKey(
             digest.hexdigest(),
             texts.count,
             SEED,
@@ -86,21 +86,21 @@ class Recipe:
         return Path(folder) / "calibration" / f"{self.key}.json"
 
 
-def load_choices(recipe: Recipe) -> dict[str, Choice] | None:
-    """What an earlier run with this recipe chose; None where there is none or it cannot be read."""
+def load_choices(calibration_key: CalibrationKey) -> dict[str, Choice] | None:
+    """What an earlier run with this calibration_key chose; None where there is none or it cannot be read."""
     try:
-        data = json.loads(recipe.path.read_text(encoding="utf-8"))
+        data = json.loads(calibration_key.path.read_text(encoding="utf-8"))
         return {name: _choice(facts) for name, facts in data["choices"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def save_choices(recipe: Recipe, choices: Mapping[str, Choice]) -> None:
+def save_choices(calibration_key: CalibrationKey, choices: Mapping[str, Choice]) -> None:
     """Keep the choices for the next run; a cache that cannot be written is no error."""
-    data = {"recipe": recipe.to_dict(), "choices": {name: _facts(choice) for name, choice in choices.items()}}
+    data = {"recipe": calibration_key.to_dict(), "choices": {name: _facts(choice) for name, choice in choices.items()}}
     try:
-        recipe.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(recipe.path, data)
+        calibration_key.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(calibration_key.path, data)
     except OSError:
         return
 

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.sites import OUTPUT, Site
-from exporter.errors import UserError
-from exporter.parity.workload import target_mask
-from exporter.streamed import StreamedReference
+from t5edge.calibration.points import OUTPUT, QuantizationPoint
+from t5edge.errors import UserError
+from t5edge.exporter.reference.streamed import StreamedReference
+from t5edge.exporter.reference.texts import target_mask
 
 if TYPE_CHECKING:
     import torch
 
-    from exporter.checkpoint import Checkpoint
-    from exporter.texts import Batch
+    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.reference.texts import Batch
 
 MAX_ROWS = 4096
 """Tokens kept per site; further ones only raise the channels' maxima."""
 
-OnSite = Callable[[Site, "Sample"], None]
+OnSite = Callable[[QuantizationPoint, "Sample"], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sample:
 def collect_inputs(
     checkpoint: Checkpoint,
     batches: Sequence[Batch],
-    sites: Sequence[Site],
+    sites: Sequence[QuantizationPoint],
     on_site: OnSite,
     on_layer: Callable[[], None] | None = None,
 ) -> None:
@@ -57,7 +57,7 @@ def collect_inputs(
 
     pad = checkpoint.architecture.pad_token_id
     collector = _Collector(batches, pad, sites, on_site, on_layer)
-    reference = StreamedReference(checkpoint, torch.float32, collector.watch)
+    reference = StreamedReference(checkpoint, torch.float32, collector.progress)
     encoded = reference.encode_all(batches)
     collector.finish()
     collector.give([site for site in sites if site.role == "cross_kv"], encoded, "source")
@@ -75,7 +75,7 @@ class _Collector:
         self,
         batches: Sequence[Batch],
         pad: int,
-        sites: Sequence[Site],
+        sites: Sequence[QuantizationPoint],
         on_site: OnSite,
         on_layer: Callable[[], None] | None,
     ) -> None:
@@ -84,10 +84,10 @@ class _Collector:
             "source": [batch.attention_mask.astype(bool) for batch in batches],
             "target": [target_mask(batch.decoder_input_ids, pad) for batch in batches],
         }
-        self._pending: list[tuple[Site, list[torch.Tensor]]] = []
+        self._pending: list[tuple[QuantizationPoint, list[torch.Tensor]]] = []
         self._side = "source"
 
-    def watch(self, stack: str, layer: int, block: Any) -> None:
+    def progress(self, stack: str, layer: int, block: Any) -> None:
         """Called before a layer runs."""
         self.finish()
         self._side = "source" if stack == "encoder" else "target"
@@ -107,7 +107,7 @@ class _Collector:
         for site, seen in pending:
             self.give([site], seen, self._side)
 
-    def give(self, sites: Sequence[Site], inputs: Sequence[torch.Tensor], side: str) -> None:
+    def give(self, sites: Sequence[QuantizationPoint], inputs: Sequence[torch.Tensor], side: str) -> None:
         """The same inputs, one tensor [batch, length, in] per batch, to each site."""
         if not sites:
             return

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.sites import Site
-from calibration.variants import Divergence, Rounding, measure_variants
-from exporter.precision import Precision
+from t5edge.bundle.precision import Precision
+from t5edge.calibration.points import QuantizationPoint
+from t5edge.calibration.variants import Divergence, Rounding, measure_variants
 
 if TYPE_CHECKING:
-    from calibration.texts import CalibrationTexts
-    from exporter.checkpoint import Checkpoint
+    from t5edge.calibration.texts import CalibrationTexts
+    from t5edge.exporter.checkpoint.open import Checkpoint
 
 SHARE = 0.5
 """The part of the row's allowance that the calibration texts may use up."""
@@ -74,7 +74,7 @@ def min_top1(row: Precision) -> float:
 def measure_alone(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
-    sites: Sequence[Site],
+    sites: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     on_layer: Callable[[], None] | None = None,
 ) -> dict[str, Divergence]:
@@ -89,7 +89,7 @@ def place(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
     row: Precision,
-    sites: Sequence[Site],
+    sites: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     alone: Mapping[str, Divergence],
     on_layer: Callable[[], None] | None = None,

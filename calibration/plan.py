@@ -9,26 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.activations import quantize_activations
-from calibration.cache import Recipe, load_choices, save_choices
-from calibration.collect import Sample, collect_inputs
-from calibration.observers import DEFAULT, OBSERVERS
-from calibration.placement import Gate, measure_alone, place
-from calibration.sites import Site, find_sites
-from calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
-from calibration.variants import Divergence, Rounding
-from exporter.errors import UserError
-from exporter.quantize import quantize_weights
-from exporter.recipes import Factors, Source, Stack
+from t5edge.calibration.activations import quantize_activations
+from t5edge.calibration.cache import CalibrationKey, load_choices, save_choices
+from t5edge.calibration.collect import Sample, collect_inputs
+from t5edge.calibration.observers import DEFAULT, OBSERVERS
+from t5edge.calibration.placement import Gate, measure_alone, place
+from t5edge.calibration.points import QuantizationPoint, find_points
+from t5edge.calibration.quantize import quantize_weights
+from t5edge.calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
+from t5edge.calibration.variants import Divergence, Rounding
+from t5edge.errors import UserError
+from t5edge.exporter.graph.weight_expressions import Factors, evaluate
+from t5edge.kernels.weights import Source, Stack
 
 if TYPE_CHECKING:
     import torch
 
-    from calibration.texts import CalibrationTexts
-    from exporter.checkpoint import Checkpoint
-    from exporter.precision import Precision
-    from exporter.progress import Progress
-    from exporter.stamp import Graphs
+    from t5edge.bundle.precision import Precision
+    from t5edge.calibration.texts import CalibrationTexts
+    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.graph.assemble import Graphs
+    from t5edge.progress import Progress
 
 SHARED_SAMPLES = 3
 """Decoder layers whose matrices judge the smoothing of the cross keys and values, which all layers share."""
@@ -50,12 +51,12 @@ class Plan:
     """What each site becomes. ``kept`` are names of sites that stay in the compute dtype."""
 
     row: Precision
-    sites: tuple[Site, ...]
+    sites: tuple[QuantizationPoint, ...]
     choices: Mapping[str, Choice]
     alone: Mapping[str, Divergence]
     kept: frozenset[str]
     gate: Gate | None
-    recipe: Recipe
+    calibration_key: CalibrationKey
     origin: str
 
     @property
@@ -78,7 +79,7 @@ class Plan:
         found = {name: choice.factors for name, choice in self.choices.items() if name not in self.kept}
         return {name: factors for name, factors in found.items() if factors is not None}
 
-    def extra_bytes(self, site: Site) -> int:
+    def extra_bytes(self, site: QuantizationPoint) -> int:
         """What keeping ``site`` in the compute dtype costs over quantizing it; scales left out."""
         scheme = site.scheme(self.row)
         full = 4 if self.row.compute == "float" else 2
@@ -87,7 +88,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return {
-            "recipe": self.recipe.to_dict(),
+            "recipe": self.calibration_key.to_dict(),
             "texts": self.origin,
             "gate": None if self.gate is None else self.gate.to_dict(),
             "kept": sorted(self.kept),
@@ -95,7 +96,7 @@ class Plan:
             "sites": [self._site(site) for site in self.sites],
         }
 
-    def _site(self, site: Site) -> dict[str, Any]:
+    def _site(self, site: QuantizationPoint) -> dict[str, Any]:
         choice, alone, scheme = self.choices.get(site.name), self.alone.get(site.name), site.scheme(self.row)
         kept = site.name in self.kept or scheme is None
         facts: dict[str, Any] = {"name": site.name, "graph": site.graph, "shape": list(site.shape), "kept": kept}
@@ -115,7 +116,7 @@ def make_plan(
     graphs: Graphs,
     row: Precision,
     texts: CalibrationTexts,
-    watch: Progress,
+    progress: Progress,
     settings: Settings | None = None,
 ) -> Plan:
     """Measure everything that ``row`` needs to know on ``texts``.
@@ -126,28 +127,28 @@ def make_plan(
     settings = settings or Settings()
     if settings.observer not in OBSERVERS:
         raise UserError(f"observer '{settings.observer}' is unknown; choose one of {', '.join(OBSERVERS)}.")
-    sites = find_sites(graphs)
-    recipe = Recipe.of(checkpoint, sites, row, texts, asdict(settings))
-    cached = load_choices(recipe)
-    choices = cached if cached is not None else choose_scales(checkpoint, sites, row, texts, watch, settings)
+    sites = find_points(graphs)
+    calibration_key = CalibrationKey.of(checkpoint, sites, row, texts, asdict(settings))
+    cached = load_choices(calibration_key)
+    choices = cached if cached is not None else choose_scales(checkpoint, sites, row, texts, progress, settings)
     if cached is None:
-        save_choices(recipe, choices)
+        save_choices(calibration_key, choices)
     roundings = plan_roundings(sites, row, choices)
-    with watch.stage("sensitivity", None, "layers") as stage:
+    with progress.stage("sensitivity", None, "layers") as stage:
         alone = measure_alone(checkpoint, texts, sites, roundings, stage.advance)
     kept, gate = frozenset[str](), None
     if settings.gate:
-        with watch.stage("quantization gate", None, "layers") as stage:
+        with progress.stage("quantization gate", None, "layers") as stage:
             kept, gate = place(checkpoint, texts, row, sites, roundings, alone, stage.advance)
-    return Plan(row, sites, choices, alone, kept, gate, recipe, texts.origin)
+    return Plan(row, sites, choices, alone, kept, gate, calibration_key, texts.origin)
 
 
 def choose_scales(
     checkpoint: Checkpoint,
-    sites: Sequence[Site],
+    sites: Sequence[QuantizationPoint],
     row: Precision,
     texts: CalibrationTexts,
-    watch: Progress,
+    progress: Progress,
     settings: Settings,
 ) -> dict[str, Choice]:
     """Smoothing of each site that takes it, and the scale of each input that ``row`` quantizes, by site name."""
@@ -158,7 +159,7 @@ def choose_scales(
     choices: dict[str, Choice] = {}
     shared = [site for site in wanted if site.role == "cross_kv"]
 
-    def choose_one(site: Site, sample: Sample) -> None:
+    def choose_one(site: QuantizationPoint, sample: Sample) -> None:
         if site.name in choices:
             return
         group = shared if site in shared else [site]
@@ -173,24 +174,26 @@ def choose_scales(
 
     a = checkpoint.architecture
     layers = a.encoder_layers + (a.decoder_layers if any(site.graph == "decoder" for site in wanted) else 0)
-    with watch.stage("activation ranges", layers, "layers") as stage:
+    with progress.stage("activation ranges", layers, "layers") as stage:
         collect_inputs(checkpoint, texts.batches, wanted, choose_one, stage.advance)
     return choices
 
 
-def judged_step(site: Site) -> int:
+def judged_step(site: QuantizationPoint) -> int:
     """Every so many columns of a site's matrix judge its smoothing."""
     return max(1, site.shape[1] // JUDGED_COLUMNS)
 
 
-def _weight(checkpoint: Checkpoint, site: Site) -> torch.Tensor:
+def _weight(checkpoint: Checkpoint, site: QuantizationPoint) -> torch.Tensor:
     """The site's matrix [in, out], float32."""
     sources = tuple(map(Source, site.sources))
     rows = site.shape[1] // len(sources)
-    return Stack(sources, (rows,) * len(sources), site.shape[0], transposed=True).build(checkpoint.read).float()
+    return evaluate(Stack(sources, (rows,) * len(sources), site.shape[0], transposed=True), checkpoint.read).float()
 
 
-def plan_roundings(sites: Sequence[Site], row: Precision, choices: Mapping[str, Choice]) -> dict[str, Rounding]:
+def plan_roundings(
+    sites: Sequence[QuantizationPoint], row: Precision, choices: Mapping[str, Choice]
+) -> dict[str, Rounding]:
     """How each site that ``row`` can quantize is rounded."""
     found = {}
     for site in sites:
@@ -201,7 +204,7 @@ def plan_roundings(sites: Sequence[Site], row: Precision, choices: Mapping[str, 
 
 
 def apply_plan(plan: Plan, graphs: Graphs) -> None:
-    """Put the plan into every graph: smoothed recipes, quantized weights, quantized inputs."""
+    """Put the plan into every graph: smoothed weight expressions, quantized weights, quantized inputs."""
     for model in dict(graphs.items()).values():
         apply_smoothing(model, plan.factors)
         quantize_weights(model, plan.row, plan.keys_kept)

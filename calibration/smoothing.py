@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from calibration.collect import Sample
-from calibration.observers import LARGEST, Observer, round_values
-from calibration.sites import OUTPUT, TABLE, Site, matrix_of, site_name
-from exporter.quantize import Scheme, round_columns
-from exporter.recipes import Factors, Smoothed, Stack, constant_value, planned_value, recipe_of
+from t5edge.calibration.collect import Sample
+from t5edge.calibration.observers import LARGEST, Observer, round_values
+from t5edge.calibration.points import OUTPUT, TABLE, QuantizationPoint, matrix_of, site_name
+from t5edge.calibration.quantize import Scheme, round_columns
+from t5edge.exporter.graph.weight_expressions import Factors, Smoothed
+from t5edge.kernels.values import constant_value
+from t5edge.kernels.weights import Stack, expression_of, planned_value
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +62,7 @@ class Choice:
     plain_error: float
 
 
-def can_smooth(site: Site) -> bool:
+def can_smooth(site: QuantizationPoint) -> bool:
     """Whether 1 / s can be folded in front of this site."""
     return site.role in SMOOTHED and (site.role != "o" or site.graph == "encoder") and TABLE not in site.sources
 
@@ -138,7 +140,7 @@ def _scale(sample: Sample, observer: Observer, s: torch.Tensor) -> float:
 
 
 def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
-    """Rewrite the recipes of one graph: ``factors`` by site name. The float32 graph computes the same bits.
+    """Rewrite the expressions of one graph: ``factors`` by site name. The float32 graph computes the same bits.
 
     Must run before ``quantize_weights``: afterwards a MatMul reads a DequantizeLinear.
     """
@@ -146,15 +148,15 @@ def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
     columns = _column_factors(graph, factors)
     norms: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
-        recipe = matrix_of(node) if node.op_type == "MatMul" else None
-        if recipe is None:
+        expression = matrix_of(node) if node.op_type == "MatMul" else None
+        if expression is None:
             continue
-        name = site_name(node, recipe)
+        name = site_name(node, expression)
         rows = factors.get(name)
         if rows is not None and name.endswith(NORMED):
             _smooth_norm(graph, node, rows, norms)
         if rows is not None or name in columns:
-            _replace_weight(graph, node, Smoothed(recipe, rows, columns.get(name)))
+            _replace_weight(graph, node, Smoothed(expression, rows, columns.get(name)))
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
 
@@ -163,21 +165,21 @@ def _column_factors(graph: ir.Graph, factors: Mapping[str, Factors]) -> dict[str
     """1 / s of ``o`` on the last third of qkv's columns, 1 / s of ``wo`` on the last columns of wi."""
     found: dict[str, Factors] = {}
     for node in graph:
-        recipe = matrix_of(node) if node.op_type == "MatMul" else None
-        name = "" if recipe is None else site_name(node, recipe)
+        expression = matrix_of(node) if node.op_type == "MatMul" else None
+        name = "" if expression is None else site_name(node, expression)
         block, _, role = name.rpartition(".")
         follower = factors.get(f"{block}.{ {'qkv': 'o', 'wi': 'wo'}.get(role) }")
-        if recipe is not None and follower is not None:
-            untouched = np.zeros(recipe.shape[1] - len(follower.exponents), np.int8)
+        if expression is not None and follower is not None:
+            untouched = np.zeros(expression.shape[1] - len(follower.exponents), np.int8)
             found[name] = Factors(untouched.tobytes() + follower.inverse.exponents)
     return found
 
 
-def _replace_weight(graph: ir.Graph, node: ir.Node, recipe: Smoothed) -> None:
+def _replace_weight(graph: ir.Graph, node: ir.Node, expression: Smoothed) -> None:
     old = node.inputs[1]
     assert old is not None
     assert old.dtype is not None
-    weight = planned_value(recipe, old.dtype, recipe.key)
+    weight = planned_value(expression, old.dtype, expression.key)
     graph.register_initializer(weight)
     node.replace_input_with(1, weight)
 
@@ -211,12 +213,12 @@ def _divided_input(graph: ir.Graph, hidden: ir.Value, factors: Factors) -> ir.Va
 def _divided_norm(graph: ir.Graph, norm: ir.Node, factors: Factors) -> ir.Value:
     """The output of a copy of ``norm`` whose weight is divided; an unused original goes with the other leftovers."""
     assert norm.op_type == "RMSNormalization", f"{norm.name} is not a norm"
-    base, old = recipe_of(norm.inputs[1]), norm.inputs[1]
+    base, old = expression_of(norm.inputs[1]), norm.inputs[1]
     assert isinstance(base, Stack)
     assert old is not None
     assert old.dtype is not None
-    recipe = Smoothed(base, rows=factors.inverse)
-    weight = planned_value(recipe, old.dtype, recipe.key)
+    expression = Smoothed(base, rows=factors.inverse)
+    weight = planned_value(expression, old.dtype, expression.key)
     graph.register_initializer(weight)
     copy = ir.Node("", norm.op_type, [norm.inputs[0], weight], list(norm.attributes.values()), num_outputs=1)
     copy.name = f"{norm.name}/smoothed"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.ports import GraphPorts
-from exporter.targets.onnxruntime import CONFIGURATION, PROVIDERS, OnnxRuntimeModel, session_options
+from t5edge.bundle.ports import GraphPorts
+from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, OnnxRuntimeModel, session_options
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps, one text."""

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from exporter.errors import UserError
-from exporter.parity.workload import TEXTS_FILE
-from exporter.texts import Batch, Encoder, Example, bundled_examples, read_examples
-from exporter.tokenizer_files import tokenizer_json
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
+from t5edge.exporter.reference.texts import TEXTS_FILE, Batch, Encoder, Example, bundled_examples, read_examples
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from exporter.checkpoint import Checkpoint
-    from exporter.ports import Limits
-    from exporter.progress import Progress
+    from t5edge.bundle.ports import Limits
+    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.progress import Progress
 
 COUNT = 128
 """Texts that are used at most; of more, a seeded draw."""
@@ -77,7 +76,7 @@ def examples_from(texts: Iterable[str | tuple[str, str] | Example]) -> tuple[Exa
 
 
 def choose_examples(
-    checkpoint: Checkpoint, given: str | Path | Sequence[Example] | None, watch: Progress
+    checkpoint: Checkpoint, given: str | Path | Sequence[Example] | None, progress: Progress
 ) -> tuple[list[Example], str]:
     """The examples and where they come from; see the module.
 
@@ -91,7 +90,7 @@ def choose_examples(
     own = checkpoint.file(TEXTS_FILE)
     if own is not None:
         return read_examples(own), f"{checkpoint.source}: {TEXTS_FILE}"
-    watch.message(
+    progress.message(
         "calibrated on the bundled sentences, which may not resemble your texts; "
         "pass your own with --calibration FILE (one text per line, or JSONL with source and target)."
     )
@@ -99,14 +98,14 @@ def choose_examples(
 
 
 def read_texts(
-    checkpoint: Checkpoint, given: str | Path | Sequence[Example] | None, limits: Limits, watch: Progress
+    checkpoint: Checkpoint, given: str | Path | Sequence[Example] | None, limits: Limits, progress: Progress
 ) -> CalibrationTexts:
     """The texts ``given`` (None: those of the checkpoint, or the bundled sentences), ready to run.
 
     Raises:
         UserError: the file cannot be read, holds no texts, or a text is far too long to be meant as one.
     """
-    examples, origin = choose_examples(checkpoint, given, watch)
+    examples, origin = choose_examples(checkpoint, given, progress)
     return calibration_texts(checkpoint, examples, limits, origin)
 
 

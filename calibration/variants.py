@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibration.observers import round_values
-from calibration.sites import EMBEDDING, OUTPUT, TABLE, Site
-from exporter.parity.workload import target_mask
-from exporter.quantize import Scheme, round_columns
-from exporter.recipes import Factors
-from exporter.streamed import StreamedReference
+from t5edge.calibration.observers import round_values
+from t5edge.calibration.points import EMBEDDING, OUTPUT, TABLE, QuantizationPoint
+from t5edge.calibration.quantize import Scheme, round_columns
+from t5edge.exporter.graph.weight_expressions import Factors
+from t5edge.exporter.reference.streamed import StreamedReference
+from t5edge.exporter.reference.texts import target_mask
 
 if TYPE_CHECKING:
     import torch
 
-    from exporter.checkpoint import Checkpoint
-    from exporter.texts import Batch
+    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.reference.texts import Batch
 
 MAX_BYTES = 150e6
 """Rough bound on the widest activation of all variants together; more variants take another pass."""
@@ -55,7 +55,7 @@ class Divergence:
 def measure_variants(
     checkpoint: Checkpoint,
     batch: Batch,
-    sites: Sequence[Site],
+    sites: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     variants: Sequence[frozenset[str]],
     tie: float = 0.0,
@@ -100,7 +100,7 @@ class _Run:
         self,
         checkpoint: Checkpoint,
         batch: Batch,
-        sites: Sequence[Site],
+        sites: Sequence[QuantizationPoint],
         roundings: Mapping[str, Rounding],
         variants: Sequence[frozenset[str]],
         tie: float,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.trace import scalar
-from kernels.fusion import near
+from t5edge.kernels.fusion import near
+from t5edge.kernels.values import scalar
 
 
 @dataclass(frozen=True)
@@ -64,5 +64,5 @@ _PATTERNS = {
 
 
 def activation_pattern(name: str) -> ActivationPattern:
-    """The pattern of one activation by our name (``exporter.architecture.ACTIVATIONS``)."""
+    """The pattern of one activation by our name (``t5edge.bundle.architecture.ACTIVATIONS``)."""
     return _PATTERNS[name]

@@ -14,8 +14,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 from onnxscript.rewriter import MatchingTracer, RewriteRule, RewriteRuleSet
 
-from exporter.architecture import Architecture
-from exporter.trace import Block, BlockKind
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.block import Block, BlockKind
 
 
 class FusionError(Exception):
@@ -82,7 +82,7 @@ def _refusals(tracer: MatchingTracer) -> list[str]:
 
 def near(value: ir.Value | None, number: float, relative: float = 1e-5) -> bool:
     """Whether a scalar constant equals ``number`` within ``relative`` (float32 spelling of a decimal)."""
-    from exporter.trace import scalar
+    from t5edge.kernels.values import scalar
 
     found = scalar(value)
     return found is not None and abs(found - number) <= relative * abs(number)

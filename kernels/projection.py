@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from exporter.architecture import Architecture
-from exporter.recipes import Stack, constant_value, planned_value, recipe_of
-from exporter.trace import Block, as_int64, scalar
-from kernels.fusion import Outcome
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.block import Block
+from t5edge.kernels.fusion import Outcome
+from t5edge.kernels.values import as_int64, constant_value, scalar
+from t5edge.kernels.weights import Stack, expression_of, planned_value
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class HeadProjection:
     matmul: ir.Node
     reshape: ir.Node
     transpose: ir.Node
-    recipe: Stack
+    expression: Stack
 
 
 def pack_projections(block: Block, architecture: Architecture, count: int) -> Outcome:
@@ -47,23 +48,25 @@ def pack_projections(block: Block, architecture: Architecture, count: int) -> Ou
 
 
 def _head_projection(node: ir.Node, architecture: Architecture, outcome: Outcome) -> HeadProjection | None:
-    recipe = recipe_of(node.inputs[1]) if node.op_type == "MatMul" else None
-    if not isinstance(recipe, Stack):
+    expression = expression_of(node.inputs[1]) if node.op_type == "MatMul" else None
+    if not isinstance(expression, Stack):
         return None
     reshape = _only_user(node, "Reshape")
     transpose = _only_user(reshape, "Transpose") if reshape is not None else None
     if reshape is None or transpose is None:
         return None
     if list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]:
-        outcome.refusals.append(f"{recipe.key}: the transpose after it does not move the heads")
+        outcome.refusals.append(f"{expression.key}: the transpose after it does not move the heads")
         return None
     if not _splits_into_heads(reshape, architecture.d_kv):
-        outcome.refusals.append(f"{recipe.key}: reshaped into heads of another size than d_kv = {architecture.d_kv}")
+        outcome.refusals.append(
+            f"{expression.key}: reshaped into heads of another size than d_kv = {architecture.d_kv}"
+        )
         return None
-    if recipe.sources[0].name.split(".")[-2] not in ("q", "k", "v"):
-        outcome.refusals.append(f"{recipe.key}: not a query, key or value projection")
+    if expression.sources[0].name.split(".")[-2] not in ("q", "k", "v"):
+        outcome.refusals.append(f"{expression.key}: not a query, key or value projection")
         return None
-    return HeadProjection(node, reshape, transpose, recipe)
+    return HeadProjection(node, reshape, transpose, expression)
 
 
 def _only_user(node: ir.Node, op_type: str) -> ir.Node | None:
@@ -81,10 +84,10 @@ def _splits_into_heads(reshape: ir.Node, d_kv: int) -> bool:
 
 
 def _pack(graph: ir.Graph, x: ir.Value, group: list[HeadProjection], architecture: Architecture) -> None:
-    recipe = group[0].recipe
+    expression = group[0].expression
     for other in group[1:]:
-        recipe = recipe.join(other.recipe)
-    weight = planned_value(recipe, ir.DataType.FLOAT, f"packed.{recipe.key}")
+        expression = expression.join(other.expression)
+    weight = planned_value(expression, ir.DataType.FLOAT, f"packed.{expression.key}")
     graph.register_initializer(weight)
     tape = ir.tape.Tape()
     name = f"split_{len(group)}_heads"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.exporter.targets.bundles import Workshop
+    from support.bundles import Workshop
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """t5-demo's bundles in any precision; its blocks are traced on first use."""
-    from tests.exporter.targets.bundles import demo_workshop
+    from support.bundles import demo_workshop
 
     return demo_workshop(tmp_path_factory.mktemp("demo"))

@@ -45,9 +45,9 @@ def is_bundle(folder: Path) -> bool:
 
 def open_bundle(folder: Path) -> Answer:
     """A bundle on ONNX Runtime."""
-    import exporter
+    import t5edge
 
-    model = exporter.load(folder)
+    model = t5edge.load(folder)
     return lambda prompts: model.generate_text(prompts, max_new_tokens=MAX_NEW_TOKENS)
 
 

@@ -21,14 +21,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from exporter.bundle import write_json
-from exporter.checkpoint import Checkpoint
-from exporter.errors import UserError
-from exporter.layouts.merged import merge_decoders
-from exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
-from exporter.precision import Precision
-from exporter.stamp import Graphs
-from exporter.weights import FILE_NAME as WEIGHTS
+from t5edge.bundle.manifest import write_json
+from t5edge.bundle.precision import Precision
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.graph.assemble import Graphs
+from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
+from t5edge.exporter.layouts.merged import merge_decoders
+from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
 
 MERGED = "decoder_model_merged"
 JS_FOLDER = "onnx"

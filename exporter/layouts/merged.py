@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from exporter.recipes import PlannedTensor
+from t5edge.kernels.weights import PlannedTensor
 
 BRANCH = "use_cache_branch"
 HEAD_AXIS = 3
@@ -115,11 +115,11 @@ def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> list[ir.Val
 
 
 def _equal(left: ir.TensorProtocol | None, right: ir.TensorProtocol | None) -> bool:
-    """Whether two initializers hold the same numbers; weights by their recipe, or by their place in the file."""
+    """Whether two initializers hold the same numbers; weights by their expression, or by their place in the file."""
     assert left is not None
     assert right is not None
     if isinstance(left, PlannedTensor) and isinstance(right, PlannedTensor):
-        return (left.recipe.key, left.dtype) == (right.recipe.key, right.dtype)
+        return (left.expression.key, left.dtype) == (right.expression.key, right.dtype)
     if isinstance(left, ir.ExternalTensor) and isinstance(right, ir.ExternalTensor):
         return (left.location, left.offset, left.length) == (right.location, right.offset, right.length)
     return np.array_equal(left.numpy(), right.numpy())

@@ -1,4 +1,4 @@
-"""optimum's three graphs, as ``ORTModelForSeq2SeqLM`` reads them, stamped from the same blocks over the same weights.
+"""optimum's three graphs, as ``ORTModelForSeq2SeqLM`` reads them, assembled from the same blocks over the same weights.
 
     encoder_model            input_ids, attention_mask -> last_hidden_state
     decoder_model            first step: encoder_hidden_states, no past -> logits, all keys and values
@@ -17,13 +17,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from exporter.architecture import Architecture
-from exporter.ports import GraphPorts, Port, decoder_ports, encoder_ports
-from exporter.recipes import constant_value
-from exporter.rescale import Rescale
-from exporter.stamp import DecoderStamper, EncoderStamper, Graphs
-from exporter.trace import Block, BlockKind, as_int64
-from kernels.position_bias.fusion import distances
+from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.ports import GraphPorts, Port, decoder_ports, encoder_ports
+from t5edge.exporter.graph.assemble import DecoderAssembler, EncoderAssembler, Graphs
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.position_bias.fusion import distances
+from t5edge.kernels.values import as_int64, constant_value
 
 ENCODER, FIRST_STEP, LATER_STEPS = "encoder_model", "decoder_model", "decoder_with_past_model"
 AXES = {
@@ -42,11 +42,11 @@ def add_optimum(
     """``graphs`` with optimum's three among its ``others``, in ``compute`` (float or float16)."""
     ports = optimum_ports(architecture, compute)
     others = {
-        ENCODER: _EncoderStamper(architecture, blocks, compute, rescale.encoder, ports[ENCODER]),
-        FIRST_STEP: _FirstStepStamper(architecture, blocks, compute, rescale.decoder, ports[FIRST_STEP]),
-        LATER_STEPS: DecoderStamper(architecture, blocks, compute, rescale.decoder, ports[LATER_STEPS]),
+        ENCODER: _EncoderAssembler(architecture, blocks, compute, rescale.encoder, ports[ENCODER]),
+        FIRST_STEP: _FirstStepAssembler(architecture, blocks, compute, rescale.decoder, ports[FIRST_STEP]),
+        LATER_STEPS: DecoderAssembler(architecture, blocks, compute, rescale.decoder, ports[LATER_STEPS]),
     }
-    return replace(graphs, others={name: stamper.model() for name, stamper in others.items()})
+    return replace(graphs, others={name: assembler.model() for name, assembler in others.items()})
 
 
 def optimum_ports(architecture: Architecture, compute: str) -> dict[str, GraphPorts]:
@@ -78,12 +78,12 @@ def _renamed(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> GraphPorts:
     return GraphPorts(tuple(map(rename, inputs)), tuple(map(rename, outputs)))
 
 
-class _EncoderStamper(EncoderStamper):
+class _EncoderAssembler(EncoderAssembler):
     def build(self) -> None:
         self.outputs["last_hidden_state"] = self.encode()
 
 
-class _FirstStepStamper(DecoderStamper):
+class _FirstStepAssembler(DecoderAssembler):
     """The decoder at past length 0, with the projection of the cross keys and values in front of each layer."""
 
     def build(self) -> None:
@@ -94,7 +94,7 @@ class _FirstStepStamper(DecoderStamper):
         return [self.empty, self.empty]
 
     def cross_cache(self, layer: int) -> list[ir.Value]:
-        key, value = self.stamp_block("cross_kv", layer, [self.inputs["encoder_hidden_states"]])
+        key, value = self.instantiate_block("cross_kv", layer, [self.inputs["encoder_hidden_states"]])
         self.outputs[f"present.{layer}.encoder.key"] = key
         self.outputs[f"present.{layer}.encoder.value"] = value
         return [key, value]

@@ -11,9 +11,9 @@ from typing import Any
 
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
-from exporter.architecture import Architecture
-from exporter.trace import Block, BlockKind
-from kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
 
 
 class AttentionRule(RewriteRuleClassBase):

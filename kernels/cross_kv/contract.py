@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.packed_qkv.contract import packed_projection
+from t5edge.kernels.packed_qkv.contract import packed_projection
 
 
 def cross_kv(hidden: np.ndarray, w_k: np.ndarray, w_v: np.ndarray, heads: int) -> tuple[np.ndarray, np.ndarray]:

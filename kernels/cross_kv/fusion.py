@@ -7,10 +7,10 @@ after  : split(hidden @ [w_k | w_v]), constant reshapes
 
 from __future__ import annotations
 
-from exporter.architecture import Architecture
-from exporter.trace import Block, BlockKind
-from kernels.fusion import Fusion, Outcome
-from kernels.projection import pack_projections
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.fusion import Fusion, Outcome
+from t5edge.kernels.projection import pack_projections
 
 
 def _apply(block: Block, architecture: Architecture) -> Outcome:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.activations import ACTIVATIONS
+from t5edge.kernels.activations import ACTIVATIONS
 
 
 def gated_ffn(x: np.ndarray, wi_0: np.ndarray, wi_1: np.ndarray, wo: np.ndarray, activation: str) -> np.ndarray:
-    """Reference in float64; ``activation`` is one of ``kernels.activations.ACTIVATIONS``."""
+    """Reference in float64; ``activation`` is one of ``t5edge.kernels.activations.ACTIVATIONS``."""
     wide = x.astype(np.float64)
     return ((ACTIVATIONS[activation](wide @ wi_0) * (wide @ wi_1)) @ wo).astype(x.dtype)

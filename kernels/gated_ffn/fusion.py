@@ -11,11 +11,11 @@ from typing import Any
 
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
-from exporter.architecture import Architecture
-from exporter.recipes import PlannedTensor, Stack, recipe_of
-from exporter.trace import Block, BlockKind
-from kernels.activation_patterns import ActivationPattern, activation_pattern
-from kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.activation_patterns import ActivationPattern, activation_pattern
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.kernels.weights import PlannedTensor, Stack, expression_of
 
 
 class GatedFfnRule(RewriteRuleClassBase):
@@ -29,17 +29,19 @@ class GatedFfnRule(RewriteRuleClassBase):
 
     def check(self, context: Any, wi_0: Any, wi_1: Any, wo: Any, **constants: Any) -> MatchResult:
         result = MatchResult()
-        recipes = [recipe_of(value) for value in (wi_0, wi_1, wo)]
-        if not all(isinstance(recipe, Stack) and recipe.transposed for recipe in recipes):
+        expressions = [expression_of(value) for value in (wi_0, wi_1, wo)]
+        if not all(isinstance(expression, Stack) and expression.transposed for expression in expressions):
             return result.fail("wi_0, wi_1 and wo must be weights of the checkpoint in MatMul's layout")
-        if recipes[0].shape != recipes[1].shape:  # type: ignore[union-attr]
+        if expressions[0].shape != expressions[1].shape:  # type: ignore[union-attr]
             return result.fail("gate and up differ in width")
         reason = self._activation.refuse(constants)
         return result.fail(reason) if reason else result
 
     def rewrite(self, op: Any, x: Any, wi_0: Any, wi_1: Any, wo: Any, **_: Any) -> Any:
-        recipe = recipe_of(wi_0).join(recipe_of(wi_1))  # type: ignore[union-attr]
-        weight = op.initializer(PlannedTensor(recipe, wi_0.dtype, f"packed.{recipe.key}"), f"packed.{recipe.key}")
+        expression = expression_of(wi_0).join(expression_of(wi_1))  # type: ignore[union-attr]
+        weight = op.initializer(
+            PlannedTensor(expression, wi_0.dtype, f"packed.{expression.key}"), f"packed.{expression.key}"
+        )
         gate, up = op.Split(op.MatMul(x, weight), axis=-1, num_outputs=2, _outputs=2)
         return op.MatMul(op.Mul(self._activation.emit(op, gate), up), wo)
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from exporter.recipes import constant_value
-from exporter.trace import as_int64
+from t5edge.kernels.values import as_int64, constant_value
 
 
 def distances(tape: ir.tape.Tape, queries: ir.Value, keys: ir.Value, past: ir.Value | None) -> ir.Value:

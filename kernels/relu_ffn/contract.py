@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.activations import ACTIVATIONS
+from t5edge.kernels.activations import ACTIVATIONS
 
 
 def ffn(x: np.ndarray, wi: np.ndarray, wo: np.ndarray, activation: str = "relu") -> np.ndarray:

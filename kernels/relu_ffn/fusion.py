@@ -2,7 +2,7 @@
 
 x : [batch, seq, d_model]   wi : [d_model, d_ff]   wo : [d_ff, d_model]   out : [batch, seq, d_model]
 before : act(x @ wi) @ wo, other activations than ReLU spelled out in several nodes
-after  : the same MatMuls around one activation node; the first one's weight is marked by its recipe
+after  : the same MatMuls around one activation node; the first one's weight is marked by its expression
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
-from exporter.architecture import Architecture
-from exporter.recipes import PlannedTensor, Stack, recipe_of
-from exporter.trace import Block, BlockKind
-from kernels.activation_patterns import ActivationPattern, activation_pattern
-from kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.activation_patterns import ActivationPattern, activation_pattern
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.kernels.weights import PlannedTensor, Stack, expression_of
 
 RECOGNISED = "ffn."
 """Prefix of a recognised wi: the replacement looks like the pattern, and must not match again."""
@@ -32,8 +32,8 @@ class FfnRule(RewriteRuleClassBase):
     def check(self, context: Any, wi: Any, wo: Any, **constants: Any) -> MatchResult:
         result = MatchResult()
         for value, role in ((wi, "wi"), (wo, "wo")):
-            recipe = recipe_of(value)
-            if not isinstance(recipe, Stack) or not recipe.transposed:
+            expression = expression_of(value)
+            if not isinstance(expression, Stack) or not expression.transposed:
                 return result.fail(f"{role} is not a weight of the checkpoint in MatMul's layout")
         if wi.name.startswith(RECOGNISED):
             return result.fail("recognised already")
@@ -42,7 +42,7 @@ class FfnRule(RewriteRuleClassBase):
 
     def rewrite(self, op: Any, x: Any, wi: Any, wo: Any, **_: Any) -> Any:
         name = f"{RECOGNISED}{wi.name}"
-        weight = op.initializer(PlannedTensor(recipe_of(wi), wi.dtype, name), name)  # type: ignore[arg-type]
+        weight = op.initializer(PlannedTensor(expression_of(wi), wi.dtype, name), name)  # type: ignore[arg-type]
         return op.MatMul(self._activation.emit(op, op.MatMul(x, weight)), wo)
 
 

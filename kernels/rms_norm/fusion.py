@@ -10,10 +10,11 @@ from typing import Any
 
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
 
-from exporter.architecture import Architecture
-from exporter.recipes import recipe_of
-from exporter.trace import Block, BlockKind, scalar
-from kernels.fusion import Fusion, Outcome, apply_rules, near
+from t5edge.bundle.architecture import Architecture
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.fusion import Fusion, Outcome, apply_rules, near
+from t5edge.kernels.values import scalar
+from t5edge.kernels.weights import expression_of
 
 
 class RmsNormRule(RewriteRuleClassBase):
@@ -28,8 +29,8 @@ class RmsNormRule(RewriteRuleClassBase):
             return result.fail(f"the exponent is {scalar(exponent)}, not 2: this is not a root mean square")
         if scalar(epsilon) is None:
             return result.fail("epsilon is not a constant")
-        recipe = recipe_of(weight)
-        if recipe is None or len(recipe.shape) != 1:
+        expression = expression_of(weight)
+        if expression is None or len(expression.shape) != 1:
             return result.fail("the scale is not a vector of weights over the last axis")
         return result
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.checkpoint import open_checkpoint
-from exporter.precision import precision
-from tests.calibration.models import Model, outlier_demo, twin_model
+from support.quantized_models import Model, outlier_demo, twin_model
+from t5edge.bundle.precision import precision
+from t5edge.exporter.checkpoint.open import open_checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from calibration.plan import Settings, apply_plan, make_plan
-from exporter import api
-from exporter.bundle import read_manifest
-from exporter.options import ExportOptions
-from exporter.precision import precision
-from exporter.progress import Silent
-from exporter.rescale import Rescale, StackScale
-from exporter.targets.onnxruntime import session_options
-from tests.calibration.models import Model, row_with, run_encoder
+from support.quantized_models import Model, row_with, run_encoder
+from t5edge import pipeline
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.precision import precision
+from t5edge.calibration.plan import Settings, apply_plan, make_plan
+from t5edge.exporter.graph.rescale import Rescale, StackScale
+from t5edge.options import ExportOptions
+from t5edge.progress import Silent
+from t5edge.runtime.onnxruntime.cpu import session_options
 
 
 def operators(folder: Path, graph: str, tmp_path: Path) -> Counter[str]:
@@ -59,7 +59,7 @@ def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.Fixture
     scale = StackScale(k=3, t=(2,) * a.encoder_layers, t_source="wi_1" if a.gated else "wi")
     found = []
     for title, rescale in (("as-it-is", Rescale()), ("rescaled", Rescale(encoder=scale))):
-        graphs = api.stamp_graphs(model.checkpoint, model.traced, row, rescale, ExportOptions("x"))
+        graphs = pipeline.assemble_graphs(model.checkpoint, model.traced, row, rescale, ExportOptions("x"))
         plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))
         apply_plan(plan, graphs)
         found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row, {}), model.texts.gate))

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.collect import MAX_ROWS, Sample, collect_inputs
-from calibration.sites import Site, find_sites
-from exporter.errors import UserError
-from exporter.parity.reference import TorchModel, new_cache
-from exporter.parity.workload import rows_of, target_mask
-from exporter.precision import precision
-from tests.calibration.models import Model, twin_model
+from support.quantized_models import Model, twin_model
+from t5edge.bundle.precision import precision
+from t5edge.calibration.collect import MAX_ROWS, Sample, collect_inputs
+from t5edge.calibration.points import QuantizationPoint, find_points
+from t5edge.errors import UserError
+from t5edge.exporter.reference.texts import target_mask
+from t5edge.parity.reference import TorchModel, new_cache
+from t5edge.parity.workload import rows_of
 
 
 def samples(model: Model, batches, sites) -> dict[str, Sample]:  # type: ignore[no-untyped-def]
@@ -19,8 +20,8 @@ def samples(model: Model, batches, sites) -> dict[str, Sample]:  # type: ignore[
     return found
 
 
-def sites_of(model: Model) -> list[Site]:
-    return [site for site in find_sites(model.graphs(precision("fp32"))) if site.block]
+def sites_of(model: Model) -> list[QuantizationPoint]:
+    return [site for site in find_points(model.graphs(precision("fp32"))) if site.block]
 
 
 def test_every_site_gets_its_sample(plain: Model) -> None:
@@ -64,7 +65,7 @@ def test_padding_is_not_counted(plain: Model) -> None:
 
 
 def test_many_tokens_are_thinned_but_their_largest_counts() -> None:
-    from calibration.collect import _sample
+    from t5edge.calibration.collect import _sample
 
     rows = torch.zeros(3 * MAX_ROWS, 2)
     rows[1, 1] = -9.0

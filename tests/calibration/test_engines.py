@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.errors import UserError
-from exporter.ports import GraphPorts, Limits
-from exporter.precision import Precision, precision
-from exporter.progress import Silent
-from exporter.targets.tensorrt_attention import attention_form
-from exporter.targets.tensorrt_build import EngineSpec, build_engine, check_attention, engine_profiles
-from exporter.targets.tensorrt_flavor import load_tensorrt
-from exporter.targets.tensorrt_guards import check_dtypes, dtypes_of
-from tests.calibration.models import Model
+from support.quantized_models import Model
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.precision import Precision, precision
+from t5edge.engines.attention import attention_form
+from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
+from t5edge.engines.guards import check_dtypes, dtypes_of
+from t5edge.errors import UserError
+from t5edge.progress import Silent
+from t5edge.runtime.tensorrt.flavor import load_tensorrt
 
 ROWS = ("int8", "int8-weight", "int4-weight")
 

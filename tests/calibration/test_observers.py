@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from calibration.observers import OBSERVERS, PERCENTILE, round_values
+from t5edge.calibration.observers import OBSERVERS, PERCENTILE, round_values
 
 
 def heavy_tail() -> torch.Tensor:

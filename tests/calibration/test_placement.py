@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.placement import holds, max_kl
-from calibration.plan import Settings
-from exporter.bundle import read_manifest
-from exporter.precision import precision
-from tests.calibration.models import Model, row_with
+from support.quantized_models import Model, row_with
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.precision import precision
+from t5edge.calibration.placement import holds, max_kl
+from t5edge.calibration.plan import Settings
 
 LIMITS = {
     "int8": (0.05, 0.97),

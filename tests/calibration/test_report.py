@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from calibration.plan import Settings
-from calibration.report import report_page
-from cli import main
-from exporter.bundle import damaged_files, read_manifest, write_json, write_manifest
-from exporter.precision import precision
-from tests.calibration.models import Model, row_with
+from support.quantized_models import Model, row_with
+from t5edge.bundle.manifest import damaged_files, read_manifest, write_json, write_manifest
+from t5edge.bundle.precision import precision
+from t5edge.calibration.plan import Settings
+from t5edge.cli import main
+from t5edge.tools.report.report import report_page
 
 VOID = {"meta", "br"}
 

@@ -7,20 +7,20 @@ import onnxruntime
 import pytest
 import torch
 
-from calibration.collect import Sample
-from calibration.observers import minmax
-from calibration.placement import SHARE, tie_margin
-from calibration.plan import Settings
-from calibration.sites import OUTPUT, find_sites
-from calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smooth, choose, smoothing_factors
-from exporter.layouts.optimum import add_optimum
-from exporter.parity.measures import relative_error
-from exporter.parity.reference import TorchModel
-from exporter.precision import precision
-from exporter.quantize import Scheme
-from exporter.recipes import Factors
-from exporter.rescale import Rescale
-from tests.calibration.models import Model, run_encoder
+from support.quantized_models import Model, run_encoder
+from t5edge.bundle.precision import precision
+from t5edge.calibration.collect import Sample
+from t5edge.calibration.observers import minmax
+from t5edge.calibration.placement import SHARE, tie_margin
+from t5edge.calibration.plan import Settings
+from t5edge.calibration.points import OUTPUT, find_points
+from t5edge.calibration.quantize import Scheme
+from t5edge.calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smooth, choose, smoothing_factors
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graph.weight_expressions import Factors
+from t5edge.exporter.layouts.optimum import add_optimum
+from t5edge.parity.measures import relative_error
+from t5edge.parity.reference import TorchModel
 
 
 def random_factors(model: Model, seed: int = 0) -> dict[str, Factors]:
@@ -30,7 +30,7 @@ def random_factors(model: Model, seed: int = 0) -> dict[str, Factors]:
         site.name: Factors(
             (shared if site.role == "cross_kv" else random.integers(-4, 5, site.shape[0]).astype(np.int8)).tobytes()
         )
-        for site in find_sites(model.graphs(precision("fp32")))
+        for site in find_points(model.graphs(precision("fp32")))
         if site.graph == "encoder" and can_smooth(site)
     }
 
@@ -148,7 +148,7 @@ def test_outliers_leave_the_trained_models_function_as_it_was(demo: Model, train
 
 @pytest.mark.parametrize("rounded", ["float", "smoothed"])
 def test_the_output_layer_is_smoothed_through_the_last_norm(plain: Model, rounded: str) -> None:
-    site = next(site for site in find_sites(plain.graphs(precision("fp32"))) if site.name == OUTPUT)
+    site = next(site for site in find_points(plain.graphs(precision("fp32"))) if site.name == OUTPUT)
     assert can_smooth(site)
     graphs = plain.graphs(precision("fp32"))
     if rounded == "smoothed":
@@ -160,7 +160,7 @@ def test_the_output_layer_is_smoothed_through_the_last_norm(plain: Model, rounde
 
 
 def test_a_tied_output_layer_is_the_token_table_and_stays(relu: Model) -> None:
-    site = next(site for site in find_sites(relu.graphs(precision("fp32"))) if site.name == OUTPUT)
+    site = next(site for site in find_points(relu.graphs(precision("fp32"))) if site.name == OUTPUT)
     assert not can_smooth(site)
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-import exporter
-from calibration import speed
-from calibration.plan import Settings
-from exporter.bundle import read_manifest
-from exporter.errors import GateError
-from exporter.precision import precision
-from exporter.progress import Silent
-from exporter.targets.onnxruntime import OnnxRuntimeModel
-from tests.calibration.models import Model
+import t5edge
+from support.quantized_models import Model
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.precision import precision
+from t5edge.calibration import speed
+from t5edge.calibration.plan import Settings
+from t5edge.errors import GateError
+from t5edge.progress import Silent
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 
 SLOW = {
     "quantized": {"encoder_ms": 4.0, "step_ms": 2.0},
@@ -41,7 +41,7 @@ def test_the_float32_side_has_no_rounded_inputs_left(bundle: Path, plain: Model)
     assert speed.bridge_inputs(model) == pairs > 0
     assert not any(node.op_type == "QuantizeLinear" for node in model.graph)
     sessions = [speed._session(bundle, name, float32=True) for name in ("encoder", "decoder")]
-    from exporter.ports import GraphPorts
+    from t5edge.bundle.ports import GraphPorts
 
     exact = OnnxRuntimeModel(*sessions, GraphPorts.from_dict(read_manifest(bundle)["ports"]["decoder"]))
     batch = plain.texts.gate
@@ -81,13 +81,13 @@ def test_a_slower_encoder_warns_and_the_export_is_done(
 ) -> None:
     demo.graphs(precision("int8"))
     partly = {**SLOW, "fp32": {"encoder_ms": 3.0, "step_ms": 3.0}, "speedup": 1.4}
-    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
-    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: partly)
-    monkeypatch.setattr("exporter.api.check", lambda *_: True)
+    monkeypatch.setattr("t5edge.pipeline.trace_blocks", lambda *_: demo.traced)
+    monkeypatch.setattr("t5edge.pipeline.measure_speed", lambda *_: partly)
+    monkeypatch.setattr("t5edge.pipeline.check", lambda *_: True)
     heard: list[str] = []
-    watch = Silent()
-    monkeypatch.setattr(watch, "message", heard.append)
-    bundle = exporter.export("t5-demo", "int8-weight", watch, out=tmp_path / "b", target=("onnxruntime",))
+    progress = Silent()
+    monkeypatch.setattr(progress, "message", heard.append)
+    bundle = t5edge.export("t5-demo", "int8-weight", progress, out=tmp_path / "b", target=("onnxruntime",))
     assert bundle.passed is True
     assert any(text.startswith("warning: in part slower") for text in heard)
 
@@ -96,22 +96,22 @@ def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model
 ) -> None:
     demo.graphs(precision("int8"))
-    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
-    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: SLOW)
+    monkeypatch.setattr("t5edge.pipeline.trace_blocks", lambda *_: demo.traced)
+    monkeypatch.setattr("t5edge.pipeline.measure_speed", lambda *_: SLOW)
     settings = {"out": tmp_path / "b", "target": ("onnxruntime",), "no_verify": True}
-    assert exporter.export("t5-demo", "int8-weight", **settings).manifest["speed"] is None
+    assert t5edge.export("t5-demo", "int8-weight", **settings).manifest["speed"] is None
     with pytest.raises(GateError, match=r"encoder 4.0 ms against 3.0 ms.*b\.failed"):
-        exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True)
+        t5edge.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True)
     assert (tmp_path / "b.failed" / "bundle.json").is_file()
     assert (tmp_path / "b" / "bundle.json").is_file()  # what --force would have replaced
-    monkeypatch.setattr("exporter.api.measure_speed", lambda *_: {**SLOW, "speedup": 1.4})
-    assert exporter.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True).folder.is_dir()
+    monkeypatch.setattr("t5edge.pipeline.measure_speed", lambda *_: {**SLOW, "speedup": 1.4})
+    assert t5edge.export("t5-demo", "int8-weight", **settings, force=True, require_speedup=True).folder.is_dir()
 
 
 def test_a_float_bundle_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model) -> None:
     demo.graphs(precision("int8"))
-    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: demo.traced)
-    bundle = exporter.export(
+    monkeypatch.setattr("t5edge.pipeline.trace_blocks", lambda *_: demo.traced)
+    bundle = t5edge.export(
         "t5-demo", "fp32", out=tmp_path / "f", target=("onnxruntime",), no_verify=True, require_speedup=True
     )
     assert bundle.manifest["speed"] is None

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import exporter
-from calibration.texts import COUNT, GATE, calibration_texts, choose_examples, examples_from
-from exporter.errors import UserError
-from exporter.ports import Limits
-from exporter.progress import Silent
-from exporter.texts import MAX_TOKENS, Example
-from tests.calibration.models import Model
+import t5edge
+from support.quantized_models import Model
+from t5edge.bundle.ports import Limits
+from t5edge.calibration.texts import COUNT, GATE, calibration_texts, choose_examples, examples_from
+from t5edge.errors import UserError
+from t5edge.exporter.reference.texts import MAX_TOKENS, Example
+from t5edge.progress import Silent
 
 
 class Listener(Silent):
@@ -30,7 +30,7 @@ def one_line(error: UserError) -> str:
 
 
 def export(tmp_path: Path, **settings) -> None:  # type: ignore[no-untyped-def]
-    exporter.export("t5-demo", "int8", out=tmp_path / "out" / "bundle", target=("onnxruntime",), **settings)
+    t5edge.export("t5-demo", "int8", out=tmp_path / "out" / "bundle", target=("onnxruntime",), **settings)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from calibration.plan import Settings, make_plan, plan_roundings
-from calibration.sites import EMBEDDING, OUTPUT
-from calibration.variants import Divergence, measure_variants
-from exporter.precision import precision
-from exporter.progress import Silent
-from tests.calibration.models import Model
+from support.quantized_models import Model
+from t5edge.bundle.precision import precision
+from t5edge.calibration.plan import Settings, make_plan, plan_roundings
+from t5edge.calibration.points import EMBEDDING, OUTPUT
+from t5edge.calibration.variants import Divergence, measure_variants
+from t5edge.progress import Silent
 
 
 def close(left: Divergence, right: Divergence) -> bool:
@@ -21,7 +21,7 @@ def test_variants_side_by_side_diverge_as_they_do_alone(plain: Model, monkeypatc
     variants = [frozenset(), *(frozenset({name}) for name in names), frozenset(names)]
     roundings = plan_roundings(plan.sites, row, plan.choices)
     together = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
-    monkeypatch.setattr("calibration.variants.MAX_BYTES", 1)
+    monkeypatch.setattr("t5edge.calibration.variants.MAX_BYTES", 1)
     apart = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
     assert together[0].kl == pytest.approx(0, abs=1e-9)
     assert together[0].top1 == 1

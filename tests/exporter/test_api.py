@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-import exporter
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.reference_model import build_torch_model
-from exporter.trace import Block, BlockKind
-from exporter.twins import twins
-from exporter.variants import DEMO_FOLDER
-from tests.exporter.targets.bundles import Workshop, demo_workshop
+import t5edge
+from support.bundles import Workshop, demo_workshop
+from support.tiny_models import tiny_models
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.family.variants import DEMO_FOLDER
+from t5edge.exporter.reference.whole import build_torch_model
+from t5edge.kernels.block import Block, BlockKind
 
-TWINS = {twin.name: twin for twin in twins()}
+TWINS = {twin.name: twin for twin in tiny_models()}
 CHECKED = ("t5-tiny-twin", "v1.1-twin", "ul2-twin")
 PER_LAYER_BIAS = "umt5-twin"
 SOURCE_LENGTHS = (1, 7, 8, 15, 16, 127, 128, 129)
@@ -77,7 +77,7 @@ def exported(
 
 def test_fp32_logits_at_the_bucket_edges_in_a_padded_batch(exported: tuple[Checkpoint, Path]) -> None:
     checkpoint, folder = exported
-    model = exporter.load(folder)
+    model = t5edge.load(folder)
     targets = np.random.default_rng(0).integers(3, model.vocab_size, (3, 3))
     for length in SOURCE_LENGTHS:
         ids, mask = padded_batch(model.vocab_size, length, seed=length)
@@ -87,7 +87,7 @@ def test_fp32_logits_at_the_bucket_edges_in_a_padded_batch(exported: tuple[Check
 
 def test_fp32_logits_of_every_cached_step_past_0_to_140(exported: tuple[Checkpoint, Path]) -> None:
     checkpoint, folder = exported
-    model = exporter.load(folder)
+    model = t5edge.load(folder)
     ids, mask = padded_batch(model.vocab_size, 40, seed=7)
     targets = np.random.default_rng(1).integers(3, model.vocab_size, (3, STEPS))
     reference = torch_logits(checkpoint, ids, mask, targets)
@@ -116,7 +116,7 @@ def prompts() -> list[str]:
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_tokens_equal_transformers_on_200_held_out_prompts(demo: Workshop, prompts: list[str], num_beams: int) -> None:
-    model = exporter.load(demo.bundle("fp32", "concat"))
+    model = t5edge.load(demo.bundle("fp32", "concat"))
     reference = build_torch_model(demo.checkpoint, torch.float32)
     for start in range(0, len(prompts), 50):
         ids, mask = model.tokenizer.encode(prompts[start : start + 50])
@@ -132,20 +132,20 @@ def test_tokens_equal_transformers_on_200_held_out_prompts(demo: Workshop, promp
 
 
 def test_unknown_keywords_and_targets_are_the_users_error(tmp_path: Path) -> None:
-    with pytest.raises(exporter.UserError, match="unexpected keyword"):
-        exporter.export("t5-demo", "fp32", colour="red")
-    with pytest.raises(exporter.UserError, match="target 'abacus' is unknown"):
-        exporter.load(tmp_path, target="abacus")
+    with pytest.raises(t5edge.UserError, match="unexpected keyword"):
+        t5edge.export("t5-demo", "fp32", colour="red")
+    with pytest.raises(t5edge.UserError, match="target 'abacus' is unknown"):
+        t5edge.load(tmp_path, target="abacus")
 
 
 def test_inputs_of_the_wrong_shape_are_the_users_error(demo: Workshop) -> None:
-    model = exporter.load(demo.bundle("fp32", "concat"))
+    model = t5edge.load(demo.bundle("fp32", "concat"))
     ids = np.array([[5, 6, 1]])
-    with pytest.raises(exporter.UserError, match="must both be"):
+    with pytest.raises(t5edge.UserError, match="must both be"):
         model.generate(ids, np.ones((1, 2), np.int64))
-    with pytest.raises(exporter.UserError, match="the vocabulary has 187 ids"):
+    with pytest.raises(t5edge.UserError, match="the vocabulary has 187 ids"):
         model.generate(np.array([[5, 500, 1]]))
-    with pytest.raises(exporter.UserError, match="decoder_input_ids has shape"):
+    with pytest.raises(t5edge.UserError, match="decoder_input_ids has shape"):
         model.logits(ids, None, np.zeros((2, 1), np.int64))
-    with pytest.raises(exporter.UserError, match="takes a list of texts"):
+    with pytest.raises(t5edge.UserError, match="takes a list of texts"):
         model.generate_text("spell 7")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.architecture import Architecture, architecture_from_config, config_from_architecture
-from exporter.errors import UserError
+from t5edge.bundle.architecture import Architecture
+from t5edge.errors import UserError
+from t5edge.exporter.family.config import architecture_from_config, config_from_architecture
 
 SMALL = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cli import main
-from exporter.bench import BATCHES, SOURCES, Figure, bench_bundle, summarize
-from exporter.errors import UserError
-from exporter.options import BenchOptions
-from exporter.runtime.model import load
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.cli import main
+from t5edge.commands.bench import BenchOptions
+from t5edge.errors import UserError
+from t5edge.runtime.model import load
+from t5edge.tools.bench.bench import BATCHES, SOURCES, Figure, bench_bundle, summarize
 
 
 def test_median_and_quartiles() -> None:
@@ -78,7 +78,7 @@ def test_wrong_flags_say_what_to_do(
 
 
 def test_an_unwritable_image_is_the_users_error(demo: Workshop, tmp_path: Path) -> None:
-    from exporter.bench_plot import draw
+    from t5edge.tools.bench.plot import draw
 
     report = bench_bundle(load(demo.bundle("fp32")), batches=(1,), sources=(4,), new_tokens=2, rounds=(1, 1))
     with pytest.raises(UserError, match="cannot be written"):

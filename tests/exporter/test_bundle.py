@@ -9,25 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from exporter import bundle as bundles
-from exporter.errors import GateError, UserError
+from t5edge.bundle.folder import check_target_folder, keep_failed, writing
+from t5edge.bundle.manifest import FORMAT, damaged_files, is_bundle, read_manifest, write_manifest
+from t5edge.errors import GateError, UserError
 
 
 def make_bundle(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"weights")
-    bundles.write_manifest(folder, {"variant": "x"})
+    write_manifest(folder, {"variant": "x"})
     return folder
 
 
 def test_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b")
-    files = bundles.read_manifest(folder)["files"]
+    files = read_manifest(folder)["files"]
     facts = files["weights.safetensors"]
     assert facts == {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
-    assert bundles.damaged_files(folder) == []
+    assert damaged_files(folder) == []
     (folder / "weights.safetensors").write_bytes(b"weightz")
-    assert bundles.damaged_files(folder) == ["weights.safetensors"]
+    assert damaged_files(folder) == ["weights.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -37,25 +38,25 @@ def test_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "is not a t5edge manifest"),
         ('{"format": "other"}', "is not a t5edge manifest"),
-        (json.dumps({"format": bundles.FORMAT, "format_version": 99}), "upgrade t5edge"),
+        (json.dumps({"format": FORMAT, "format_version": 99}), "upgrade t5edge"),
     ],
 )
 def test_a_foreign_folder_is_refused_in_plain_words(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "bundle.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        bundles.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 def write_half(out: Path, force: bool) -> None:
-    with bundles.writing(out, force) as folder:
+    with writing(out, force) as folder:
         (folder / "new").write_text("new")
         raise RuntimeError("half-way")
 
 
 def test_a_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with bundles.writing(out, force=False) as folder:
+    with writing(out, force=False) as folder:
         (folder / "a").write_text("a")
         assert not out.exists()
     assert (out / "a").read_text() == "a"
@@ -67,8 +68,8 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
     out = make_bundle(tmp_path / "out")
     with pytest.raises(UserError, match="pass --force to replace this bundle"):
-        bundles.check_target_folder(out, force=False)
-    with bundles.writing(out, force=True) as folder:
+        check_target_folder(out, force=False)
+    with writing(out, force=True) as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in out.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -78,7 +79,7 @@ def test_a_failed_replacement_keeps_the_old_bundle(tmp_path: Path) -> None:
     out = make_bundle(tmp_path / "out")
     with pytest.raises(RuntimeError, match="half-way"):
         write_half(out, force=True)
-    assert bundles.is_bundle(out)
+    assert is_bundle(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -86,22 +87,22 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for force in (False, True):
         with pytest.raises(UserError, match="is not a t5edge bundle, so it is never replaced"):
-            bundles.check_target_folder(tmp_path, force)
+            check_target_folder(tmp_path, force)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_failed_bundle_is_kept_beside(tmp_path: Path) -> None:
     out = make_bundle(tmp_path / "out")
-    failed = bundles.keep_failed(out)
+    failed = keep_failed(out)
     assert failed.name == "out.failed"
-    assert bundles.is_bundle(failed)
+    assert is_bundle(failed)
     assert not out.exists()
 
 
 def fail_its_gate(out: Path) -> None:
-    with bundles.writing(out, force=True) as folder:
+    with writing(out, force=True) as folder:
         (folder / "new").write_text("new")
-        bundles.write_manifest(folder, {"variant": "failed"})
+        write_manifest(folder, {"variant": "failed"})
         raise GateError("it is wrong.")
 
 
@@ -110,8 +111,8 @@ def test_a_bundle_that_fails_its_gate_is_kept_beside_an_older_one(tmp_path: Path
     for _ in range(2):
         with pytest.raises(GateError, match=r"^it is wrong. The bundle is kept for study as '.*out.failed'.$"):
             fail_its_gate(out)
-    assert bundles.read_manifest(out)["variant"] == "x"
-    assert bundles.read_manifest(tmp_path / "out.failed")["variant"] == "failed"
+    assert read_manifest(out)["variant"] == "x"
+    assert read_manifest(tmp_path / "out.failed")["variant"] == "failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
 
 
@@ -125,7 +126,7 @@ def test_a_failed_bundle_never_replaces_what_is_not_ours(tmp_path: Path) -> None
 
 
 def test_a_gate_that_fails_before_there_is_a_bundle_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"^too early$"), bundles.writing(tmp_path / "out", force=False):
+    with pytest.raises(GateError, match=r"^too early$"), writing(tmp_path / "out", force=False):
         raise GateError("too early")
     assert list(tmp_path.iterdir()) == []
 
@@ -137,7 +138,7 @@ def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path: Path) ->
     for folder in (stale, alive):
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"half")
-    with bundles.writing(tmp_path / "out", force=False) as folder:
+    with writing(tmp_path / "out", force=False) as folder:
         (folder / "a").write_text("a")
     assert not stale.exists()
     assert alive.exists()

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.errors import UserError
-from exporter.twins import Twin, find_twin, save_twin, twins
-from exporter.variants import DEMO_FOLDER, find_variant
+from support.tiny_models import TinyModel, find_tiny_model, save_tiny_model, tiny_models
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.family.variants import DEMO_FOLDER, find_variant
 
 LAYOUTS = ("transformers5", "transformers4")
-TIED, UNTIED = find_twin("t5-tiny-twin"), find_twin("v1.1-twin")
+TIED, UNTIED = find_tiny_model("t5-tiny-twin"), find_tiny_model("v1.1-twin")
 
 
 def rewrite(folder: Path, drop: tuple[str, ...] = (), **changes: torch.Tensor) -> None:
@@ -42,10 +42,10 @@ def refusal(variant: str, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("twin", twins(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_give_the_twins_facts(tmp_path: Path, twin: Twin, layout: Any) -> None:
-    checkpoint = open_checkpoint(str(save_twin(twin, tmp_path, 1, layout)))
+def test_layouts_give_the_twins_facts(tmp_path: Path, twin: TinyModel, layout: Any) -> None:
+    checkpoint = open_checkpoint(str(save_tiny_model(twin, tmp_path, 1, layout)))
     assert checkpoint.architecture == twin.architecture
     assert checkpoint.names() == list(twin.architecture.tensor_shapes())
     assert {name: checkpoint.shape(name) for name in checkpoint.names()} == twin.architecture.tensor_shapes()
@@ -53,16 +53,16 @@ def test_layouts_give_the_twins_facts(tmp_path: Path, twin: Twin, layout: Any) -
 
 
 @pytest.mark.parametrize("twin", [TIED, UNTIED], ids=lambda twin: twin.name)
-def test_forms_and_layouts_hold_the_random_weights(tmp_path: Path, twin: Twin) -> None:
+def test_forms_and_layouts_hold_the_random_weights(tmp_path: Path, twin: TinyModel) -> None:
     drawn = Checkpoint("drawn", twin.config, open_random(twin))
     for number, (layout, sharded, pickled) in enumerate(itertools.product(LAYOUTS, (False, True), (False, True))):
-        folder = save_twin(twin, tmp_path / str(number), 1, layout, sharded=sharded, bin=pickled)  # type: ignore[arg-type]
+        folder = save_tiny_model(twin, tmp_path / str(number), 1, layout, sharded=sharded, bin=pickled)  # type: ignore[arg-type]
         checkpoint = open_checkpoint(str(folder))
         assert all(torch.equal(checkpoint.read(name), drawn.read(name)) for name in drawn.names())
 
 
-def open_random(twin: Twin) -> Any:
-    from exporter.random_weights import RandomStore
+def open_random(twin: TinyModel) -> Any:
+    from t5edge.exporter.checkpoint.random_weights import RandomStore
 
     return RandomStore(twin.architecture, 1)
 
@@ -102,8 +102,8 @@ def test_random_weights_of_the_largest_cost_nothing_until_read(name: str) -> Non
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["mt5-twin", "umt5-twin"])
 def test_random_weights_of_a_folder_take_its_structure(tmp_path: Path, name: str, layout: Any) -> None:
-    twin = find_twin(name)
-    folder = save_twin(twin, tmp_path, 1, layout)
+    twin = find_tiny_model(name)
+    folder = save_tiny_model(twin, tmp_path, 1, layout)
     checkpoint = open_checkpoint(str(folder), random_weights=2)
     assert checkpoint.architecture == twin.architecture
     assert not torch.equal(checkpoint.read("shared.weight"), open_checkpoint(str(folder)).read("shared.weight"))
@@ -127,7 +127,7 @@ def test_folder_without_weights_does_not_hide_the_row_of_its_name(
 
 @pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
 def test_embedding_under_another_name(tmp_path: Path, kept: str) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     table = load_file(folder / "model.safetensors")["shared.weight"].clone()
     rewrite(folder, drop=("shared.weight",), **{kept.replace(".", "__"): table})
     checkpoint = open_checkpoint(str(folder))
@@ -136,7 +136,7 @@ def test_embedding_under_another_name(tmp_path: Path, kept: str) -> None:
 
 
 def test_head_equal_to_the_embedding_is_tied_but_unscaled(tmp_path: Path) -> None:
-    folder = save_twin(UNTIED, tmp_path, 1, "transformers4")
+    folder = save_tiny_model(UNTIED, tmp_path, 1, "transformers4")
     rewrite(folder, lm_head__weight=load_file(folder / "model.safetensors")["shared.weight"].clone())
     checkpoint = open_checkpoint(str(folder))
     assert checkpoint.architecture == replace(UNTIED.architecture, tied=True)
@@ -144,7 +144,7 @@ def test_head_equal_to_the_embedding_is_tied_but_unscaled(tmp_path: Path) -> Non
 
 
 def test_content_key_follows_config_and_weights(tmp_path: Path) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     keys = [open_checkpoint(str(folder)).content_key() for _ in range(2)]
     set_config(folder, pad_token_id=0, n_positions=512)
     keys.append(open_checkpoint(str(folder)).content_key())
@@ -155,7 +155,7 @@ def test_content_key_follows_config_and_weights(tmp_path: Path) -> None:
 
 
 def test_generation_config_of_the_folder_wins(tmp_path: Path) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     set_config(folder, eos_token_id=[1, 5], decoder_start_token_id=2)
     assert open_checkpoint(str(folder)).generation_config == {
         "decoder_start_token_id": 2,
@@ -171,7 +171,7 @@ def test_folder_named_as_a_row_wins_and_its_differences_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_twin(TIED, tmp_path / "google" / "t5-efficient-tiny", 1)
+    save_tiny_model(TIED, tmp_path / "google" / "t5-efficient-tiny", 1)
     checkpoint = open_checkpoint("google/t5-efficient-tiny")
     assert checkpoint.architecture == TIED.architecture
     assert checkpoint.differences[:3] == [
@@ -182,13 +182,13 @@ def test_folder_named_as_a_row_wins_and_its_differences_are_told(
 
 
 def test_tensors_of_other_tasks_are_ignored_and_told(tmp_path: Path) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     rewrite(folder, qa_outputs__weight=torch.zeros(2, 72), classifier__bias=torch.zeros(2))
     assert open_checkpoint(str(folder)).differences == ["ignored tensors: classifier.bias, qa_outputs.weight"]
 
 
 def test_all_problems_in_one_line(tmp_path: Path) -> None:
-    folder = save_twin(UNTIED, tmp_path, 1)
+    folder = save_tiny_model(UNTIED, tmp_path, 1)
     rewrite(
         folder,
         drop=tuple(f"encoder.block.{layer}.layer.0.SelfAttention.{part}.weight" for layer in (0, 1) for part in "qkv"),
@@ -211,19 +211,19 @@ def test_all_problems_in_one_line(tmp_path: Path) -> None:
 
 
 def test_untied_checkpoint_without_head(tmp_path: Path) -> None:
-    folder = save_twin(UNTIED, tmp_path, 1, "transformers4")
+    folder = save_tiny_model(UNTIED, tmp_path, 1, "transformers4")
     rewrite(folder, drop=("lm_head.weight",))
     assert "lm_head.weight is missing while config.json says tie_word_embeddings: false" in refusal(str(folder))
 
 
 def test_checkpoint_without_any_embedding(tmp_path: Path) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     rewrite(folder, drop=("shared.weight",))
     assert "1 missing: shared.weight" in refusal(str(folder))
 
 
 def test_config_problems(tmp_path: Path) -> None:
-    folder = save_twin(TIED, tmp_path, 1)
+    folder = save_tiny_model(TIED, tmp_path, 1)
     set_config(folder, model_type="bart")
     assert "model_type 'bart' is not of the T5 family" in refusal(str(folder))
     (folder / "config.json").write_text('{"d_model": 5')

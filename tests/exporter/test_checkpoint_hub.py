@@ -17,13 +17,13 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub.constants as hub_constants
 import pytest
 
-from exporter.checkpoint import open_checkpoint
-from exporter.errors import UserError
-from exporter.twins import find_twin, save_twin
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "google/t5-efficient-tiny"
-TWIN = find_twin("t5-tiny-twin")
+TWIN = find_tiny_model("t5-tiny-twin")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def fill_cache(cache: Path, name: str = NAME, commit: str = COMMIT) -> Path:
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
-    return save_twin(TWIN, repository / "snapshots" / commit, seed=1)
+    return save_tiny_model(TWIN, repository / "snapshots" / commit, seed=1)
 
 
 def refusal(name: str, **options: object) -> str:
@@ -106,7 +106,7 @@ def test_random_weights_need_no_network(offline: Path) -> None:
 def test_offline_switch_of_the_environment(tmp_path: Path) -> None:
     fill_cache(tmp_path)
     code = (
-        "from exporter.checkpoint import open_checkpoint; import sys\n"
+        "from t5edge.exporter.checkpoint.open import open_checkpoint; import sys\n"
         f"print(open_checkpoint('{NAME}').revision, 'torch' in sys.modules)\n"
         "open_checkpoint('google/t5-efficient-mini')"
     )
@@ -206,8 +206,8 @@ def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_download_takes_what_is_needed_and_prefers_safetensors(hub: FakeHub) -> None:
-    save_twin(TWIN, hub.folder, 1)
-    save_twin(TWIN, hub.folder, 1, bin=True)
+    save_tiny_model(TWIN, hub.folder, 1)
+    save_tiny_model(TWIN, hub.folder, 1, bin=True)
     for name in ("tf_model.h5", "README.md", "flax_model.msgpack"):
         (hub.folder / name).write_text("not needed")
     (hub.folder / "tokenizer_config.json").write_text("{}")
@@ -218,7 +218,7 @@ def test_download_takes_what_is_needed_and_prefers_safetensors(hub: FakeHub) -> 
 
 
 def test_download_of_shards_follows_the_index(hub: FakeHub) -> None:
-    save_twin(TWIN, hub.folder, 1, "transformers4", sharded=True, bin=True)
+    save_tiny_model(TWIN, hub.folder, 1, "transformers4", sharded=True, bin=True)
     (hub.folder / "pytorch_model-00009-of-00009.bin").write_text("left over")
     assert open_checkpoint(NAME).architecture == TWIN.architecture
     shards = {f"pytorch_model-0000{part}-of-00003.bin" for part in (1, 2, 3)}
@@ -226,7 +226,7 @@ def test_download_of_shards_follows_the_index(hub: FakeHub) -> None:
 
 
 def test_second_opening_downloads_nothing_and_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_twin(TWIN, hub.folder, 1)
+    save_tiny_model(TWIN, hub.folder, 1)
     first = open_checkpoint(NAME)
     hub.requests.clear()
     assert open_checkpoint(NAME).content_key() == first.content_key()
@@ -239,7 +239,7 @@ def test_second_opening_downloads_nothing_and_works_offline(hub: FakeHub, monkey
 
 
 def test_random_weights_of_an_unlisted_repository_need_its_config_only(hub: FakeHub) -> None:
-    save_twin(TWIN, hub.folder, 1)
+    save_tiny_model(TWIN, hub.folder, 1)
     checkpoint = open_checkpoint("someone/their-t5", random_weights=3)
     assert checkpoint.architecture == TWIN.architecture
     assert checkpoint.random

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from exporter.checkpoint_names import DEAD, name_tensors
-from exporter.checkpoint_stores import StoredTensor
-from exporter.errors import UserError
-from exporter.random_weights import RandomStore
-from exporter.twins import find_twin
+from support.tiny_models import find_tiny_model
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.names import DEAD, name_tensors
+from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.checkpoint.stores import StoredTensor
 
 DEAD_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
@@ -34,19 +34,19 @@ class MemoryStore:
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
-    store = RandomStore(find_twin(name).architecture, 0)
+    store = RandomStore(find_tiny_model(name).architecture, 0)
     return {tensor: store.read(tensor) for tensor in store.tensors}
 
 
 def test_canonical_names_map_to_themselves() -> None:
-    twin = find_twin("umt5-twin")
+    twin = find_tiny_model("umt5-twin")
     named = name_tensors(twin.config, MemoryStore(state_of(twin.name)), "here")
     assert named.stored_names == {name: name for name in twin.architecture.tensor_shapes()}
     assert (named.architecture, named.ignored) == (twin.architecture, [])
 
 
 def test_dead_bias_is_dropped_silently_and_a_live_one_is_not() -> None:
-    twin = find_twin("t5-tiny-twin")
+    twin = find_tiny_model("t5-tiny-twin")
     state = {**state_of(twin.name), DEAD_BIAS: torch.zeros(32, 3)}
     assert DEAD.fullmatch(DEAD_BIAS)
     assert name_tensors(twin.config, MemoryStore(state), "here").ignored == []
@@ -56,7 +56,7 @@ def test_dead_bias_is_dropped_silently_and_a_live_one_is_not() -> None:
 
 
 def test_depth_of_the_config_must_be_the_checkpoints() -> None:
-    twin = find_twin("t5-tiny-twin")
+    twin = find_tiny_model("t5-tiny-twin")
     state = MemoryStore(state_of(twin.name))
     with pytest.raises(UserError, match=r"that config.json has no place for: encoder.block.2"):
         name_tensors({**twin.config, "num_layers": 2}, state, "here")
@@ -65,6 +65,6 @@ def test_depth_of_the_config_must_be_the_checkpoints() -> None:
 
 
 def test_wrong_head_size_shows_as_shapes() -> None:
-    twin = find_twin("efficient-kv16-twin")
+    twin = find_tiny_model("efficient-kv16-twin")
     with pytest.raises(UserError, match=r"q\.weight is \[48, 72\] instead of \[72, 72\]"):
         name_tensors({**twin.config, "d_kv": 24}, MemoryStore(state_of(twin.name)), "here")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from exporter import devices
-from exporter.devices import DEVICES, custom_device, find_device
-from exporter.errors import UserError
+from t5edge.errors import UserError
+from t5edge.tools.planning import devices
+from t5edge.tools.planning.devices import DEVICES, custom_device, find_device
 
 
 def test_rows_name_their_source_and_grow_with_narrower_types() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.efficient_names import parse_efficient_name
-from exporter.errors import UserError
+from t5edge.errors import UserError
+from t5edge.exporter.family.efficient_names import parse_efficient_name
 
 SIZES = ("tiny", "small")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from exporter.checkpoint import open_checkpoint
-from exporter.hf import T5EdgeForConditionalGeneration
-from exporter.reference_model import build_torch_model
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.reference.whole import build_torch_model
+from t5edge.runtime.hf import T5EdgeForConditionalGeneration
 
 TEXTS = ("spell 1984", "spell 7", "spell 60321")
 
@@ -87,5 +87,7 @@ def test_teacher_forced_logits(
 
 
 def test_the_runtime_does_without_it() -> None:
-    code = "import sys, exporter.runtime.model; assert not {'torch', 'transformers', 'exporter.hf'} & set(sys.modules)"
+    code = (
+        "import sys, t5edge.runtime.model; assert not {'torch', 'transformers', 't5edge.runtime.hf'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
 
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "tensorrt_rtx", "onnxruntime", "matplotlib")
 
@@ -23,10 +23,10 @@ def loaded_after(code: str, *arguments: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import exporter",
-        "import cli; cli.build_parser().format_help()",
-        "import cli, contextlib\nwith contextlib.suppress(SystemExit): cli.main(['export', '--help'])",
-        "import exporter.options, exporter.variants; exporter.variants.variants()",
+        "import t5edge",
+        "from t5edge import cli; cli.build_parser().format_help()",
+        "import contextlib\nfrom t5edge.cli import main\nwith contextlib.suppress(SystemExit): main(['build', '-h'])",
+        "import t5edge.options, t5edge.exporter.family.variants; t5edge.exporter.family.variants.variants()",
     ],
 )
 def test_help_and_import_load_nothing_heavy(code: str) -> None:
@@ -36,8 +36,8 @@ def test_help_and_import_load_nothing_heavy(code: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8-weight"])
 def test_load_and_generate_need_neither_torch_nor_transformers(demo: Workshop, precision: str) -> None:
     code = """
-import sys, exporter
-model = exporter.load(sys.argv[1])
+import sys, t5edge
+model = t5edge.load(sys.argv[1])
 answers = model.generate_text(["spell 7", "read de dreizehn"], num_beams=2)
 assert answers == ["seven", "13"], answers
 """
@@ -47,7 +47,7 @@ assert answers == ["seven", "13"], answers
 
 
 def test_the_demo_checkpoint_ships_with_the_package() -> None:
-    import exporter
+    import t5edge
 
-    folder = Path(exporter.__file__).parent / "data" / "t5-demo"
+    folder = Path(t5edge.__file__).parent / "exporter" / "data" / "t5-demo"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 5e6

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.inputs import content, differences, known_inputs, recorded_options, wanted_inputs, wanted_row
-from exporter.options import ExportOptions
-from exporter.precision import Precision, precision
+from t5edge.bundle.precision import Precision, precision
+from t5edge.errors import UserError
+from t5edge.options import ExportOptions, recorded_options, wanted_row
+from t5edge.tools.sweep.inputs import content, differences, known_inputs, wanted_inputs
 
 PLAIN = ExportOptions(variant="t5-demo")
 

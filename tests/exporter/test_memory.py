@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter import memory
-from exporter.twins import find_twin, save_twin
-from exporter.variants import find_variant
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.exporter.family.variants import find_variant
+from t5edge.parity import memory
 
 
 def test_estimates_follow_the_architecture() -> None:
@@ -15,8 +15,8 @@ def test_estimates_follow_the_architecture() -> None:
 
 
 def test_folders_are_read_and_the_unknown_counts_as_large(tmp_path: Path) -> None:
-    twin = find_twin("ul2-twin")
-    assert memory.known_architecture(str(save_twin(twin, tmp_path / "twin", seed=0))).d_kv == 256
+    twin = find_tiny_model("ul2-twin")
+    assert memory.known_architecture(str(save_tiny_model(twin, tmp_path / "twin", seed=0))).d_kv == 256
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     large = find_variant("t5-large").architecture

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from exporter.devices import DEVICES
-from exporter.errors import UserError
-from exporter.plan_plot import draw
-from exporter.planning import Lengths, Plan, plan_variant
-from exporter.precision import precision
-from exporter.variants import expand_patterns
+from t5edge.bundle.precision import precision
+from t5edge.errors import UserError
+from t5edge.exporter.family.variants import expand_patterns
+from t5edge.tools.planning.devices import DEVICES
+from t5edge.tools.planning.plan import Lengths, Plan, plan_variant
+from t5edge.tools.planning.plot import draw
 
 
 def plans() -> list[Plan]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.devices import Device
-from exporter.planning import Lengths, encoder_flops, frontier, kv_bytes, plan_variant, roofline
-from exporter.precision import PRECISIONS, precision
-from exporter.twins import twins
-from exporter.variants import Variant, find_variant, variants
+from support.tiny_models import tiny_models
+from t5edge.bundle.precision import PRECISIONS, precision
+from t5edge.exporter.family.variants import Variant, find_variant, variants
+from t5edge.tools.planning.devices import Device
+from t5edge.tools.planning.plan import Lengths, encoder_flops, frontier, kv_bytes, plan_variant, roofline
 
 DEVICE = Device("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")
 
@@ -93,13 +93,13 @@ def test_the_frontier_leaves_no_better_one_out() -> None:
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-weight", "int4-weight"])
 def test_plans_fit_exported_bundles(name: str, tmp_path: Path) -> None:
     """File sizes within a tenth (headers and graphs are estimated), FLOPs and bytes read as ``inspect`` counts them."""
-    from exporter.api import export
-    from exporter.costs import graph_costs
-    from exporter.twins import save_twin
+    from support.tiny_models import save_tiny_model
+    from t5edge.exporter.graph.costs import graph_costs
+    from t5edge.pipeline import export
 
     row = precision(name)
-    for twin in twins()[:1] if row.quantized else (twins()[0], twins()[5]):
-        folder = save_twin(twin, tmp_path / twin.name, seed=0)
+    for twin in tiny_models()[:1] if row.quantized else (tiny_models()[0], tiny_models()[5]):
+        folder = save_tiny_model(twin, tmp_path / twin.name, seed=0)
         out = tmp_path / f"{twin.name}-{name}"
         bundle = export(str(folder), name, out=out, no_verify=True, target=("onnxruntime",))
         assert not row.quantized or not bundle.manifest["quantization"]["kept"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.precision import precision
-from exporter.quantize import Scheme, quantize_rows, round_columns, round_up, row_scales, scheme_for
+from t5edge.bundle.precision import precision
+from t5edge.calibration.quantize import Scheme, quantize_rows, round_columns, round_up, row_scales, scheme_for
 
 HALF = Scheme(8, scales="float16")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exporter.random_weights import LOGIT_STD, RandomStore
-from exporter.twins import find_twin, twins
+from support.tiny_models import find_tiny_model, tiny_models
+from t5edge.exporter.checkpoint.random_weights import LOGIT_STD, RandomStore
 
-FACTS = find_twin("v1.1-twin").architecture
+FACTS = find_tiny_model("v1.1-twin").architecture
 
 
 def test_a_tensor_depends_on_seed_and_name_only() -> None:
@@ -29,7 +29,7 @@ def test_drawing_does_not_touch_the_global_generator() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("twin", twins(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
 def test_shapes_and_scales(twin) -> None:  # type: ignore[no-untyped-def]
     facts = twin.architecture
     store = RandomStore(facts, 0)
@@ -45,7 +45,7 @@ def test_shapes_and_scales(twin) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("name", ["v1.1-twin", "umt5-twin"])
 def test_output_layer_gives_logits_of_the_stated_scale(name: str) -> None:
-    facts = find_twin(name).architecture
+    facts = find_tiny_model(name).architecture
     hidden = torch.nn.functional.normalize(torch.randn(64, facts.d_model), dim=-1) * facts.d_model**0.5
     logits = hidden * facts.logit_scale @ RandomStore(facts, 0).read("lm_head.weight").T
     assert float(logits.std()) == pytest.approx(LOGIT_STD, rel=0.1)

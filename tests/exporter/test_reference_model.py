@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.random_weights import RandomStore
-from exporter.reference_model import build_meta_model, build_torch_model
-from exporter.twins import Twin, find_twin, save_twin, twins
+from support.tiny_models import TinyModel, find_tiny_model, save_tiny_model, tiny_models
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.reference.whole import build_meta_model, build_torch_model
 
 
 def logits(model: Any, vocab_size: int) -> torch.Tensor:
@@ -40,14 +40,14 @@ def transformers_model(folder: Path, model_type: str, **options: Any) -> Any:
         return classes[model_type].from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
-def drawn(twin: Twin) -> Checkpoint:
+def drawn(twin: TinyModel) -> Checkpoint:
     return Checkpoint(twin.name, twin.config, RandomStore(twin.architecture, 1))
 
 
-@pytest.mark.parametrize("twin", twins(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
 @pytest.mark.parametrize("layout", ["transformers5", "transformers4"])
-def test_logits_are_those_of_from_pretrained(tmp_path: Path, twin: Twin, layout: Any) -> None:
-    folder = save_twin(twin, tmp_path, 1, layout)
+def test_logits_are_those_of_from_pretrained(tmp_path: Path, twin: TinyModel, layout: Any) -> None:
+    folder = save_tiny_model(twin, tmp_path, 1, layout)
     ours = build_torch_model(open_checkpoint(str(folder)), torch.float32)
     theirs = transformers_model(folder, twin.config["model_type"], dtype=torch.float32)
     vocab_size = twin.architecture.vocab_size
@@ -56,7 +56,7 @@ def test_logits_are_those_of_from_pretrained(tmp_path: Path, twin: Twin, layout:
 
 @pytest.mark.parametrize("name", ["t5-tiny-twin", "v1.1-twin", "mt5-twin", "umt5-twin"])
 def test_what_transformers_saves_reads_back(tmp_path: Path, name: str) -> None:
-    twin = find_twin(name)
+    twin = find_tiny_model(name)
     model = build_torch_model(drawn(twin), torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     saved = open_checkpoint(str(tmp_path))
@@ -66,15 +66,15 @@ def test_what_transformers_saves_reads_back(tmp_path: Path, name: str) -> None:
 
 
 def test_tied_head_is_one_parameter_and_untied_is_not() -> None:
-    tied = build_torch_model(drawn(find_twin("t5-tiny-twin")), torch.float32)
+    tied = build_torch_model(drawn(find_tiny_model("t5-tiny-twin")), torch.float32)
     assert tied.lm_head.weight is tied.shared.weight is tied.encoder.embed_tokens.weight
-    untied = build_torch_model(drawn(find_twin("v1.1-twin")), torch.float32)
+    untied = build_torch_model(drawn(find_tiny_model("v1.1-twin")), torch.float32)
     assert untied.lm_head.weight is not untied.shared.weight
     assert untied.shared.weight is untied.decoder.embed_tokens.weight
 
 
 def test_logit_scale_follows_the_facts_not_the_tying() -> None:
-    twin = find_twin("t5-tiny-twin")
+    twin = find_tiny_model("t5-tiny-twin")
     unscaled = Checkpoint("x", {**twin.config, "scale_decoder_outputs": False}, RandomStore(twin.architecture, 1))
     plain, scaled = (
         logits(build_torch_model(checkpoint, torch.float32), twin.architecture.vocab_size)
@@ -84,7 +84,7 @@ def test_logit_scale_follows_the_facts_not_the_tying() -> None:
 
 
 def test_parameters_are_counted_as_transformers_counts_them() -> None:
-    for twin in twins():
+    for twin in tiny_models():
         model = build_meta_model(twin.architecture)
         assert sum(weight.numel() for weight in model.parameters()) == twin.architecture.parameters
         assert all(weight.is_meta for weight in model.parameters())
@@ -92,8 +92,8 @@ def test_parameters_are_counted_as_transformers_counts_them() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_wo_in_float32_as_transformers_keeps_it(tmp_path: Path, dtype: torch.dtype) -> None:
-    twin = find_twin("v1.1-twin")
-    checkpoint = open_checkpoint(str(save_twin(twin, tmp_path, 1)))
+    twin = find_tiny_model("v1.1-twin")
+    checkpoint = open_checkpoint(str(save_tiny_model(twin, tmp_path, 1)))
     plain = build_torch_model(checkpoint, dtype)
     assert {weight.dtype for weight in plain.parameters()} == {dtype}
     kept = build_torch_model(checkpoint, dtype, keep_wo_float32=True)

@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter.ports import GraphPorts
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.bundle.ports import GraphPorts
 
 CAPACITY = 144
 STEPS = 140
@@ -99,7 +99,7 @@ def test_the_graph_is_opset_24_with_one_update_per_cache(demo: Workshop) -> None
 
 
 def test_both_forms_share_the_weights_file(demo: Workshop) -> None:
-    from exporter.bundle import read_manifest
+    from t5edge.bundle.manifest import read_manifest
 
     both, one = read_manifest(demo.bundle("fp16")), read_manifest(demo.bundle("fp16", "concat"))
     assert both["files"]["weights.safetensors"] == one["files"]["weights.safetensors"]
@@ -108,7 +108,7 @@ def test_both_forms_share_the_weights_file(demo: Workshop) -> None:
 
 
 def test_the_manifest_describes_the_ports(demo: Workshop) -> None:
-    from exporter.bundle import read_manifest
+    from t5edge.bundle.manifest import read_manifest
 
     ports: Any = GraphPorts.from_dict(read_manifest(demo.bundle("fp16"))["ports"]["decoder_in_place"])
     shapes = {port.name: port.axes for port in (*ports.inputs, *ports.outputs)}

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from exporter import tokenizer_files
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.errors import UserError
-from exporter.tokenizer_files import byte_tokenizer_json, tokenizer_json
-from exporter.twins import find_twin, save_twin
-from exporter.variants import DEMO_FOLDER
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint import tokenizer_files
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.checkpoint.tokenizer_files import byte_tokenizer_json, tokenizer_json
+from t5edge.exporter.family.variants import DEMO_FOLDER
 
 TEXTS = (
     "",
@@ -33,7 +33,7 @@ TEXTS = (
 
 @pytest.fixture
 def twin_folder(tmp_path: Path) -> Path:
-    return save_twin(find_twin("byt5-twin"), tmp_path / "twin", seed=0)
+    return save_tiny_model(find_tiny_model("byt5-twin"), tmp_path / "twin", seed=0)
 
 
 def with_demo_tokenizer(folder: Path, **changes: object) -> Checkpoint:
@@ -71,7 +71,7 @@ def test_random_weights_have_none() -> None:
 
 
 def test_folder_without_any_has_none(tmp_path: Path) -> None:
-    folder = save_twin(find_twin("v1.1-twin"), tmp_path, seed=0)
+    folder = save_tiny_model(find_tiny_model("v1.1-twin"), tmp_path, seed=0)
     assert tokenizer_json(open_checkpoint(str(folder))) is None
 
 
@@ -99,13 +99,13 @@ def test_byt5_is_known_by_its_vocabulary_or_its_tokenizer_class(twin_folder: Pat
     assert tokenizer_json(open_checkpoint(str(twin_folder))) == byte_tokenizer_json()
     (twin_folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     assert tokenizer_json(open_checkpoint(str(twin_folder))) is None
-    other = save_twin(find_twin("mt5-twin"), tmp_path / "other", seed=0)
+    other = save_tiny_model(find_tiny_model("mt5-twin"), tmp_path / "other", seed=0)
     (other / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
     assert tokenizer_json(open_checkpoint(str(other))) == byte_tokenizer_json()
 
 
 def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
-    folder = save_twin(find_twin("efficient-kv256-twin"), tmp_path, seed=0)
+    folder = save_tiny_model(find_tiny_model("efficient-kv256-twin"), tmp_path, seed=0)
     largest = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json")).get_vocab_size() - 1
     assert refusal(with_demo_tokenizer(folder)) == (
         f"{folder}: the tokenizer knows ids up to {largest}, the model's embedding ends at 96. "
@@ -155,7 +155,7 @@ def test_sentencepiece_is_converted(tmp_path: Path) -> None:
         bos_id=-1,
         minloglevel=2,
     )
-    folder = save_twin(find_twin("mt5-twin"), tmp_path / "twin", seed=0)
+    folder = save_tiny_model(find_tiny_model("mt5-twin"), tmp_path / "twin", seed=0)
     shutil.copy(tmp_path / "spiece.model", folder)
     content = tokenizer_json(open_checkpoint(str(folder)))
     assert content is not None

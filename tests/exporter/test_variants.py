@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.variants import (
+from t5edge.errors import UserError
+from t5edge.exporter.family.variants import (
     CARD_TOLERANCE,
     DEMO_NAME,
     efficient_architecture,
@@ -135,7 +135,7 @@ def test_as_dict_has_the_contracts_keys() -> None:
 
 
 def test_config_of_a_row_reads_back_as_the_row() -> None:
-    from exporter.architecture import architecture_from_config
+    from t5edge.exporter.family.config import architecture_from_config
 
     for row in variants():
         assert architecture_from_config(row.config()) == row.architecture, row.name
@@ -171,7 +171,8 @@ def test_patterns_without_match_are_refused(pattern: str) -> None:
 
 def test_the_table_needs_neither_torch_nor_transformers() -> None:
     code = (
-        "import sys, exporter.variants as v; v.variants(); print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+        "import sys, t5edge.exporter.family.variants as v; v.variants(); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from exporter.errors import UserError
-from exporter.recipes import DistanceTable, PlannedTensor, Source, Stack, planned_value, stack_of
-from exporter.weights import attach, check_room, plan_weights, write_weights
+from t5edge.errors import UserError
+from t5edge.exporter.graph.weight_expressions import DistanceTable, evaluate
+from t5edge.exporter.graph.write import attach, check_room, plan_weights, write_weights
+from t5edge.kernels.weights import PlannedTensor, Source, Stack, planned_value, stack_of
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 CHECKPOINT = {
@@ -32,7 +33,7 @@ def model(*values: ir.Value) -> ir.Model:
 
 def test_recipes_stack_transpose_and_scale() -> None:
     scaled = QK.scaled({"k": 0.25})
-    built = scaled.build(CHECKPOINT.__getitem__)
+    built = evaluate(scaled, CHECKPOINT.__getitem__)
     assert tuple(built.shape) == scaled.shape == (4, 6)
     torch.testing.assert_close(built, torch.cat([CHECKPOINT["q"], CHECKPOINT["k"] * 0.25]).T)
     assert scaled.key == "T(q+k*0.25)"
@@ -45,7 +46,7 @@ def test_stacks_of_different_width_do_not_join() -> None:
 
 def test_distance_tables_look_buckets_up_once() -> None:
     table = DistanceTable("bias", (2, 2, 1, 0), heads=2, masked=-9.0)
-    built = table.build(CHECKPOINT.__getitem__)
+    built = evaluate(table, CHECKPOINT.__getitem__)
     assert built.tolist() == [[4, 4, 2, 0, -9], [5, 5, 3, 1, -9]]
 
 
@@ -68,7 +69,7 @@ def test_one_file_is_safetensors_and_external_data(tmp_path: Path, dtype: ir.Dat
 
 
 def test_planned_tensors_have_no_data() -> None:
-    with pytest.raises(RuntimeError, match="has a recipe"):
+    with pytest.raises(RuntimeError, match="has an expression"):
         PlannedTensor(QK, FLOAT, "qk").numpy()
 
 
@@ -91,8 +92,8 @@ def test_values_that_do_not_fit_are_refused_by_name(
 
 
 def test_scaling_up_past_the_range_is_refused(tmp_path: Path) -> None:
-    recipe = Stack((Source("q", 2.0**16),), (3,), 4)
-    plan = plan_weights([model(planned_value(recipe, HALF, "q"))])
+    expression = Stack((Source("q", 2.0**16),), (3,), 4)
+    plan = plan_weights([model(planned_value(expression, HALF, "q"))])
     with pytest.raises(UserError, match="beyond the range of float16"):
         write_weights(plan, CHECKPOINT.__getitem__, tmp_path)
 
@@ -108,7 +109,7 @@ def test_a_disk_that_fills_up_leaves_one_line_and_nothing_half_written(tmp_path:
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-import cli
+from t5edge import cli
 sys.exit(cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", sys.argv[1]]))
 """
     assert hasattr(resource, "RLIMIT_FSIZE")

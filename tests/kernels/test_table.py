@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.trace import trace_block
-from kernels.fusion import FusionError
-from kernels.table import FUSIONS, expected_census, fuse
-from tests.kernels.facts import with_ffn
+from support.kernel_facts import with_ffn
+from t5edge.exporter.graph.trace import trace_block
+from t5edge.kernels.fuse import FUSIONS, expected_operator_counts, fuse
+from t5edge.kernels.fusion import FusionError
 
 COUNTS = {
     "encoder": {"rms_norm": 2, "attention": 1, "packed_qkv": 1},
@@ -22,7 +22,7 @@ def test_traced_blocks_fuse_completely(kind, activation: str, gated: bool) -> No
     block = trace_block(architecture, kind)
     ffn = {"gated_ffn" if gated else "relu_ffn": 1}
     assert fuse(block, architecture) == {**COUNTS[kind], **ffn}
-    assert block.census() == expected_census(architecture, kind)
+    assert block.operator_counts() == expected_operator_counts(architecture, kind)
 
 
 def test_a_block_of_another_architecture_fails_the_export() -> None:

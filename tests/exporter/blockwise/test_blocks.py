@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from exporter.blockwise.blocks import KINDS, BlockChecks
-from exporter.parity.report import FAIL
-from exporter.precision import precision
+from t5edge.bundle.parity_report import FAIL
+from t5edge.bundle.precision import precision
+from t5edge.parity.blockwise.blocks import KINDS, BlockChecks
 
 
 def test_a_layer_with_a_sublayer_too_few_fails_by_name() -> None:

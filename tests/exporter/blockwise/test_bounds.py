@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from exporter.blockwise.bounds import as_array, error_bound, error_of, torch_dtype
-from exporter.parity.limits import FLOAT32_ERROR, ceiling
-from exporter.precision import PRECISIONS, precision
+from t5edge.bundle.precision import PRECISIONS, precision
+from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of, torch_dtype
+from t5edge.parity.limits import FLOAT32_ERROR, ceiling
 
 
 def test_float32_has_the_rows_own_bound() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.blockwise.ends import EndChecks
-from exporter.parity.report import FAIL, PASS
-from exporter.precision import precision
+from t5edge.bundle.parity_report import FAIL, PASS
+from t5edge.bundle.precision import precision
+from t5edge.parity.blockwise.ends import EndChecks
 
 NOTHING: Any = None
 

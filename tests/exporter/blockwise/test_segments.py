@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.blockwise.segments import CutGraph
-from tests.exporter.blockwise.conftest import LAYERS, Exported
+from support.deep_models import LAYERS, Exported
+from t5edge.parity.blockwise.segments import CutGraph
 
 
 def test_every_layer_is_cut_at_the_residual_stream(exported: Callable[..., Exported]) -> None:

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from exporter.architecture import Stack
-from exporter.blockwise.sublayers import BlockRun, SublayerReference, round_block, round_embedding, round_weight
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.precision import precision
-from exporter.streamed import StreamedReference
-from exporter.texts import Encoder, bundled_examples
-from exporter.twins import find_twin, save_twin
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.bundle.architecture import Stack
+from t5edge.bundle.precision import precision
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.reference.streamed import StreamedReference
+from t5edge.exporter.reference.texts import Encoder, bundled_examples
+from t5edge.parity.blockwise.sublayers import BlockRun, SublayerReference, round_block, round_embedding, round_weight
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    return open_checkpoint(str(save_twin(find_twin("umt5-twin"), tmp_path / "twin", seed=1)))
+    return open_checkpoint(str(save_tiny_model(find_tiny_model("umt5-twin"), tmp_path / "twin", seed=1)))
 
 
 def test_sublayers_are_the_blocks(checkpoint: Checkpoint) -> None:

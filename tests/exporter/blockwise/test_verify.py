@@ -13,26 +13,26 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-import cli
-from exporter import bundle as bundles
-from exporter.api import export
-from exporter.blockwise import verify_blockwise
-from exporter.checkpoint import open_checkpoint
-from exporter.errors import UserError
-from exporter.parity import ladder
-from exporter.parity.report import RungResult, condense
-from exporter.twins import find_twin, save_twin
-from tests.exporter.blockwise.conftest import LAYERS, Exported
+from support.deep_models import LAYERS, Exported
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge import cli
+from t5edge.bundle.manifest import read_manifest, write_manifest
+from t5edge.bundle.parity_report import CheckResult, condense
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.parity import ladder
+from t5edge.parity.blockwise.verify import verify_blockwise
+from t5edge.pipeline import export
 
 LAYER = 17
 Weights = dict[str, np.ndarray]
 
 
-def verify(made: Exported) -> list[RungResult]:
+def verify(made: Exported) -> list[CheckResult]:
     return verify_blockwise(made.bundle, open_checkpoint(str(made.checkpoint)))
 
 
-def failures(results: list[RungResult]) -> set[tuple[str, str]]:
+def failures(results: list[CheckResult]) -> set[tuple[str, str]]:
     return {(result.name, result.measure.partition(", ")[2]) for result in results if result.verdict == "fail"}
 
 
@@ -114,13 +114,13 @@ def test_the_command_compares_block_by_block(
 
 def _accept_changes(folder: Path) -> None:
     """Make the manifest's hashes those of the files as they are now."""
-    manifest = bundles.read_manifest(folder)
-    bundles.write_manifest(folder, manifest)
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest)
 
 
 def test_export_verifies_block_by_block(tmp_path: Path) -> None:
     """On request; the manifest says which rungs ran that way."""
-    checkpoint = save_twin(find_twin("t5-tiny-twin"), tmp_path / "checkpoint", seed=0)
+    checkpoint = save_tiny_model(find_tiny_model("t5-tiny-twin"), tmp_path / "checkpoint", seed=0)
     made = export(str(checkpoint), "fp16", out=tmp_path / "bundle", target=("onnxruntime",), blockwise=True)
     assert made.passed
     assert made.manifest["parity"]["blockwise"]
@@ -134,9 +134,9 @@ def test_single_blocks_run_on_onnxruntime_only(exported: Callable[..., Exported]
 
 
 def test_another_architecture_is_refused(exported: Callable[..., Exported], tmp_path: Path) -> None:
-    from exporter.twins import find_twin, save_twin
+    from support.tiny_models import find_tiny_model, save_tiny_model
 
-    other = save_twin(find_twin("umt5-twin"), tmp_path / "other", seed=0)
+    other = save_tiny_model(find_tiny_model("umt5-twin"), tmp_path / "other", seed=0)
     with pytest.raises(UserError, match="decoder_layers: bundle 24, checkpoint 2"):
         verify_blockwise(exported().bundle, open_checkpoint(str(other)))
 
@@ -165,8 +165,8 @@ def test_one_error_in_fp16(
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from exporter.blockwise import verify_blockwise
-from exporter.checkpoint import open_checkpoint
+from t5edge.parity.blockwise import verify_blockwise
+from t5edge.exporter.checkpoint.open import open_checkpoint
 folder, seed = Path(sys.argv[1]), sys.argv[3]
 results = verify_blockwise(folder, open_checkpoint(sys.argv[2], random_weights=int(seed) if seed else None))
 assert results and not [result for result in results if result.verdict == "fail"], results
@@ -184,8 +184,8 @@ def peak_bytes(made: Exported, seed: str = "") -> int:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     """A model of 48 wide layers takes hardly more than one of 6: weights of 1.1 GB more, memory of 0.1 GB at most."""
-    from exporter.api import export
-    from exporter.variants import find_variant
+    from t5edge.exporter.family.variants import find_variant
+    from t5edge.pipeline import export
 
     peaks = []
     for layers in (6, 48):

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from exporter.commands.build import run
-from exporter.errors import UserError
-from exporter.options import BuildOptions
-from exporter.progress import Silent
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.commands.build import BuildOptions, run
+from t5edge.errors import UserError
+from t5edge.progress import Silent
 
 
 def test_engines_are_built_and_listed(demo: Workshop, tmp_path: Path) -> None:
@@ -30,6 +29,6 @@ def test_a_missing_bundle_is_named() -> None:
 
 
 def test_without_a_target_that_runs_here_one_must_be_named(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.targets.doctor.engine_targets", lambda: ())
+    monkeypatch.setattr("t5edge.engines.doctor.engine_targets", lambda: ())
     with pytest.raises(UserError, match="no engine target runs here"):
         run(BuildOptions(str(demo.bundle("fp16"))), Silent())

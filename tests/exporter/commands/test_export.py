@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from cli import main
-from exporter import api, sweep
-from exporter.options import ExportOptions, SweepOptions
-from exporter.sweep import Outcome, SweepReport
+from t5edge import pipeline
+from t5edge.cli import main
+from t5edge.options import ExportOptions
+from t5edge.tools.sweep import Outcome
+from t5edge.tools.sweep.options import SweepOptions
+from t5edge.tools.sweep.run import SweepReport
 
 
 def test_a_single_export_gets_plain_options(
@@ -19,11 +21,11 @@ def test_a_single_export_gets_plain_options(
 ) -> None:
     asked: list[ExportOptions] = []
 
-    def export_bundle(options: ExportOptions, progress: Any) -> api.Bundle:
+    def export_bundle(options: ExportOptions, progress: Any) -> pipeline.Bundle:
         asked.append(options)
-        return api.Bundle(Path("there"), {"files": {}}, None)
+        return pipeline.Bundle(Path("there"), {"files": {}}, None)
 
-    monkeypatch.setattr(api, "export_bundle", export_bundle)
+    monkeypatch.setattr(pipeline, "export_bundle", export_bundle)
     command = ["export", "--variant", "t5-small", "--precision", "fp16", "--target", "onnxruntime", "--out", "there"]
     assert main([*command, "--max-batch", "2", "--json"]) == 0
     wanted = ExportOptions(variant="t5-small", precision="fp16", target=("onnxruntime",), out="there", max_batch=2)
@@ -43,7 +45,7 @@ def test_a_sweep_exits_1_when_any_export_failed(
         other = Outcome("t5-small-fp32", "t5-small", "fp32", status, error="[why]" if status == "failed" else None)
         return SweepReport("out", [done, other])
 
-    monkeypatch.setattr(sweep, "sweep", run)
+    monkeypatch.setattr("t5edge.tools.sweep.run.sweep", run)
     command = ["export", "--variant", "t5-small", "--precision", "fp16", "fp32", "--out", "out"]
     assert main(command) == code
     shown = capsys.readouterr().out

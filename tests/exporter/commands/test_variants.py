@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cli import main
+from t5edge.cli import main
 
 
 def test_json_stays_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Bundles in optimum's layout: the demo, twins, quantized weights; written by the stages of the export."""
+"""Bundles in optimum's layout: the demo, tiny_models, quantized weights; written by the stages of the export."""
 
 from __future__ import annotations
 
@@ -7,31 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter import api
-from exporter.bundle import write_manifest
-from exporter.options import ExportOptions
-from exporter.precision import precision
-from exporter.progress import Silent
-from exporter.quantize import quantize_weights
-from exporter.rescale import Rescale
-from tests.exporter.targets.bundles import Workshop
-
-
-def write_layout(workshop: Workshop, name: str, folder: Path) -> Path:
-    """A bundle of ``workshop``'s checkpoint in precision ``name`` and layout optimum; weight-only where quantized."""
-    row = precision(name)
-    options = ExportOptions(str(workshop.checkpoint.source), name, layout="optimum")
-    graphs = api.stamp_graphs(workshop.checkpoint, workshop.blocks(), row, Rescale(), options)
-    if row.quantized:
-        for _, model in graphs.items():
-            quantize_weights(model, row)
-    folder.mkdir(parents=True)
-    digest = api.save_graphs(graphs, workshop.checkpoint, folder, Silent())
-    api.copy_small_files(workshop.checkpoint, folder)
-    layout = api.finish_layout(folder, graphs, workshop.checkpoint, row, options, Silent())
-    facts = api.describe(workshop.checkpoint, options, row, Rescale(), graphs)
-    write_manifest(folder, {**facts, "layout": layout}, {"weights.safetensors": digest})
-    return folder
+from support.bundles import Workshop
+from support.optimum_layout import write_layout
 
 
 @pytest.fixture(scope="session")

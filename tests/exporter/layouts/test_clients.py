@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import exporter
-from tests.exporter.layouts.conftest import write_layout
-from tests.exporter.targets.bundles import twin_workshop
+import t5edge
+from support.bundles import tiny_workshop
+from support.optimum_layout import write_layout
 
 pytestmark = pytest.mark.peer
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def ask_optimum(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) ->
 
 
 def check_optimum_tokens(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) -> None:
-    model = exporter.load(folder)
+    model = t5edge.load(folder)
     answers = ask_optimum(python, folder, ids, mask)
     assert len(answers) == 6
     for answer in answers:
@@ -86,14 +86,14 @@ def check_optimum_tokens(python: str, folder: Path, ids: np.ndarray, mask: np.nd
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_optimum_generates_our_tokens(peer_python: str, optimum_demo: Callable[[str], Path], name: str) -> None:
     folder = optimum_demo(name)
-    ids, mask = exporter.load(folder).tokenizer.encode(TEXTS)
+    ids, mask = t5edge.load(folder).tokenizer.encode(TEXTS)
     assert not mask.all()
     check_optimum_tokens(peer_python, folder, ids, mask)
 
 
 @pytest.mark.parametrize("name", OTHER_HEADS)
 def test_optimum_generates_our_tokens_whatever_d_kv_is(peer_python: str, tmp_path: Path, name: str) -> None:
-    workshop = twin_workshop(tmp_path, name)
+    workshop = tiny_workshop(tmp_path, name)
     a = workshop.checkpoint.architecture
     assert a.d_kv != a.d_model // a.num_heads
     folder = write_layout(workshop, "fp32", tmp_path / "bundle")
@@ -108,7 +108,7 @@ def test_transformers_js_generates_our_text(node: list[str], optimum_demo: Calla
     folder = optimum_demo(name)
     request = {"batches": [*([text] for text in TEXTS), list(TEXTS)], "new_tokens": NEW_TOKENS}
     *single, batch = ask([*node, str(folder)], request)
-    ours = exporter.load(folder).generate_text(TEXTS, max_new_tokens=NEW_TOKENS)
+    ours = t5edge.load(folder).generate_text(TEXTS, max_new_tokens=NEW_TOKENS)
     assert [text for answer in single for text in answer["texts"]] == ours
     assert [until_eos(row) for row in batch["tokens"]] == [until_eos(*answer["tokens"]) for answer in single]
 

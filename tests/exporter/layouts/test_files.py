@@ -8,15 +8,15 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-import cli
-from exporter import api
-from exporter.bundle import damaged_files, read_manifest, stored_bytes, write_manifest, writing
-from exporter.checkpoint import open_checkpoint
-from exporter.errors import GateError, UserError
-from exporter.layouts.files import client_config, js_dtype, link
-from exporter.options import ExportOptions
-from exporter.precision import PRECISIONS, precision
-from exporter.twins import find_twin, save_twin
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge import cli, pipeline
+from t5edge.bundle.folder import writing
+from t5edge.bundle.manifest import damaged_files, read_manifest, stored_bytes, write_manifest
+from t5edge.bundle.precision import PRECISIONS, precision
+from t5edge.errors import GateError, UserError
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.layouts.files import client_config, js_dtype, link
+from t5edge.options import ExportOptions
 
 JS_FILES = {
     "fp32": ("encoder_model.onnx", "decoder_model_merged.onnx"),
@@ -70,7 +70,7 @@ def test_configs_spell_out_what_clients_want(optimum_demo: Callable[[str], Path]
     assert {key: config[key] for key in given} == given
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     assert (tokenizer["tokenizer_class"], tokenizer["pad_token"]) == ("PreTrainedTokenizerFast", "<pad>")
-    bare = save_twin(find_twin("umt5-twin"), tmp_path, seed=0, layout="transformers4")
+    bare = save_tiny_model(find_tiny_model("umt5-twin"), tmp_path, seed=0, layout="transformers4")
     spelled = client_config(open_checkpoint(str(bare)), "fp16")
     assert (spelled["model_type"], spelled["num_decoder_layers"]) == ("umt5", 2)
 
@@ -112,12 +112,12 @@ def spoil(folder: Path, bundle: Path) -> None:
     shutil.copytree(bundle, folder, symlinks=True, dirs_exist_ok=True)
     parity = {"errors": {"merged": 0.5}, "limit": 1e-5, "passed": False}
     write_manifest(folder, {**read_manifest(folder), "layout": {"name": "optimum", "parity": parity}})
-    api.require_layout(folder)
+    pipeline.require_layout(folder)
 
 
 def test_other_logits_fail_the_export(optimum_demo: Callable[[str], Path], tmp_path: Path) -> None:
     bundle, out = optimum_demo("fp32"), tmp_path / "out"
-    api.require_layout(bundle)
+    pipeline.require_layout(bundle)
     with (
         pytest.raises(GateError, match=r"merged: 0\.5, limit 1e-05.*kept for study"),
         writing(out, force=False) as folder,

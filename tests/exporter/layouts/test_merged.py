@@ -8,13 +8,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from exporter import api
-from exporter.layouts.merged import BRANCH, merge_decoders
-from exporter.layouts.optimum import FIRST_STEP, LATER_STEPS
-from exporter.options import ExportOptions
-from exporter.precision import precision
-from exporter.rescale import Rescale
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge import pipeline
+from t5edge.bundle.precision import precision
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.layouts.merged import BRANCH, merge_decoders
+from t5edge.exporter.layouts.optimum import FIRST_STEP, LATER_STEPS
+from t5edge.options import ExportOptions
 
 MERGED = "decoder_model_merged.onnx"
 D_KV = 24
@@ -22,7 +22,7 @@ D_KV = 24
 
 def merged(demo: Workshop, guessed_d_kv: int) -> ir.Model:
     options = ExportOptions("t5-demo", layout="optimum")
-    graphs = api.stamp_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
+    graphs = pipeline.assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
     return merge_decoders(graphs.others[FIRST_STEP], graphs.others[LATER_STEPS], guessed_d_kv)
 
 
@@ -38,7 +38,7 @@ def test_the_last_axis_is_open_only_where_optimum_guesses_it_wrong(demo: Worksho
 
 def test_the_given_models_stay_as_they_are(demo: Workshop) -> None:
     options = ExportOptions("t5-demo", layout="optimum")
-    graphs = api.stamp_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
+    graphs = pipeline.assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
     before = {name: (len(model.graph), len(model.graph.initializers)) for name, model in graphs.others.items()}
     merge_decoders(graphs.others[FIRST_STEP], graphs.others[LATER_STEPS], D_KV)
     after = {name: (len(model.graph), len(model.graph.initializers)) for name, model in graphs.others.items()}

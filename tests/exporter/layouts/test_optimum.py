@@ -9,17 +9,17 @@ import onnx
 import onnxruntime
 import pytest
 
-import exporter
-from exporter import api
-from exporter.bundle import damaged_files, read_manifest, write_manifest
-from exporter.errors import GateError
-from exporter.layouts.check import check_optimum, layout_results
-from exporter.layouts.files import write_optimum_files
-from exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS, optimum_ports
-from exporter.parity.ladder import verify
-from exporter.twins import twins
-from tests.exporter.layouts.conftest import write_layout
-from tests.exporter.targets.bundles import Workshop, twin_workshop
+import t5edge
+from support.bundles import Workshop, tiny_workshop
+from support.optimum_layout import write_layout
+from support.tiny_models import tiny_models
+from t5edge import pipeline
+from t5edge.bundle.manifest import damaged_files, read_manifest, write_manifest
+from t5edge.errors import GateError
+from t5edge.exporter.layouts.files import write_optimum_files
+from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS, optimum_ports
+from t5edge.parity.ladder import verify
+from t5edge.parity.layout import check_optimum, layout_results
 
 QUICK = ("umt5-twin",)
 """A bias in every layer; t5-demo, which the other tests run, is untied and gated."""
@@ -49,10 +49,13 @@ KEY_VALUE = ("key", "value")
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(twin.name, marks=() if twin.name in QUICK else pytest.mark.slow, id=twin.name) for twin in twins()],
+    [
+        pytest.param(twin.name, marks=() if twin.name in QUICK else pytest.mark.slow, id=twin.name)
+        for twin in tiny_models()
+    ],
 )
 def test_logits_are_those_of_our_graphs(tmp_path: Path, name: str) -> None:
-    workshop = twin_workshop(tmp_path, name)
+    workshop = tiny_workshop(tmp_path, name)
     folder = write_layout(workshop, "fp32", tmp_path / "bundle")
     layout = read_manifest(folder)["layout"]
     assert layout["parity"]["passed"]
@@ -89,7 +92,7 @@ def test_weights_are_stored_once_and_our_graphs_are_the_same(
 
 def test_the_bundle_still_runs_and_every_graph_is_valid(optimum_demo: Callable[[str], Path]) -> None:
     folder = optimum_demo("fp32")
-    assert exporter.load(folder).generate_text(["spell 7", "read de dreizehn"]) == ["seven", "13"]
+    assert t5edge.load(folder).generate_text(["spell 7", "read de dreizehn"]) == ["seven", "13"]
     for path in folder.glob("*.onnx"):
         onnx.checker.check_model(str(path))
 
@@ -105,13 +108,13 @@ def spoil(path: Path) -> None:
 @pytest.fixture
 def quick_export(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The export without its two slow stages: blocks that are traced already, and no ladder."""
-    monkeypatch.setattr(api, "trace_blocks", lambda *_: demo.blocks())
-    monkeypatch.setattr(api, "check", lambda *_: None)
+    monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: demo.blocks())
+    monkeypatch.setattr(pipeline, "check", lambda *_: None)
 
 
 @pytest.mark.usefixtures("quick_export")
 def test_an_export_holds_both_layouts(tmp_path: Path) -> None:
-    bundle = exporter.export("t5-demo", "fp16", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
+    bundle = t5edge.export("t5-demo", "fp16", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
     assert bundle.manifest["layout"]["parity"]["passed"]
     assert bundle.manifest["options"]["layout"] == "optimum"
     assert {"encoder.onnx", "decoder_model.onnx", "onnx/weights.safetensors"} <= set(bundle.manifest["files"])
@@ -124,9 +127,9 @@ def test_an_export_with_another_graph_fails(tmp_path: Path, monkeypatch: pytest.
         write_optimum_files(folder, *facts)
         spoil(folder / f"{FIRST_STEP}.onnx")
 
-    monkeypatch.setattr(api, "write_optimum_files", write_and_spoil)
+    monkeypatch.setattr(pipeline, "write_optimum_files", write_and_spoil)
     with pytest.raises(GateError, match="the graphs of layout optimum do not give our logits"):
-        exporter.export("t5-demo", "fp32", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
+        t5edge.export("t5-demo", "fp32", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
 
 

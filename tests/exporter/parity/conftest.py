@@ -1,108 +1,13 @@
-"""Bundles of two twins that between them have every kind of block, traced once per session; and ways to spoil one."""
+"""Bundles of two tiny models that between them have every kind of block, traced once per session."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
-from exporter import api
-from exporter import bundle as bundles
-from exporter.api import trace_blocks
-from exporter.architecture import Architecture
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.parity.ladder import RUNGS, Rung, open_subject, verify_bundle
-from exporter.parity.report import ParityReport
-from exporter.parity.subject import Subject
-from exporter.progress import Silent
-from exporter.rescale import Rescale
-from exporter.trace import Block, BlockKind
-from exporter.twins import find_twin, save_twin
-
-GATED, RELU = "v1.1-twin", "t5-tiny-twin"
-"""Gated and untied; plain ReLU and tied."""
-Spoil = Callable[[np.ndarray], None]
-
-
-def rungs(*names: str) -> tuple[Rung, ...]:
-    """Rungs by the number or the name."""
-    return tuple(rung for rung in RUNGS if any(rung.name == name or rung.name.startswith(name) for name in names))
-
-
-@dataclass
-class Exports:
-    """Checkpoints and bundles of twins; an architecture is traced once, and a plain bundle exported once."""
-
-    root: Path
-    traces: dict[Architecture, Mapping[BlockKind, Block]] = field(default_factory=dict)
-    folders: dict[Any, Path] = field(default_factory=dict)
-
-    def checkpoint(self, twin: str) -> Checkpoint:
-        folder = self.root / twin
-        if not folder.exists():
-            save_twin(find_twin(twin), folder, seed=0)
-        return open_checkpoint(str(folder))
-
-    def blocks(self, checkpoint: Checkpoint) -> Mapping[BlockKind, Block]:
-        key = checkpoint.architecture
-        if key not in self.traces:
-            self.traces[key] = trace_blocks(checkpoint, Silent())
-        return self.traces[key]
-
-    def export(self, source: str, precision: str, out: Path, rescale: Rescale | None = None, **options: Any) -> Path:
-        """As ``exporter.export`` for ONNX Runtime, with a trace that is at hand and, on request, a given rescale."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "trace_blocks", lambda checkpoint, watch: self.blocks(checkpoint))
-            if rescale is not None:
-                patch.setattr(api, "choose_rescale", lambda *_: rescale)
-            return api.export(source, precision, out=out, target=("onnxruntime",), **options).folder
-
-    def bundle(self, twin: str, precision: str = "fp32") -> Path:
-        """An unverified bundle, to be read only."""
-        key = (twin, precision)
-        if key not in self.folders:
-            self.checkpoint(twin)
-            out = self.root / f"{twin}-{precision}"
-            self.folders[key] = self.export(str(self.root / twin), precision, out, no_verify=True)
-        return self.folders[key]
-
-    def spoilt(self, twin: str, precision: str, out: Path, tensor: str, spoil: Spoil) -> Path:
-        """A copy with one tensor changed and the hash mended: nothing but numbers can tell."""
-        folder = Path(shutil.copytree(self.bundle(twin, precision), out))
-        spoil(stored_tensor(folder, tensor))
-        manifest = bundles.read_manifest(folder)
-        bundles.write_manifest(folder, manifest)
-        return folder
-
-    def subject(self, twin: str, precision: str = "fp32", *names: str) -> Subject:
-        """What the named rungs would work on."""
-        checkpoint = self.checkpoint(twin)
-        folder = self.bundle(twin, precision)
-        return open_subject(folder, checkpoint, "onnxruntime", Silent(), self.blocks(checkpoint), rungs(*names))
-
-    def verify(self, folder: Path, twin: str, *names: str) -> ParityReport:
-        """The named rungs of the ladder on a bundle of ``twin``; all of them without names."""
-        checkpoint = self.checkpoint(twin)
-        chosen = rungs(*names) if names else RUNGS
-        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), rungs=chosen)
-
-
-def stored_tensor(folder: Path, name: str) -> np.ndarray:
-    """The one tensor of ``weights.safetensors`` whose name holds ``name``, mapped for writing in place."""
-    path = folder / "weights.safetensors"
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-    (entry,) = (facts for key, facts in header.items() if name in key)
-    dtype = {"F32": np.float32, "F16": np.float16}[entry["dtype"]]
-    return np.memmap(path, dtype, "r+", start + entry["data_offsets"][0], tuple(entry["shape"]))
+from support.exports import Exports
 
 
 @pytest.fixture(autouse=True)
@@ -116,4 +21,4 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    return Exports(tmp_path_factory.mktemp("twins"))
+    return Exports(tmp_path_factory.mktemp("tiny_models"))

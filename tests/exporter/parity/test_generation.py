@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter.parity.generation import (
+from support.bundles import Workshop
+from support.exports import GATED, RELU, Exports, rungs
+from t5edge.parity.generation import (
     NoisyStep,
     Pair,
     _cut,
@@ -18,13 +20,11 @@ from exporter.parity.generation import (
     generation,
     task,
 )
-from exporter.parity.ladder import open_subject
-from exporter.parity.subject import Subject
-from exporter.progress import Silent
-from exporter.runtime.generation import generate
-from exporter.runtime.options import read_options
-from tests.exporter.parity.conftest import GATED, RELU, Exports, rungs
-from tests.exporter.targets.bundles import Workshop
+from t5edge.parity.ladder import open_subject
+from t5edge.parity.subject import Subject
+from t5edge.progress import Silent
+from t5edge.runtime.generation.options import read_options
+from t5edge.runtime.generation.search import generate
 
 SETTINGS = {"max_new_tokens": 12, "do_sample": False, "num_return_sequences": 1}
 

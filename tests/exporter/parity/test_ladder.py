@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter import bundle as bundles
-from exporter.errors import GateError, UserError
-from exporter.parity.ladder import find_checkpoint, verify
-from exporter.rescale import Rescale, StackScale
-from exporter.runtime.model import load
-from exporter.twins import find_twin, save_twin
-from tests.exporter.parity.conftest import GATED, RELU, Exports, rungs
+from support.exports import GATED, RELU, Exports, rungs
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.errors import GateError, UserError
+from t5edge.exporter.graph.rescale import Rescale, StackScale
+from t5edge.parity.ladder import find_checkpoint, verify
+from t5edge.runtime.model import load
 
 HOT = 1.5 * 2.0**13
 RESIDUAL_WRITERS = ("shared.weight", ".o.weight", ".wo.weight")
@@ -25,7 +25,7 @@ RESIDUAL_WRITERS = ("shared.weight", ".o.weight", ".wo.weight")
 @pytest.fixture(scope="module")
 def hot(exports: Exports) -> Path:
     """A checkpoint whose residual stream runs far beyond float16's 65504, every weight within it."""
-    folder = save_twin(find_twin(GATED), exports.root / "hot", seed=1)
+    folder = save_tiny_model(find_tiny_model(GATED), exports.root / "hot", seed=1)
     state = load_file(folder / "model.safetensors")
     for name, tensor in state.items():
         if name.endswith(RESIDUAL_WRITERS):
@@ -37,13 +37,13 @@ def hot(exports: Exports) -> Path:
 
 def test_the_ladder_writes_its_report_and_the_manifest_its_results(exports: Exports, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exports.bundle(GATED), tmp_path / "bundle"))
-    before = bundles.read_manifest(folder)
+    before = read_manifest(folder)
     report = exports.verify(folder, GATED, "2", "8")
-    manifest = bundles.read_manifest(folder)
+    manifest = read_manifest(folder)
     assert json.loads((folder / "parity.json").read_text()) == report.to_dict()
     assert manifest["parity"]["passed"] is True
     assert [entry["verdict"][:7] for entry in manifest["parity"]["rungs"]] == ["pass", "pass", "not run"]
-    assert bundles.damaged_files(folder) == []
+    assert damaged_files(folder) == []
     assert {key: manifest[key] for key in before if key not in ("parity", "files")} == {
         key: before[key] for key in before if key not in ("parity", "files")
     }
@@ -54,7 +54,7 @@ def test_a_residual_beyond_float16_passes_with_the_rescale(
     exports: Exports, hot: Path, tmp_path: Path, precision: str
 ) -> None:
     folder = exports.export(str(hot), precision, tmp_path / "bundle", compute="fp16")
-    manifest = bundles.read_manifest(folder)
+    manifest = read_manifest(folder)
     assert manifest["parity"]["passed"] is True
     assert manifest["precision"]["compute"] == "float16"
     assert "3 range" in {rung["name"] for rung in manifest["parity"]["rungs"] if rung["verdict"] == "pass"}
@@ -106,7 +106,7 @@ def test_a_finished_bundle_is_verified_from_what_its_manifest_says(exports: Expo
 
 
 def test_another_checkpoint_of_the_same_shape_fails(exports: Exports, tmp_path: Path) -> None:
-    other = save_twin(find_twin(GATED), tmp_path / "other", seed=9)
+    other = save_tiny_model(find_tiny_model(GATED), tmp_path / "other", seed=9)
     report = verify(exports.bundle(GATED), other, rungs=rungs("2", "3 logits"))
     assert {result.name for result in report.failures} == {"2 encoder", "3 logits"}
     assert report.facts["checkpoint_touched"] is True
@@ -146,7 +146,7 @@ def test_the_users_errors_say_what_to_do(exports: Exports, tmp_path: Path) -> No
     exports.checkpoint(RELU)
     with pytest.raises(UserError, match=r"is not a bundle of .* d_model: bundle 104, checkpoint 72.*--checkpoint"):
         verify(bundle, exports.root / RELU)
-    moved = {**bundles.read_manifest(bundle), "variant": str(tmp_path / "gone")}
+    moved = {**read_manifest(bundle), "variant": str(tmp_path / "gone")}
     with pytest.raises(UserError, match="was exported from it; name another place with --checkpoint"):
         find_checkpoint(bundle, moved, None)
     with pytest.raises(UserError, match="choose another --junit"):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter.parity.limits import (
+from t5edge.bundle.precision import Precision, precision
+from t5edge.parity.limits import (
     OwnErrors,
     error_limit,
     judge_briefly,
@@ -15,8 +16,7 @@ from exporter.parity.limits import (
     own_dtype,
     tie_margin,
 )
-from exporter.parity.measures import LogitErrors, compare_logits
-from exporter.precision import Precision, precision
+from t5edge.parity.measures import LogitErrors, compare_logits
 
 FP32, FP16, BF16 = precision("fp32"), precision("fp16"), precision("bf16")
 QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99)

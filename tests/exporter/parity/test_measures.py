@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.parity import measures
-from exporter.parity.measures import compare_logits, log_softmax, max_error, pool, relative_error
+from t5edge.parity import measures
+from t5edge.parity.measures import compare_logits, log_softmax, max_error, pool, relative_error
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 3, (7, 53)).astype(np.float32)

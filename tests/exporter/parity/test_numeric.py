@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from exporter import bundle as bundles
-from exporter.parity.report import ParityReport
-from tests.exporter.parity.conftest import GATED, RELU, Exports, Spoil
+from support.exports import GATED, RELU, Exports, Spoil
+from t5edge.bundle.manifest import read_manifest, write_manifest
+from t5edge.bundle.parity_report import ParityReport
 
 
 def failed(report: ParityReport) -> set[str]:
@@ -104,7 +104,7 @@ def edit_graph(exports: Exports, out: Path, name: str, edit: Callable[[onnx.Grap
     model = onnx.load(path, load_external_data=False)
     edit(model.graph)
     path.write_bytes(model.SerializeToString())
-    bundles.write_manifest(folder, bundles.read_manifest(folder))
+    write_manifest(folder, read_manifest(folder))
     return folder
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.parity.parts import InParts
-from exporter.runtime.model import BundleModel, load
-from tests.exporter.parity.conftest import GATED, Exports
+from support.exports import GATED, Exports
+from t5edge.parity.parts import InParts
+from t5edge.runtime.model import BundleModel, load
 
 ROWS = 5
 

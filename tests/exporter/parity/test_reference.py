@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.checkpoint import open_checkpoint
-from exporter.errors import UserError
-from exporter.parity.limits import OwnErrors, ceiling
-from exporter.parity.reference import (
+from support.exports import GATED, RELU, Exports
+from t5edge.bundle.ports import Limits
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.reference.texts import Batch
+from t5edge.parity.limits import OwnErrors, ceiling
+from t5edge.parity.reference import (
     TorchModel,
     _wide_linear,
     compare_outputs,
     measure_reference,
     passes,
 )
-from exporter.parity.workload import build_workload
-from exporter.ports import Limits
-from exporter.texts import Batch
-from tests.exporter.parity.conftest import GATED, RELU, Exports
+from t5edge.parity.workload import build_workload
 
 
 def texts(exports: Exports, twin: str) -> dict[str, Batch]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from exporter.parity.report import ParityReport, RungResult, at_least, at_most, failure, not_run
+from t5edge.bundle.parity_report import CheckResult, ParityReport, at_least, at_most, failure, not_run
 
 GOOD = at_most("2 encoder", "relative error", 1e-6, 1e-5, positions=np.int64(3))
 BAD = at_most("3 logits", "mean KL (nats)", float("nan"), 1e-3)
@@ -38,7 +38,7 @@ def test_not_run_neither_passes_nor_fails_and_nothing_run_is_no_pass() -> None:
 
 
 def test_a_rung_has_the_worst_verdict_of_its_measures() -> None:
-    passed = RungResult("3 logits", "top-1", 1.0, 1.0, "pass")
+    passed = CheckResult("3 logits", "top-1", 1.0, 1.0, "pass")
     verdicts = ParityReport([passed, BAD, passed, GOOD, SKIPPED]).verdicts()
     assert verdicts == {"3 logits": "fail", "2 encoder": "pass", "8 task": SKIPPED.verdict}
 

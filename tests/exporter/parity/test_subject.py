@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from exporter.parity.limits import OwnErrors
-from exporter.precision import Precision
-from tests.exporter.parity.conftest import GATED, Exports
+from support.exports import GATED, Exports
+from t5edge.bundle.precision import Precision
+from t5edge.parity.limits import OwnErrors
 
 QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99)
 

@@ -5,18 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from exporter.checkpoint import open_checkpoint
-from exporter.parity.workload import (
-    bucket_edges,
-    build_workload,
-    effort,
-    padded_left,
-    rows_of,
-    target_mask,
-)
-from exporter.ports import Limits
-from exporter.texts import bundled_examples
-from tests.exporter.parity.conftest import GATED, Exports
+from support.exports import GATED, Exports
+from t5edge.bundle.ports import Limits
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.reference.texts import bundled_examples, target_mask
+from t5edge.parity.workload import bucket_edges, build_workload, effort, padded_left, rows_of
 
 DEMO = open_checkpoint("t5-demo")
 
@@ -50,7 +43,7 @@ def test_nothing_is_longer_than_the_limits() -> None:
 
 
 def test_t5_demo_is_asked_its_own_prompts_and_others_plain_sentences(exports: Exports) -> None:
-    from exporter.parity.workload import examples_of
+    from t5edge.parity.workload import examples_of
 
     assert examples_of(DEMO)[0].source.startswith(("spell", "read"))
     assert examples_of(exports.checkpoint(GATED)) == bundled_examples()

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from exporter.runtime.options import GenerationOptions
-from exporter.runtime.step import Scores, Tokens
+from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.step import Scores, Tokens
 
 VOCAB = 97
 
@@ -77,7 +77,7 @@ class TorchStep:
 
 
 @dataclass(frozen=True)
-class Twin:
+class TinyModel:
     """One model, seen by transformers and by us, with a padded batch for it."""
 
     model: T5ForConditionalGeneration
@@ -103,7 +103,7 @@ class Twin:
 
 
 @lru_cache
-def build_twin(name: str, seed: int = 0, batch: int = 4) -> Twin:
+def build_twin(name: str, seed: int = 0, batch: int = 4) -> TinyModel:
     """Weights of standard deviation 0.5: the best token wins by a margin; three times that for the end."""
     facts = dict(TWINS[name])
     feed_forward = "gated-gelu" if facts.pop("gated", False) else "relu"
@@ -121,22 +121,22 @@ def build_twin(name: str, seed: int = 0, batch: int = 4) -> Twin:
     numbers = np.random.default_rng(seed)
     input_ids = numbers.integers(2, VOCAB, (batch, 9))
     attention_mask = (np.arange(9) < numbers.integers(1, 10, (batch, 1))).astype(np.int64)
-    return Twin(model, np.where(attention_mask == 1, input_ids, 0), attention_mask)
+    return TinyModel(model, np.where(attention_mask == 1, input_ids, 0), attention_mask)
 
 
 @pytest.fixture
-def twin_of() -> Callable[..., Twin]:
-    """Builds (and keeps) a ``Twin`` by name and seed."""
+def twin_of() -> Callable[..., TinyModel]:
+    """Builds (and keeps) a ``TinyModel`` by name and seed."""
     return build_twin
 
 
 @pytest.fixture
-def torch_step() -> Callable[[Twin], TorchStep]:
+def torch_step() -> Callable[[TinyModel], TorchStep]:
     """Wraps a twin's PyTorch model as a ``StepModel``."""
     return lambda twin: TorchStep(twin.model)
 
 
 @pytest.fixture(params=sorted(TWINS))
-def twin(request: pytest.FixtureRequest) -> Twin:
+def twin(request: pytest.FixtureRequest) -> TinyModel:
     """Every tiny model in turn."""
     return build_twin(request.param)

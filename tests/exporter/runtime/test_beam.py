@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import UserError
-from exporter.runtime.beam import BeamSearch, tail_token
-from exporter.runtime.options import GenerationOptions
+from t5edge.errors import UserError
+from t5edge.runtime.generation.beam import BeamSearch, tail_token
+from t5edge.runtime.generation.options import GenerationOptions
 
 
 def start(batch: int = 1, **settings: Any) -> BeamSearch:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from exporter.errors import UserError
-from exporter.runtime import logits as ours
-from exporter.runtime.options import GenerationOptions
+from t5edge.errors import UserError
+from t5edge.runtime.generation import processors as ours
+from t5edge.runtime.generation.options import GenerationOptions
 
 INFINITY = float("inf")
 

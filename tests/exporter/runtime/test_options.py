@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from exporter.errors import UserError
-from exporter.runtime.options import NEUTRAL, GenerationOptions, read_options
+from t5edge.errors import UserError
+from t5edge.runtime.generation.options import NEUTRAL, GenerationOptions, read_options
 
 
 @pytest.mark.parametrize(

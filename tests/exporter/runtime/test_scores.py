@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.errors import UserError
-from exporter.runtime.scores import (
+from t5edge.errors import UserError
+from t5edge.runtime.generation.scores import (
     draw_candidates,
     draw_tokens,
     kth_largest,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.sweep.cluster import run_on_ray
-from tests.exporter.sweep.fakes import job, run
+from support.sweep_fakes import job, run
+from t5edge.errors import UserError
+from t5edge.tools.sweep.cluster import run_on_ray
 
 
 def test_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import GateError, UserError
-from exporter.options import ExportOptions
-from exporter.sweep import store
-from exporter.sweep.jobs import Job, run_job
+from t5edge.errors import GateError, UserError
+from t5edge.options import ExportOptions
+from t5edge.tools.sweep import store
+from t5edge.tools.sweep.jobs import Job, run_job
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

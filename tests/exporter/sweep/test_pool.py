@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sweep.jobs import Job, Outcome
-from exporter.sweep.pool import run_in_processes
-from tests.exporter.sweep.fakes import GIB, hear_interrupts, job, run
+from support.sweep_fakes import GIB, hear_interrupts, job, run
+from t5edge.tools.sweep.jobs import Job, Outcome
+from t5edge.tools.sweep.pool import run_in_processes
 
 DRIVER = """
 import sys
 from pathlib import Path
-from exporter.sweep.pool import run_in_processes
-from tests.exporter.sweep.fakes import job, run
+sys.path.append(sys.argv[2])
+from t5edge.tools.sweep.pool import run_in_processes
+from support.sweep_fakes import job, run
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     jobs = [job(name, folder, revision="60") for name in "ab"]
@@ -82,7 +83,7 @@ def test_leaving_early_stops_the_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signal", ["KILL", "INT"])
 def test_workers_end_with_a_driver_that_is_killed_or_interrupted(tmp_path: Path, signal: str) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=hear_interrupts,

@@ -1,4 +1,4 @@
-"""Sweeps end to end, through the command line, on twins; one of them is poisoned."""
+"""Sweeps end to end, through the command line, on tiny_models; one of them is poisoned."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.bundle import damaged_files, is_bundle
-from exporter.errors import UserError
-from exporter.options import SweepOptions
-from exporter.sweep.jobs import run_job
-from exporter.sweep.run import plan_jobs
-from exporter.twins import Twin, save_twin, twins
-from tests.exporter.sweep.fakes import hear_interrupts
+from support.sweep_fakes import hear_interrupts
+from support.tiny_models import TinyModel, save_tiny_model, tiny_models
+from t5edge.bundle.manifest import damaged_files, is_bundle
+from t5edge.errors import UserError
+from t5edge.tools.sweep.jobs import run_job
+from t5edge.tools.sweep.options import SweepOptions
+from t5edge.tools.sweep.run import plan_jobs
 
 CLI = Path(__file__).parents[3] / "cli.py"
 PLAIN = ("--target", "onnxruntime", "--no-verify", "--json")
@@ -31,13 +31,13 @@ Found = dict[str, Any]
 
 
 def save_twins(folder: Path, count: int) -> list[Path]:
-    """Checkpoints of ``count`` twins; past the ten there are, with other weights."""
-    known = twins()
+    """Checkpoints of ``count`` tiny_models; past the ten there are, with other weights."""
+    known = tiny_models()
     made = []
     for index in range(count):
         twin = known[index % len(known)]
         name = twin.name if index < len(known) else f"{twin.name}-{index // len(known)}"
-        made.append(save_twin(Twin(name, twin.family, twin.config), folder / name, seed=index))
+        made.append(save_tiny_model(TinyModel(name, twin.family, twin.config), folder / name, seed=index))
     return made
 
 
@@ -94,7 +94,7 @@ def test_a_poisoned_variant_fails_alone_and_a_second_run_does_the_rest(tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twelve_variants_in_two_precisions(tmp_path: Path) -> None:
-    """22 bundles, two named failures, exit 1; the second run redoes the failed, which are mended."""
+    """22 bundles, two named failures, exit 1; the second run redoes the failed, which are fixed."""
     checkpoints, out = save_twins(tmp_path / "in", 12), tmp_path / "out"
     broken = checkpoints[4]
     put_nan(broken)
@@ -105,7 +105,7 @@ def test_twelve_variants_in_two_precisions(tmp_path: Path) -> None:
     assert {entry["name"] for entry in failed} == {f"{broken.name}-fp32", f"{broken.name}-fp16"}
     assert all("NaN" in entry["error"] and entry.get("trace") is None for entry in failed)
     assert sum(is_bundle(path) for path in out.iterdir()) == len(list(out.iterdir())) == 22
-    save_twin(twins()[4], broken, seed=4)
+    save_tiny_model(tiny_models()[4], broken, seed=4)
     code, found = run_sweep(checkpoints, out)
     assert code == 0
     assert (found["exported"], found["kept"], found["failed"]) == (2, 22, 0)

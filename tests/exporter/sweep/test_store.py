@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter import api
-from exporter.bundle import is_bundle, read_manifest, write_manifest, writing
-from exporter.errors import GateError, UserError
-from exporter.options import ExportOptions
-from exporter.sweep.store import FolderStore, Store, UrlStore, is_url, open_store
+from t5edge import pipeline
+from t5edge.bundle.folder import writing
+from t5edge.bundle.manifest import is_bundle, read_manifest, write_manifest
+from t5edge.errors import GateError, UserError
+from t5edge.options import ExportOptions
+from t5edge.tools.sweep.store import FolderStore, Store, UrlStore, is_url, open_store
 
 OPTIONS = ExportOptions(variant="a")
 
@@ -32,7 +33,7 @@ def write_bundle(options: ExportOptions, fail: bool = False) -> SimpleNamespace:
 @pytest.fixture(params=["folder", "url"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Path]:
     """A store and the folder it writes to."""
-    monkeypatch.setattr(api, "export_bundle", write_bundle)
+    monkeypatch.setattr(pipeline, "export_bundle", write_bundle)
     if request.param == "folder":
         return FolderStore(tmp_path), tmp_path
     return UrlStore(f"file://{tmp_path}"), tmp_path
@@ -65,7 +66,7 @@ def test_a_foreign_folder_is_no_bundle(place: tuple[Store, Path]) -> None:
 
 def test_a_failed_bundle_is_kept_for_study(place: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     store, folder = place
-    monkeypatch.setattr(api, "export_bundle", lambda options: write_bundle(options, fail=True))
+    monkeypatch.setattr(pipeline, "export_bundle", lambda options: write_bundle(options, fail=True))
     with pytest.raises(GateError):
         store.export("a-fp32", OPTIONS)
     assert store.manifest("a-fp32") is None
@@ -73,7 +74,7 @@ def test_a_failed_bundle_is_kept_for_study(place: tuple[Store, Path], monkeypatc
 
 
 def test_an_upload_that_breaks_off_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "export_bundle", write_bundle)
+    monkeypatch.setattr(pipeline, "export_bundle", write_bundle)
     store = UrlStore(f"file://{tmp_path}")
     store.export("a-fp32", OPTIONS)
     put = store._files.put_file

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from exporter.progress import Silent
-from exporter.targets.gpu import Gpu, GpuReport
-from exporter.targets.tensorrt_flavor import TensorRT, collector_paused, load_tensorrt
-
-NO_GPU = GpuReport((), "no GPU: none in this test")
-SetGpus = Callable[..., None]
-FINDERS = (
-    "exporter.targets.tensorrt.find_gpus",
-    "exporter.targets.tensorrt_open.find_gpus",
-    "exporter.targets.tensorrt_proof.find_gpus",
-    "exporter.targets.onnxruntime_gpu.find_gpus",
-    "exporter.targets.doctor.find_gpus",
-)
-
-
-class Told(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
+from support.gpus import FINDERS, NO_GPU, SetGpus
+from t5edge.runtime.gpu import Gpu, GpuReport
+from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tensorrt
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.runtime.model import TARGETS
-from exporter.targets import doctor
-from exporter.targets.tensorrt_flavor import TensorRT
-from tests.exporter.targets.conftest import SetGpus
+from support.gpus import SetGpus
+from t5edge.engines import doctor
+from t5edge.errors import UserError
+from t5edge.runtime.backend import BACKENDS
+from t5edge.runtime.tensorrt.flavor import TensorRT
 
 FIELDS = {"target", "installed", "version", "can_build", "can_run", "reason"}
 
@@ -21,7 +21,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 
 def test_every_target_has_a_row(no_gpu: None) -> None:
-    assert rows().keys() == TARGETS.keys()
+    assert rows().keys() == BACKENDS.keys()
     for row in rows().values():
         assert row.keys() == FIELDS
         assert bool(row["reason"]) == (not (row["can_build"] and row["can_run"]))
@@ -76,7 +76,7 @@ def test_a_package_that_does_not_load_says_why(no_gpu: None, monkeypatch: pytest
 def test_looking_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from exporter.targets.doctor import targets_report\n"
+        "from t5edge.engines.doctor import targets_report\n"
         "targets_report()\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'onnx_ir', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from exporter.targets import gpu
+from t5edge.runtime import gpu
 
 
 class FakeDriver:

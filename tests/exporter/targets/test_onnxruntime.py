@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.bundle import read_manifest
-from exporter.targets import onnxruntime as target
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.bundle.manifest import read_manifest
+from t5edge.runtime.onnxruntime import cpu as target
 
 BLOCK = "session.qdq_matmulnbits_block_size"
 GRAPHS = ("encoder", "decoder")

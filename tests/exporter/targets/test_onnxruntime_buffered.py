@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.errors import UserError
-from exporter.ports import GraphPorts
-from exporter.runtime.model import BundleModel, load
-from exporter.targets.onnxruntime import OnnxRuntimeModel, is_recent
-from exporter.targets.onnxruntime import open as open_onnxruntime
-from exporter.targets.onnxruntime_buffered import FIRST_CAPACITY, GRAPH, BufferedModel
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts
+from t5edge.errors import UserError
+from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.onnxruntime.buffered import FIRST_CAPACITY, GRAPH, BufferedModel
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, is_recent
+from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
 
 STEPS = 2 * FIRST_CAPACITY + 9
 """Beyond the second growth."""

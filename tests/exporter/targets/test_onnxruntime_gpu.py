@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.errors import UserError
-from exporter.ports import GraphPorts
-from exporter.runtime.model import BundleModel, load
-from exporter.targets.onnxruntime import OnnxRuntimeModel
-from exporter.targets.onnxruntime_gpu import DeviceModel, open_on_gpu
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus
+from support.bundles import Workshop
+from support.gpus import SetGpus
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts
+from t5edge.errors import UserError
+from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu
 
 TARGETS = ("onnxruntime-cuda", "onnxruntime-rtx")
 

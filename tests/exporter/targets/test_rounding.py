@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 import torch
 
-from exporter.bundle import read_manifest
-from exporter.recipes import constant_value
-from exporter.targets.onnxruntime import session_options
-from exporter.targets.rounding import ROUNDING_REMOVERS, emulate, open_rounded
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from t5edge.bundle.manifest import read_manifest
+from t5edge.kernels.values import constant_value
+from t5edge.runtime.onnxruntime.cpu import session_options
+from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate, open_rounded
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

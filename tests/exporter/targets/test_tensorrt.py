@@ -10,14 +10,14 @@ from typing import Any
 import onnx
 import pytest
 
-from cli import main
-from exporter.bundle import damaged_files, read_manifest
-from exporter.errors import UserError
-from exporter.targets.tensorrt import build_engines, check_buildable
-from exporter.targets.tensorrt_attention import shape_attentions
-from exporter.targets.tensorrt_flavor import TensorRT
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus, Told
+from support.bundles import Workshop
+from support.gpus import SetGpus, Told
+from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.cli import main
+from t5edge.engines.attention import shape_attentions
+from t5edge.engines.build import build_engines, check_buildable
+from t5edge.errors import UserError
+from t5edge.runtime.tensorrt.flavor import TensorRT
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
 
@@ -153,7 +153,7 @@ class Refuse:
             raise ImportError(name + " is not on the device")
 
 sys.meta_path.insert(0, Refuse())
-from exporter.targets.tensorrt import build_engines
+from t5edge.engines.build import build_engines
 entries = build_engines({folder!r}, "tensorrt-rtx", ["8.6"])
 print(sorted(entries["8.6"]))
 print(sorted(name for name in sys.modules if name in {blocked}))
@@ -176,8 +176,8 @@ full = types.ModuleType("tensorrt")
 full.__dict__.update({{name: value for name, value in vars(tensorrt_rtx).items() if not name.startswith("__")}})
 full.__version__, full.__spec__ = "11.4.1", tensorrt_rtx.__spec__
 sys.modules["tensorrt"] = full
-from exporter.targets import tensorrt
-from exporter.targets.gpu import Gpu, GpuReport
+from t5edge.engines import build as tensorrt
+from t5edge.runtime.gpu import Gpu, GpuReport
 
 tensorrt.find_gpus = lambda: GpuReport((Gpu("Test GPU", "8.9", "13.0"),))
 print(json.dumps(tensorrt.build_engines({folder!r}, "tensorrt")["8.9"]))
@@ -208,8 +208,8 @@ def test_four_packages_suffice_on_the_device(bundle: Path, tmp_path: Path) -> No
     if installed.returncode:
         pytest.skip("the packages cannot be installed here")
     code = f"""
-from exporter.targets.tensorrt import build_engines
-from exporter.targets.doctor import targets_report
+from t5edge.engines.build import build_engines
+from t5edge.engines.doctor import targets_report
 print(sorted(build_engines({str(bundle)!r}, "tensorrt-rtx", ["8.6"])["8.6"]))
 print([row["target"] for row in targets_report() if row["can_build"]])
 """
@@ -221,11 +221,11 @@ print([row["target"] for row in targets_report() if row["can_build"]])
 def test_an_export_builds_engines(
     tmp_path: Path, rtx: TensorRT, demo: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import api
+    from t5edge import pipeline
 
     blocks: Any = demo.blocks()
-    monkeypatch.setattr(api, "trace_blocks", lambda *_: blocks)
-    bundle = api.export(
+    monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)
+    bundle = pipeline.export(
         "t5-demo",
         "bf16",
         out=tmp_path / "out",
@@ -250,9 +250,9 @@ def test_an_engine_that_fails_its_check_fails_the_export_and_is_kept_for_study(
 ) -> None:
     """Attention written out in matrix products, where fused kernels are required: the real builder's real plan."""
     blocks, out = demo.blocks(), tmp_path / "out"
-    monkeypatch.setattr("exporter.api.trace_blocks", lambda *_: blocks)
+    monkeypatch.setattr("t5edge.pipeline.trace_blocks", lambda *_: blocks)
     monkeypatch.setattr(
-        "exporter.targets.tensorrt_build.shape_attentions",
+        "t5edge.engines.builder.shape_attentions",
         lambda tool, network, attentions, form: shape_attentions(tool, network, attentions, "split"),
     )
     arguments = ["--variant", "t5-demo", "--precision", "bf16", "--no-verify", "--out", str(out)]
@@ -271,10 +271,10 @@ def test_an_engine_that_fails_its_check_fails_the_export_and_is_kept_for_study(
 
 
 def test_an_export_is_refused_before_any_work(tmp_path: Path, rtx: TensorRT) -> None:
-    from exporter import api
+    from t5edge import pipeline
 
     with pytest.raises(UserError, match="target 'tensorrt-xtr' is unknown"):
-        api.export("t5-demo", out=tmp_path / "out", targets=("tensorrt-xtr",))
+        pipeline.export("t5-demo", out=tmp_path / "out", targets=("tensorrt-xtr",))
     with pytest.raises(UserError, match="Jetson Thor"):
-        api.export("t5-demo", out=tmp_path / "out", targets=("tensorrt-rtx",), compute_capability=("11.0",))
+        pipeline.export("t5-demo", out=tmp_path / "out", targets=("tensorrt-rtx",), compute_capability=("11.0",))
     assert not (tmp_path / "out").exists()

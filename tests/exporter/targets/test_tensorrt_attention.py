@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.targets.tensorrt_attention import attention_form
+from t5edge.engines.attention import attention_form
 
 
 @pytest.mark.parametrize("d_kv", [16, 24, 32, 64, 128, 256])

@@ -11,20 +11,20 @@ from pathlib import Path
 import onnx
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.errors import GateError, UserError
-from exporter.ports import GraphPorts, Limits
-from exporter.progress import Silent, Stage
-from exporter.targets.tensorrt_attention import Form, attention_form, find_attentions
-from exporter.targets.tensorrt_build import EngineSpec, build_engine, check_attention, engine_profiles
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_log import make_log
-from exporter.twins import twins
-from tests.exporter.targets.bundles import Workshop, twin_workshop
+from support.bundles import Workshop, tiny_workshop
+from support.tiny_models import tiny_models
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.engines.attention import Form, attention_form, find_attentions
+from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
+from t5edge.errors import GateError, UserError
+from t5edge.progress import Silent, Stage
+from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.tensorrt.log import make_log
 
 COMPUTE = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
 GRAPHS = ("encoder", "decoder", "decoder_in_place")
-FAMILY = [twin.name for twin in twins()]
+FAMILY = [twin.name for twin in tiny_models()]
 
 
 def spec_of(folder: Path, graph: str, capability: str = "8.6", form: Form | None = None) -> EngineSpec:
@@ -194,7 +194,7 @@ def test_nothing_is_printed(demo: Workshop, rtx: TensorRT, capfd: pytest.Capture
 @pytest.fixture(scope="module", params=["efficient-kv16-twin", "ul2-twin"])
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """ReLU with d_kv 16, and gated SiLU with d_kv 256: the other two feed-forward forms at the ends of head sizes."""
-    return twin_workshop(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny_workshop(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def test_other_families_build_fused(twin: Workshop, rtx: TensorRT) -> None:
@@ -204,7 +204,7 @@ def test_other_families_build_fused(twin: Workshop, rtx: TensorRT) -> None:
 
 @pytest.fixture(scope="module", params=FAMILY)
 def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    return twin_workshop(tmp_path_factory.mktemp(request.param), request.param)
+    return tiny_workshop(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_the_demo_on_every_generation(demo: Workshop, rtx: TensorRT, precision: 
 
 def test_float32_keeps_float32(demo: Workshop, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     """TF32 is the builder's default and would round float32 products to eleven bits."""
-    from exporter.targets import tensorrt_build
+    from t5edge.engines import builder as tensorrt_build
 
     seen = []
     spec = spec_of(demo.bundle("fp32"), "encoder")

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from exporter.bundle import damaged_files, read_manifest
-from exporter.errors import GateError
-from exporter.targets import tensorrt_check
-from exporter.targets.gpu import Gpu, GpuReport
-from exporter.targets.tensorrt import build_engines
-from exporter.targets.tensorrt_check import RUNG, require_right, run_state
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import NO_GPU, SetGpus
-from tests.exporter.targets.host_device import pretend_gpu
+from support.bundles import Workshop
+from support.gpus import NO_GPU, SetGpus
+from support.host_device import pretend_gpu
+from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.engines import check as tensorrt_check
+from t5edge.engines.build import build_engines
+from t5edge.engines.check import RUNG, require_right, run_state
+from t5edge.errors import GateError
+from t5edge.runtime.gpu import Gpu, GpuReport
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
 
 RTX = FLAVORS["tensorrt-rtx"]
 ADA = GpuReport((Gpu("NVIDIA Test 4090", "8.9", "13.0"),))

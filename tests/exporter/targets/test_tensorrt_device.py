@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import UserError
-from exporter.targets.gpu import find_gpus
-from exporter.targets.tensorrt_device import Buffer, CudaDevice
-from tests.exporter.targets.host_device import HostDevice
+from support.host_device import HostDevice
+from t5edge.errors import UserError
+from t5edge.runtime.gpu import find_gpus
+from t5edge.runtime.tensorrt.device import Buffer, CudaDevice
 
 
 class FakeRuntime:

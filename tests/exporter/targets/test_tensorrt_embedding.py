@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.targets.tensorrt_embedding import lift_dequantize
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_log import make_log
+from t5edge.engines.embedding import lift_dequantize
+from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.tensorrt.log import make_log
 
 
 def graph_of(dtype: Any, folder: Path) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, point_polygraphy, version_pair
+from t5edge.errors import UserError
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, point_polygraphy, version_pair
 
 
 def test_both_flavors_are_rows() -> None:
@@ -60,8 +60,8 @@ def test_the_installed_module_loads(rtx: TensorRT) -> None:
 
 def test_one_process_serves_one_flavor(rtx: TensorRT) -> None:
     code = (
-        "from exporter.targets.tensorrt_flavor import FLAVORS, point_polygraphy\n"
-        "from exporter.errors import UserError\n"
+        "from t5edge.runtime.tensorrt.flavor import FLAVORS, point_polygraphy\n"
+        "from t5edge.errors import UserError\n"
         "point_polygraphy(FLAVORS['tensorrt-rtx'])\n"
         "import polygraphy.backend.trt\n"
         "point_polygraphy(FLAVORS['tensorrt-rtx'])\n"

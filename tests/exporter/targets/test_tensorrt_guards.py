@@ -6,19 +6,13 @@ from typing import Any
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.targets.gpu import Gpu, GpuReport
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
-from exporter.targets.tensorrt_guards import (
-    capability_key,
-    check_dtypes,
-    check_engine,
-    check_sources,
-    choose_capabilities,
-    dtypes_of,
-)
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import NO_GPU
+from support.bundles import Workshop
+from support.gpus import NO_GPU
+from t5edge.engines.guards import capability_key, check_dtypes, check_sources, choose_capabilities, dtypes_of
+from t5edge.errors import UserError
+from t5edge.runtime.gpu import Gpu, GpuReport
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
+from t5edge.runtime.tensorrt.guards import check_engine
 
 RTX, FULL = FLAVORS["tensorrt-rtx"], FLAVORS["tensorrt"]
 ADA = GpuReport((Gpu("NVIDIA Test 4090", "8.9", "13.0"),))

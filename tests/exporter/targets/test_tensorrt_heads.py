@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.checkpoint import open_checkpoint
-from exporter.ports import GraphPorts, Limits
-from exporter.progress import Silent
-from exporter.targets.tensorrt_attention import find_attentions
-from exporter.targets.tensorrt_build import EngineSpec, build_engine, check_attention, engine_profiles
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_heads import has_one_head, swap_batch_and_heads
-from exporter.targets.tensorrt_log import make_log
-from exporter.twins import find_twin, save_twin
-from kernels.attention.contract import attention
-from tests.exporter.targets.bundles import Workshop
+from support.bundles import Workshop
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.engines.attention import find_attentions
+from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
+from t5edge.engines.heads import has_one_head, swap_batch_and_heads
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.kernels.attention.contract import attention
+from t5edge.progress import Silent
+from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.tensorrt.log import make_log
 
 FUSED = {"encoder": 1, "decoder": 8, "decoder_in_place": 8}
 """Encoder: one layer. Decoders: two layers, self and cross attention, two profiles."""
@@ -27,9 +27,9 @@ FUSED = {"encoder": 1, "decoder": 8, "decoder_in_place": 8}
 def one_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A twin with a single head, as t5-efficient's ``nh1`` models have it."""
     folder = tmp_path_factory.mktemp(f"one-head-{request.param}")
-    twin = find_twin("efficient-kv256-twin")
+    twin = find_tiny_model("efficient-kv256-twin")
     assert twin.config["num_heads"] == 1
-    saved = save_twin(replace(twin, config={**twin.config, "d_kv": request.param}), folder / "checkpoint", seed=0)
+    saved = save_tiny_model(replace(twin, config={**twin.config, "d_kv": request.param}), folder / "checkpoint", seed=0)
     return Workshop(folder, open_checkpoint(str(saved), random_weights=None, revision=None))
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
-from exporter.targets.tensorrt_log import builder_error, make_log, parser_error, place_of, shorten
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
+from t5edge.runtime.tensorrt.log import builder_error, make_log, parser_error, place_of, shorten
 
 
 class FakeModule:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.errors import UserError
-from exporter.runtime.model import load
-from exporter.targets import tensorrt_open
-from exporter.targets.gpu import find_gpus
-from exporter.targets.tensorrt import build_engines
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus
-from tests.exporter.targets.host_device import FakeCache, FakeEngine, HostDevice, pretend_gpu
+from support.bundles import Workshop
+from support.gpus import SetGpus
+from support.host_device import FakeCache, FakeEngine, HostDevice, pretend_gpu
+from t5edge.engines.build import build_engines
+from t5edge.errors import UserError
+from t5edge.runtime.gpu import find_gpus
+from t5edge.runtime.model import load
+from t5edge.runtime.tensorrt import open as tensorrt_open
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_rtx_records_its_own_graphs_and_keeps_its_kernels(
 
 
 def test_a_kept_runtime_cache_is_used(on_host: tuple[Path, list[FakeEngine]]) -> None:
-    from exporter.targets.tensorrt_records import engine_path, read_record, runtime_cache
+    from t5edge.runtime.tensorrt.records import engine_path, read_record, runtime_cache
 
     folder, engines = on_host
     record = read_record(engine_path(folder, "tensorrt-rtx", "8.6", "encoder"))
@@ -179,11 +179,11 @@ def test_an_unchanged_cache_is_not_written_again(tmp_path: Path) -> None:
 
 LOAD = """
 import sys
-from exporter.targets import tensorrt_open
-from exporter.errors import UserError
-import exporter
+from t5edge.runtime.tensorrt import open as tensorrt_open
+from t5edge.errors import UserError
+import t5edge
 try:
-    exporter.load({folder!r}, target="tensorrt-rtx")
+    t5edge.load({folder!r}, target="tensorrt-rtx")
 except UserError as error:
     print(error)
 print(sorted(name for name in sys.modules if name in {{"torch", "transformers", "onnx", "onnxruntime", "onnx_ir"}}))

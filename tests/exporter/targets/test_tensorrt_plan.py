@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from exporter.targets.tensorrt_plan import Kernel, prove_attention, read_kernels
+from t5edge.engines.plan import Kernel, prove_attention, read_kernels
 
 PLAN = b"""\x00\x01 binary function={ name=__myl_Gath fqn=__myl_Gath_0x1 args={ "a" } kernel_kind=1
   layers="[ONNX Layer: encoder/stem/Gather_0]" swap_ab=false }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_progress import make_monitor
+from t5edge.engines.monitor import make_monitor
+from t5edge.runtime.tensorrt.flavor import TensorRT
 
 
 class Stage:

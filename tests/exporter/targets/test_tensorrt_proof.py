@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from cli import main
-from exporter.bundle import damaged_files, read_manifest
-from exporter.errors import UserError
-from exporter.parity.ladder import RUNGS, Rung, verify
-from exporter.parity.report import ParityReport, failure
-from exporter.targets.gpu import Gpu
-from exporter.targets.tensorrt import build_engines
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_proof import kept_run, proof, record_run, with_run
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import NO_GPU, SetGpus, Told
-from tests.exporter.targets.host_device import pretend_gpu
+from support.bundles import Workshop
+from support.gpus import NO_GPU, SetGpus, Told
+from support.host_device import pretend_gpu
+from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.parity_report import ParityReport, failure
+from t5edge.cli import main
+from t5edge.engines.build import build_engines
+from t5edge.engines.proof import kept_run, proof, record_run, with_run
+from t5edge.errors import UserError
+from t5edge.parity.ladder import RUNGS, Rung, verify
+from t5edge.runtime.gpu import Gpu
+from t5edge.runtime.tensorrt.flavor import TensorRT
 
 ENCODER: tuple[Rung, ...] = tuple(rung for rung in RUNGS if rung.name == "2 encoder")
 GPU = Gpu("NVIDIA Test 3090", "8.6", "13.0")
@@ -30,7 +30,7 @@ def built(demo: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactor
     """A bundle with real engines that nothing has run."""
     folder = demo.fresh(tmp_path_factory.mktemp("built") / "bundle", "fp32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.targets.tensorrt.find_gpus", lambda: NO_GPU)
+        patch.setattr("t5edge.engines.build.find_gpus", lambda: NO_GPU)
         build_engines(folder, "tensorrt-rtx", ["8.6", "8.9"])
     return folder
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.errors import UserError
-from exporter.targets.tensorrt_flavor import FLAVORS, TensorRT
-from exporter.targets.tensorrt_records import (
+from t5edge.errors import UserError
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
+from t5edge.runtime.tensorrt.records import (
     engine_path,
     graphs_of,
     read_record,

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.bundle import read_manifest
-from exporter.errors import UserError
-from exporter.ports import GraphPorts, Limits
-from exporter.runtime.generation import generate
-from exporter.runtime.model import BundleModel, load
-from exporter.runtime.options import GenerationOptions
-from exporter.runtime.step import BestModel
-from exporter.targets.tensorrt_run import Engine, EngineModel
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.host_device import HostContext, HostDevice
+from support.bundles import Workshop
+from support.host_device import HostContext, HostDevice
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.errors import UserError
+from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.step import BestModel
+from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.tensorrt.run import Engine, EngineModel
 
 FORMS = {"concat": "decoder", "in-place": "decoder_in_place"}
 

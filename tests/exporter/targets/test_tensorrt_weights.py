@@ -9,15 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from exporter.bundle import damaged_files, read_manifest
-from exporter.errors import UserError
-from exporter.runtime.model import load
-from exporter.targets.tensorrt import build_engines
-from exporter.targets.tensorrt_flavor import TensorRT
-from exporter.targets.tensorrt_weights import PREFIX, DeviceWeights, separable_weights
-from tests.exporter.targets.bundles import Workshop
-from tests.exporter.targets.conftest import SetGpus
-from tests.exporter.targets.host_device import HostDevice, pretend_gpu
+from support.bundles import Workshop
+from support.gpus import SetGpus
+from support.host_device import HostDevice, pretend_gpu
+from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.engines.build import build_engines
+from t5edge.engines.weights import separable_weights
+from t5edge.errors import UserError
+from t5edge.runtime.model import load
+from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.tensorrt.weights import PREFIX, DeviceWeights
 
 
 def weight(name: str, size: int, offset: int = 64) -> TensorProto:

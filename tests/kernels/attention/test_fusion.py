@@ -4,11 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from kernels.attention.contract import attention
-from kernels.attention.fusion import FUSION, rule
-from kernels.fusion import FusionError, apply_rules
-from tests.kernels.facts import FACTS
-from tests.kernels.onnx_graphs import Sketch, run
+from support.kernel_facts import FACTS
+from support.onnx_graphs import Sketch, run
+from t5edge.kernels.attention.contract import attention
+from t5edge.kernels.attention.fusion import FUSION, rule
+from t5edge.kernels.fusion import FusionError, apply_rules
 
 HEADS, D_KV = FACTS.num_heads, FACTS.d_kv
 
@@ -45,7 +45,7 @@ def test_fuses_and_keeps_the_numbers(batch: int, target: int, total: int) -> Non
     arrays = feeds(batch, target, total)
     (before,) = run(block, arrays, {})
     assert FUSION.run(block, FACTS).matched == 1
-    assert block.census() == {"Attention": 1, "Constant": 1, "Reshape": 1, "Transpose": 1}
+    assert block.operator_counts() == {"Attention": 1, "Constant": 1, "Reshape": 1, "Transpose": 1}
     (after,) = run(block, arrays, {})
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(after, attention(arrays["q"], arrays["k"], arrays["v"], arrays["bias"]), atol=1e-6)

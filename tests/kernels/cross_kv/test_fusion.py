@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.cross_kv.contract import cross_kv
-from kernels.cross_kv.fusion import FUSION
-from kernels.fusion import FusionError
-from tests.kernels.facts import FACTS
-from tests.kernels.onnx_graphs import Sketch, run
-from tests.kernels.packed_qkv.test_fusion import INNER, project
+from support.kernel_facts import FACTS
+from support.onnx_graphs import Sketch, run
+from support.projections import INNER, project
+from t5edge.kernels.cross_kv.contract import cross_kv
+from t5edge.kernels.cross_kv.fusion import FUSION
+from t5edge.kernels.fusion import FusionError
 
 KEY, VALUE = "layer.1.EncDecAttention.k.weight", "layer.1.EncDecAttention.v.weight"
 

@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from kernels.fusion import FusionError, apply_rules
-from kernels.gated_ffn.contract import gated_ffn
-from kernels.gated_ffn.fusion import FUSION, rule
-from tests.kernels.facts import FACTS, with_ffn
-from tests.kernels.onnx_graphs import Sketch, run
+from support.kernel_facts import FACTS, with_ffn
+from support.onnx_graphs import Sketch, run
+from t5edge.kernels.fusion import FusionError, apply_rules
+from t5edge.kernels.gated_ffn.contract import gated_ffn
+from t5edge.kernels.gated_ffn.fusion import FUSION, rule
 
 WI_0, WI_1, WO = (f"layer.1.DenseReluDense.{name}.weight" for name in ("wi_0", "wi_1", "wo"))
 
@@ -52,7 +52,7 @@ def test_fuses_and_keeps_the_numbers(activation: str) -> None:
     weights = random_weights()
     (before,) = run(block, {"x": x}, weights)
     assert FUSION.run(block, with_ffn(activation, gated=True)).matched == 1
-    assert block.census()["MatMul"] == 2
+    assert block.operator_counts()["MatMul"] == 2
     (after,) = run(block, {"x": x}, weights)
     expected = gated_ffn(x, weights[WI_0].T, weights[WI_1].T, weights[WO].T, activation)
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)

@@ -1,24 +1,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from kernels.fusion import FusionError
-from kernels.packed_qkv.contract import packed_projection
-from kernels.packed_qkv.fusion import FUSION, QUERY_FUSION
-from kernels.projection import pack_projections
-from tests.kernels.facts import FACTS
-from tests.kernels.onnx_graphs import Sketch, run
-
-INNER = FACTS.inner_dim
-
-
-def project(sketch: Sketch, x: ir.Value, name: str, d_kv: int = 8, perm: tuple[int, ...] = (0, 2, 1, 3)) -> ir.Value:
-    y = sketch.op("MatMul", x, sketch.weight(name, INNER, FACTS.d_model))
-    sizes = [sketch.op("Shape", x, start=0, end=1), sketch.op("Shape", x, start=1, end=2)]
-    shape = sketch.op("Concat", *sizes, sketch.ints(-1), sketch.ints(d_kv), axis=0)
-    return sketch.op("Transpose", sketch.op("Reshape", y, shape), perm=list(perm))
+from support.kernel_facts import FACTS
+from support.onnx_graphs import Sketch, run
+from support.projections import INNER, project
+from t5edge.kernels.fusion import FusionError
+from t5edge.kernels.packed_qkv.contract import packed_projection
+from t5edge.kernels.packed_qkv.fusion import FUSION, QUERY_FUSION
+from t5edge.kernels.projection import pack_projections
 
 
 def names(count: int) -> list[str]:
@@ -39,7 +30,7 @@ def test_fuses_and_keeps_the_numbers(count: int, fusion, kind) -> None:
     data = np.random.default_rng(0).standard_normal((3, 9, FACTS.d_model)).astype(np.float32)
     before = run(block, {"x": data}, weights)
     assert fusion.run(block, FACTS).matched == 1
-    assert block.census()["MatMul"] == 1
+    assert block.operator_counts()["MatMul"] == 1
     after = run(block, {"x": data}, weights)
     expected = packed_projection(data, tuple(weights[name].T for name in names(count)), FACTS.num_heads)
     for old, new, reference in zip(before, after, expected, strict=True):

@@ -6,7 +6,8 @@ import torch
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from kernels.position_bias.contract import bucket_table, position_bias
+from t5edge.exporter.graph.position_buckets import bucket_table
+from t5edge.kernels.position_bias.contract import position_bias
 
 
 def torch_bias(config: T5Config, weight: np.ndarray, queries: int, keys: int, past: int) -> np.ndarray:

@@ -4,11 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from kernels.fusion import FusionError, apply_rules
-from kernels.relu_ffn.contract import ffn
-from kernels.relu_ffn.fusion import FUSION, rule
-from tests.kernels.facts import FACTS, with_ffn
-from tests.kernels.onnx_graphs import Sketch, run
+from support.kernel_facts import FACTS, with_ffn
+from support.onnx_graphs import Sketch, run
+from t5edge.kernels.fusion import FusionError, apply_rules
+from t5edge.kernels.relu_ffn.contract import ffn
+from t5edge.kernels.relu_ffn.fusion import FUSION, rule
 
 WI, WO = "layer.1.DenseReluDense.wi.weight", "layer.1.DenseReluDense.wo.weight"
 

@@ -4,11 +4,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from kernels.fusion import FusionError, apply_rules
-from kernels.rms_norm.contract import rms_norm
-from kernels.rms_norm.fusion import FUSION, RmsNormRule
-from tests.kernels.facts import FACTS
-from tests.kernels.onnx_graphs import Sketch, run
+from support.kernel_facts import FACTS
+from support.onnx_graphs import Sketch, run
+from t5edge.kernels.fusion import FusionError, apply_rules
+from t5edge.kernels.rms_norm.contract import rms_norm
+from t5edge.kernels.rms_norm.fusion import FUSION, RmsNormRule
 
 WIDTH = 40
 
@@ -29,7 +29,7 @@ def test_fuses_and_keeps_the_numbers() -> None:
     weights = {name: generator.standard_normal(WIDTH).astype(np.float32) for name in ("first.weight", "second.weight")}
     (before,) = run(block, {"x": data}, weights)
     assert FUSION.run(block, FACTS).matched == 2
-    assert block.census() == {"RMSNormalization": 2}
+    assert block.operator_counts() == {"RMSNormalization": 2}
     (after,) = run(block, {"x": data}, weights)
     expected = rms_norm(rms_norm(data, weights["first.weight"]), weights["second.weight"])
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)

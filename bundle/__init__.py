@@ -1,0 +1,1 @@
+"""What a bundle is: its manifest, precisions, ports and folder. Needs numpy at most."""

@@ -1,0 +1,92 @@
+"""What the graphs of a T5-family model depend on, read from the raw ``config.json`` and the tensor names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Stack = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts of one model. ``d_kv`` is never derived from ``d_model / num_heads``."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    encoder_layers: int
+    decoder_layers: int
+    activation: str
+    gated: bool
+    tied: bool
+    scale_logits: bool
+    per_layer_bias: bool = False
+    num_buckets: int = 32
+    max_distance: int = 128
+    norm_epsilon: float = 1e-6
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of one attention projection, ``num_heads * d_kv``; often not ``d_model``."""
+        return self.num_heads * self.d_kv
+
+    @property
+    def ffn(self) -> str:
+        """``relu``, ``gated-gelu_tanh``, ``gated-silu``, ... for tables."""
+        return f"gated-{self.activation}" if self.gated else self.activation
+
+    @property
+    def logit_scale(self) -> float:
+        """T5: tied embeddings double as the output layer and are scaled by ``d_model ** -0.5``."""
+        return float(self.d_model**-0.5) if self.scale_logits else 1.0
+
+    def layers(self, stack: Stack) -> int:
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor a checkpoint must hold, under transformers' names, with its shape ``[out, in]``."""
+        shapes: dict[str, tuple[int, ...]] = {"shared.weight": (self.vocab_size, self.d_model)}
+        for stack in ("encoder", "decoder"):
+            for layer in range(self.layers(stack)):
+                for name, shape in self.block_shapes(stack, layer).items():
+                    shapes[f"{stack}.block.{layer}.{name}"] = shape
+            shapes[f"{stack}.final_layer_norm.weight"] = (self.d_model,)
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocab_size, self.d_model)
+        return shapes
+
+    def block_shapes(self, stack: Stack, layer: int) -> dict[str, tuple[int, ...]]:
+        """Tensors of one block, names relative to ``{stack}.block.{layer}.``."""
+        attentions = ["layer.0.SelfAttention"] + (["layer.1.EncDecAttention"] if stack == "decoder" else [])
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, attention in enumerate(attentions):
+            for projection in ("q", "k", "v"):
+                shapes[f"{attention}.{projection}.weight"] = (self.inner_dim, self.d_model)
+            shapes[f"{attention}.o.weight"] = (self.d_model, self.inner_dim)
+            shapes[f"layer.{index}.layer_norm.weight"] = (self.d_model,)
+        if layer == 0 or self.per_layer_bias:
+            shapes["layer.0.SelfAttention.relative_attention_bias.weight"] = (
+                self.num_buckets,
+                self.num_heads,
+            )
+        feed_forward = f"layer.{len(attentions)}"
+        for name in ("wi_0", "wi_1") if self.gated else ("wi",):
+            shapes[f"{feed_forward}.DenseReluDense.{name}.weight"] = (self.d_ff, self.d_model)
+        shapes[f"{feed_forward}.DenseReluDense.wo.weight"] = (self.d_model, self.d_ff)
+        shapes[f"{feed_forward}.layer_norm.weight"] = (self.d_model,)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Distinct parameters, shared ones counted once."""
+        return sum(math.prod(shape) for shape in self.tensor_shapes().values())

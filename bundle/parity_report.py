@@ -1,0 +1,218 @@
+"""What the ladder found: as objects, as ``parity.json``, as a table, and as JUnit XML for CI."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One measure of one rung.
+
+    ``verdict`` is ``pass``, ``fail`` or ``not run: reason``. ``value`` and ``limit`` are in the measure's own unit,
+    None where nothing was measured; ``details`` are further numbers, JSON-able.
+    """
+
+    name: str
+    measure: str
+    value: float | None
+    limit: float | None
+    verdict: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ran(self) -> bool:
+        return not self.verdict.startswith(NOT_RUN)
+
+    @property
+    def reason(self) -> str:
+        """Why it was not run."""
+        return self.verdict.partition(": ")[2]
+
+    def describe(self) -> str:
+        """One line for people."""
+        limit = "" if self.limit is None else f", limit {_number(self.limit)}"
+        value = "" if self.value is None else f": {_number(self.value)}{limit}"
+        return f"{self.name}, {self.measure}{value}"
+
+    def short(self) -> dict[str, Any]:
+        """For the manifest: everything but the details."""
+        return {
+            "name": self.name,
+            "measure": self.measure,
+            "value": _plain(self.value),
+            "limit": _plain(self.limit),
+            "verdict": self.verdict,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.short(), "details": _plain(dict(self.details))}
+
+
+def at_most(name: str, measure: str, value: float, limit: float, **details: Any) -> CheckResult:
+    """Pass when ``value`` is a number no larger than ``limit``."""
+    return CheckResult(name, measure, value, limit, PASS if value <= limit else FAIL, details)
+
+
+def at_least(name: str, measure: str, value: float, limit: float, **details: Any) -> CheckResult:
+    """Pass when ``value`` is a number no smaller than ``limit``."""
+    return CheckResult(name, measure, value, limit, PASS if value >= limit else FAIL, details)
+
+
+def not_run(name: str, reason: str) -> CheckResult:
+    """Recorded, and never a pass."""
+    return CheckResult(name, "-", None, None, f"{NOT_RUN}: {reason}")
+
+
+def failure(name: str, what: str, **details: Any) -> CheckResult:
+    """Something that must not be there at all: no number says how bad it is."""
+    return CheckResult(name, what, None, None, FAIL, details)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """All results in the order of the ladder. ``facts``: variant, precision, target, seconds, blockwise."""
+
+    results: Sequence[CheckResult]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something was run."""
+        return any(result.ran for result in self.results) and not self.failures
+
+    @property
+    def failures(self) -> list[CheckResult]:
+        return [result for result in self.results if result.verdict == FAIL]
+
+    def verdicts(self) -> dict[str, str]:
+        """Each rung's verdict: fail before pass before not run."""
+        worst: dict[str, str] = {}
+        for result in self.results:
+            known = worst.get(result.name)
+            if known is None or _rank(result.verdict) > _rank(known):
+                worst[result.name] = result.verdict
+        return worst
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``parity.json``."""
+        rungs = [result.to_dict() for result in self.results]
+        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+
+    @staticmethod
+    def read(path: Path) -> ParityReport:
+        """The report in a ``parity.json``."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        results = [CheckResult(**rung) for rung in data.pop("rungs")]
+        return ParityReport(results, {name: fact for name, fact in data.items() if name != "passed"})
+
+    def short(self) -> dict[str, Any]:
+        """The manifest's entry."""
+        rungs = [result.short() for result in self.results]
+        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+
+    def table(self) -> Table:
+        """A row for each measure; of a block-wise run, whose layers are many, those of ``condense``."""
+        from rich.table import Table
+
+        facts = self.facts
+        title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
+        table = Table("rung", "measure", title=title, title_justify="left")
+        for column in ("value", "limit"):
+            table.add_column(column, justify="right")
+        table.add_column("verdict")
+        for result in condense(self.results) if facts.get("blockwise") else self.results:
+            colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
+            cells = (result.name, result.measure, _number(result.value), _number(result.limit))
+            table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
+        return table
+
+    def junit(self) -> str:
+        """JUnit XML: a test case for each measure; not run is skipped, with its reason."""
+        suite = ElementTree.Element("testsuite", _suite_attributes(self.results))
+        for result in self.results:
+            suite.append(_test_case(result, str(self.facts.get("variant", "bundle"))))
+        root = ElementTree.Element("testsuites")
+        root.append(suite)
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+    def write_junit(self, path: Path) -> None:
+        """Write ``junit()`` to ``path``, whose folder is made where it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.junit(), encoding="utf-8")
+
+
+def condense(results: Iterable[CheckResult]) -> list[CheckResult]:
+    """Every failure, and of each kind of part and measure the result closest to its limit."""
+    known = list(results)
+    worst: dict[tuple[str, str], CheckResult] = {}
+    for result in known:
+        key = (result.name.rstrip("0123456789 "), result.measure.rstrip("0123456789 "))
+        if key not in worst or _closeness(result) > _closeness(worst[key]):
+            worst[key] = result
+    chosen = {id(result) for result in worst.values()}
+    return [result for result in known if result.verdict == FAIL or id(result) in chosen]
+
+
+def _closeness(result: CheckResult) -> float:
+    """Share of the limit that is used up; infinite where something failed outright."""
+    if result.value is None or result.limit is None:
+        return float("inf")
+    return result.value / result.limit if result.limit else float(result.value)
+
+
+def _rank(verdict: str) -> int:
+    return {FAIL: 2, PASS: 1}.get(verdict, 0)
+
+
+def _suite_attributes(results: Iterable[CheckResult]) -> dict[str, str]:
+    known = list(results)
+    failures = sum(result.verdict == FAIL for result in known)
+    skipped = sum(not result.ran for result in known)
+    counts = {"tests": len(known), "failures": failures, "errors": 0, "skipped": skipped}
+    return {"name": "t5edge parity", **{name: str(count) for name, count in counts.items()}}
+
+
+def _test_case(result: CheckResult, variant: str) -> ElementTree.Element:
+    seconds = str(result.details.get("seconds", 0))
+    name = result.name if result.measure == "-" else f"{result.name}: {result.measure}"
+    case = ElementTree.Element("testcase", {"classname": f"parity.{variant}", "name": name, "time": seconds})
+    comparison = f"value {_number(result.value)}, limit {_number(result.limit)}"
+    if result.verdict == FAIL:
+        ElementTree.SubElement(case, "failure", {"message": comparison}).text = str(_plain(dict(result.details)))
+    elif not result.ran:
+        ElementTree.SubElement(case, "skipped", {"message": result.reason})
+    else:
+        ElementTree.SubElement(case, "system-out").text = comparison
+    return case
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able: numpy scalars as numbers, NaN and infinity as their names, since JSON has neither."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

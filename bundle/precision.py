@@ -1,0 +1,100 @@
+"""The precisions as rows: what dtype the graph computes in, what is quantized, and what parity must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from t5edge.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One row.
+
+    Attributes:
+        compute: dtype of activations and unquantized weights, ONNX's lower-case name. Quantized rows compute in float
+            as they stand here, and in float16 on request (``computing``).
+        weight_bits: 0 when weights keep the compute dtype, else 8 or 4.
+        block_size: rows of a weight that share a scale; 0 means one scale per output channel.
+        activations: graphs whose MatMul inputs are int8 too. The encoder is compute bound and gains; a decoder step is
+            memory bound, gains nothing, and stays weight-only.
+        rescale: whether the exact power-of-two rescale keeps the residual stream in range.
+        max_error_ratio: logit error allowed, in units of PyTorch's own error at the compute dtype (fp32: absolute
+            relative error is bounded by ``max_relative_error`` instead).
+        max_relative_error: bound on the relative logit error against fp32 PyTorch, or None.
+        max_kl: mean KL divergence of next-token distributions against fp32 PyTorch (nats), or None. With
+            ``max_error_ratio`` the divergence that PyTorch's own error causes, times the ratio squared, is allowed too.
+        min_top1: share of positions whose arg-max agrees, or None; ties by margin are left out.
+        count_ties: ties are no excuse; quantized rows only.
+    """
+
+    name: str
+    compute: str
+    weight_bits: int = 0
+    block_size: int = 0
+    activations: tuple[str, ...] = ()
+    rescale: bool = False
+    max_error_ratio: float | None = None
+    max_relative_error: float | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
+    count_ties: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activations", tuple(self.activations))  # JSON knows lists only
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "activations": list(self.activations)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Precision:
+        """The row as a manifest holds it."""
+        return Precision(**{entry.name: data[entry.name] for entry in fields(Precision) if entry.name in data})
+
+    @property
+    def title(self) -> str:
+        """``name``, with the compute dtype where the name leaves it open."""
+        return f"{self.name} computed in {self.compute}" if self.quantized and self.compute != "float" else self.name
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight_bits > 0
+
+    @property
+    def quantize_activations(self) -> bool:
+        return bool(self.activations)
+
+    def computing(self, compute: str) -> Precision:
+        """The same row in another compute dtype. 16 bits of float16 range need the rescale."""
+        return self if compute == self.compute else replace(self, compute=compute, rescale=compute == "float16")
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Bytes of one MatMul weight, scales left out."""
+        full = 4.0 if self.compute == "float" else 2.0
+        return self.weight_bits / 8 if self.weight_bits else full
+
+
+PRECISIONS: tuple[Precision, ...] = (
+    Precision("fp32", "float", max_relative_error=1e-5, max_kl=1e-8, min_top1=1.0),
+    Precision("fp16", "float16", rescale=True, max_error_ratio=2.0, max_kl=1e-3, min_top1=0.995),
+    Precision("int8", "float", weight_bits=8, activations=("encoder",), max_kl=0.05, min_top1=0.97),
+    Precision("int8-weight", "float", weight_bits=8, max_kl=0.01, min_top1=0.99),
+    Precision("int4-weight", "float", weight_bits=4, block_size=32, max_kl=0.2, min_top1=0.9),
+    Precision("bf16", "bfloat16", max_error_ratio=2.0, max_kl=1e-2, min_top1=0.97),
+)
+
+
+def precision(name: str) -> Precision:
+    """The row called ``name``.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    for row in PRECISIONS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in PRECISIONS)
+    raise UserError(f"precision '{name}' is unknown; choose one of {known}.")

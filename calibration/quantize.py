@@ -1,0 +1,312 @@
+"""Weight-only quantization of the assembled graphs: DequantizeLinear in front of MatMul, symmetric, standard ONNX.
+
+    before : x [.., in] @ W [in, out]
+    after  : x @ DequantizeLinear(q [in, out] int8 | int4, scale)
+
+    int8   one scale per output channel [out]                 q = round(W / scale), scale = max|W[:, j]| / 127
+    int4   one scale per block of rows and channel [in / block, out]
+
+    embed  before : Gather(table [vocab, d_model], ids)
+           after  : DequantizeLinear(Gather(q [d_model, vocab], ids, axis 1), 1) * Gather(scale, ids)
+    relu   before : Relu(x)
+           after  : Max(x, 0)
+
+The table of tied embeddings is stored once, in the output layer's layout. Dequantizing after the Gather costs
+microseconds, before it the whole table on every step (4 ms at 32128 x 768); TensorRT wants the latter and fuses it, so
+its builder moves the node. ONNX Runtime treats Relu as part of the MatMul before it and then leaves DequantizeLinear
+unfused, four times slower than float32; it has no such habit with Max.
+
+Numbers are made when the weights are streamed, not here. TensorRT, TensorRT-RTX and ONNX Runtime
+read the same nodes (ONNX Runtime fuses them into MatMulNBits at session load).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from t5edge.bundle.precision import Precision
+from t5edge.errors import UserError
+from t5edge.exporter.graph.weight_expressions import Matrix, Read, Smoothed, evaluate
+from t5edge.kernels.values import constant_value
+from t5edge.kernels.weights import PlannedTensor, Stack, planned_value
+
+if TYPE_CHECKING:
+    import torch
+
+Part = Literal["values", "scales"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one matrix [in, out] is quantized: ``bits`` 8 or 4; ``block`` rows share a scale, 0 is a whole column.
+
+    ``scales`` is their dtype, the graph's compute dtype. In float16 they are rounded up, and the integers follow the
+    rounded scale: nothing is clipped, no scale becomes 0, and a subnormal one costs no more than float16 weights would.
+    """
+
+    bits: int
+    block: int = 0
+    scales: str = "float"
+
+    @property
+    def largest(self) -> int:
+        """Symmetric range: -127..127 or -7..7; the lowest code is unused, so the zero point is exactly 0."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return ir.DataType.INT8 if self.bits == 8 else ir.DataType.INT4
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """One half of a quantized matrix: its integer values, or its scales."""
+
+    base: Matrix
+    scheme: Scheme
+    part: Part
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, columns = self.base.shape
+        if self.part == "values":
+            return rows, columns
+        return (rows // self.scheme.block, columns) if self.scheme.block else (columns,)
+
+    @property
+    def key(self) -> str:
+        block = f"x{self.scheme.block}" if self.scheme.block else ""
+        narrow = "" if self.scheme.scales == "float" else f".{self.scheme.scales}"
+        return f"int{self.scheme.bits}{block}{narrow}.{self.part}({self.base.key})"
+
+    def prefixed(self, prefix: str) -> QuantizedMatrix:
+        return replace(self, base=self.base.prefixed(prefix))
+
+
+@evaluate.register(QuantizedMatrix)
+def _(expression: QuantizedMatrix, read: Read) -> torch.Tensor:
+    """int8 values [in, out] (int4: two to a byte, flat), or float32 scales.
+
+    The arithmetic runs on rows [out, in], as the checkpoint has them; only integers are transposed.
+    """
+    base, scheme = expression.base, expression.scheme
+    rows = evaluate(base.transpose(), read) if base.transposed else evaluate(base, read).T
+    scales = row_scales(rows, scheme)
+    if expression.part == "scales":
+        return scales.T if scheme.block else scales
+    values = quantize_rows(rows, scales, scheme).T.contiguous()
+    return values if scheme.bits == 8 else pack_int4(values)
+
+
+def row_scales(rows: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Scales of [out, in], float32: [out], or [out, in / block]. All-zero rows get 1.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    import torch
+
+    if scheme.block:
+        rows = rows.reshape(rows.shape[0], -1, scheme.block)
+    lowest, highest = torch.aminmax(rows, dim=-1)
+    scales = torch.maximum(-lowest.float(), highest.float()) / scheme.largest
+    if not bool(torch.isfinite(scales).all()):
+        raise UserError("a weight matrix holds NaN or infinity and cannot be quantized; fix the checkpoint.")
+    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    return scales if scheme.scales == "float" else torch.from_numpy(round_up(scales.numpy(), np.float16))
+
+
+def round_up(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
+    """Positive float32 ``values`` as the next number of ``dtype`` that is not smaller, float32."""
+    narrow = values.astype(dtype)
+    raised = np.where(narrow.astype(np.float32) < values, np.nextafter(narrow, dtype(np.inf)), narrow)
+    return raised.astype(np.float32)
+
+
+def column_scales(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """The scales of a matrix in MatMul's layout [in, out]: [out], or [in / block, out]."""
+    scales = row_scales(matrix.T.contiguous(), scheme)
+    return scales.T if scheme.block else scales
+
+
+def quantize_rows(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """round(rows / scale), clipped to the symmetric range, int8 [out, in]."""
+    import torch
+
+    wide = rows.reshape(rows.shape[0], -1, scheme.block) if scheme.block else rows
+    values = torch.div(wide, scales[..., None]).round_().clamp_(-scheme.largest, scheme.largest)
+    return values.to(torch.int8).reshape(rows.shape)
+
+
+def pack_int4(values: torch.Tensor) -> torch.Tensor:
+    """int8 codes in -7..7, row-major, two to a byte with the first in the low half: flat uint8."""
+    import torch
+
+    flat = values.reshape(-1).view(torch.uint8) & 0x0F
+    return flat[0::2] | (flat[1::2] << 4)
+
+
+def round_columns(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """A matrix [in, out] as it is after quantizing and back, float32."""
+    rows = matrix.T.contiguous()
+    scales = row_scales(rows, scheme)
+    wide = quantize_rows(rows, scales, scheme).reshape(*scales.shape, -1) * scales[..., None]
+    return wide.reshape(rows.shape).T
+
+
+def scheme_for(precision: Precision, rows: int, columns: int) -> Scheme | None:
+    """The scheme of a matrix [rows, columns]; None leaves it in full precision (odd sizes cannot be packed)."""
+    if precision.weight_bits == 8:
+        return table_scheme(precision)
+    if rows * columns % 2:
+        return None
+    block = next((size for size in (precision.block_size, 16) if size and rows % size == 0), 0)
+    return Scheme(4, block, precision.compute) if block else table_scheme(precision)
+
+
+def table_scheme(precision: Precision) -> Scheme:
+    """The scheme of the token table: eight bits whatever the bits of the rest."""
+    return Scheme(8, scales=precision.compute)
+
+
+def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str] = frozenset()) -> list[str]:
+    """Put DequantizeLinear before every MatMul whose weight is not in ``keep`` (weights' origins), and the embeddings.
+
+    Returns the keys of the quantized matrices, in graph order.
+    """
+    graph = model.graph
+    quantized: list[str] = []
+    for node in list(graph):
+        if node.op_type == "Gemm":
+            node = _gemm_to_matmul(graph, node)
+        elif node.op_type == "Relu":
+            _relu_to_max(graph, node)
+        weight = node.inputs[1] if node.op_type == "MatMul" and len(node.inputs) > 1 else None
+        tensor = None if weight is None else weight.const_value
+        if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, (Stack, Smoothed)):
+            continue
+        tied = any(source.name == "shared.weight" for source in tensor.expression.sources)
+        scheme = table_scheme(precision) if tied else scheme_for(precision, *tensor.expression.shape)
+        if tensor.expression.origin in keep or scheme is None:
+            continue
+        dequantized = dequantize(graph, node, tensor.expression, scheme, tensor.dtype)
+        node.replace_input_with(1, dequantized)
+        quantized.append(tensor.expression.origin)
+    quantized += _quantize_embeddings(graph, precision, keep)
+    _drop_unused_weights(graph)
+    return quantized
+
+
+def dequantize(graph: ir.Graph, node: ir.Node, base: Matrix, scheme: Scheme, compute: ir.DataType) -> ir.Value:
+    """DequantizeLinear of ``base`` in front of ``node``; [in, out] in the compute dtype."""
+    values = _initializer(graph, QuantizedMatrix(base, scheme, "values"), scheme.dtype)
+    scales = _initializer(graph, QuantizedMatrix(base, scheme, "scales"), compute)
+    attributes = {"axis": 0, "block_size": scheme.block} if scheme.block else {"axis": 1}
+    tape = ir.tape.Tape()
+    output = tape.op("DequantizeLinear", [values, scales], attributes)
+    tape.nodes[0].name = f"{node.name}/dequantize"
+    output.name = f"{node.name}/dequantized"
+    graph.insert_before(node, tape.nodes)
+    return output
+
+
+def _gemm_to_matmul(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
+    """The tied output layer, Gemm(rows, table^T), as MatMul with the transposed weight: one layout for all matrices."""
+    rows, table = gemm.inputs[0], gemm.inputs[1]
+    tensor = None if table is None else table.const_value
+    assert rows is not None
+    assert isinstance(tensor, PlannedTensor)
+    assert isinstance(tensor.expression, Stack)
+    expression = tensor.expression.transpose()
+    weight = planned_value(expression, tensor.dtype, expression.key)
+    graph.register_initializer(weight)
+    tape = ir.tape.Tape()
+    output = tape.op("MatMul", [rows, weight])
+    return _replace(graph, gemm, tape, output, gemm.name or "")
+
+
+def _relu_to_max(graph: ir.Graph, relu: ir.Node) -> None:
+    hidden = relu.inputs[0]
+    weight = _weight_behind(hidden)
+    assert hidden is not None
+    assert weight is not None
+    zero = constant_value(np.zeros((), dtype=weight.dtype.numpy()), "relu_floor")
+    graph.initializers.setdefault("relu_floor", zero)
+    tape = ir.tape.Tape()
+    output = tape.op("Max", [hidden, graph.initializers["relu_floor"]])
+    _replace(graph, relu, tape, output, f"{relu.name}/max")
+
+
+def _weight_behind(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The weight (or its scales) of the MatMul that made ``value``: it tells the compute dtype."""
+    matmul = None if value is None else value.producer()
+    weight = None if matmul is None else matmul.inputs[1]
+    if weight is not None and weight.const_value is None and weight.producer() is not None:
+        weight = weight.producer().inputs[1]  # type: ignore[union-attr]
+    return None if weight is None else weight.const_value
+
+
+def _replace(graph: ir.Graph, old: ir.Node, tape: ir.tape.Tape, output: ir.Value, name: str) -> ir.Node:
+    """Put the tape's nodes in the place of ``old``; returns the last of them."""
+    for index, node in enumerate(tape.nodes):
+        node.name = name if index == len(tape.nodes) - 1 else f"{name}/{node.op_type}_{index}"
+        for position, value in enumerate(node.outputs):
+            value.name = f"{node.name}:{position}"
+    graph.insert_after(old, tape.nodes)
+    ir.convenience.replace_all_uses_with(old.outputs[0], output, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    return tape.nodes[-1]
+
+
+def _quantize_embeddings(graph: ir.Graph, precision: Precision, keep: frozenset[str]) -> list[str]:
+    """The token table, int8 whatever the bits of the rest: a row is read once, and its error enters the residual."""
+    for node in list(graph):
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        tensor = None if table is None else table.const_value
+        if (
+            not isinstance(tensor, PlannedTensor)
+            or not isinstance(tensor.expression, Stack)
+            or tensor.expression.key in keep
+        ):
+            continue
+        base, ids = tensor.expression.transpose(), node.inputs[1]
+        assert ids is not None
+        _embed(graph, node, base, ids, table_scheme(precision), tensor.dtype)
+        return [tensor.expression.key]
+    return []
+
+
+def _embed(graph: ir.Graph, gather: ir.Node, base: Stack, ids: ir.Value, scheme: Scheme, compute: ir.DataType) -> None:
+    """[batch, length] ids -> [batch, length, d_model] in the compute dtype, from a table [d_model, vocab]."""
+    values = _initializer(graph, QuantizedMatrix(base, scheme, "values"), scheme.dtype, "embedding.")
+    scales = _initializer(graph, QuantizedMatrix(base, scheme, "scales"), compute, "embedding.")
+    unit = constant_value(np.ones((), dtype=compute.numpy()), "unit_scale")
+    last = constant_value(np.array([-1], np.int64), "last_axis")
+    for constant in (unit, last):
+        graph.initializers.setdefault(str(constant.name), constant)
+    unit, last = graph.initializers["unit_scale"], graph.initializers["last_axis"]
+    tape = ir.tape.Tape()
+    columns = tape.op("Gather", [values, ids], {"axis": 1})
+    rows = tape.op("Transpose", [tape.op("DequantizeLinear", [columns, unit])], {"perm": [1, 2, 0]})
+    row_scales = tape.op("Unsqueeze", [tape.op("Gather", [scales, ids], {"axis": 0}), last])
+    output = tape.op("Mul", [rows, row_scales])
+    _replace(graph, gather, tape, output, f"{gather.name}/embedding")
+
+
+def _initializer(graph: ir.Graph, expression: QuantizedMatrix, dtype: ir.DataType, prefix: str = "") -> ir.Value:
+    """The graph's value for one half of a matrix. A second name for the same bytes of the file costs nothing, and
+    ONNX Runtime fuses DequantizeLinear only where no other node reads its constant.
+    """
+    name = prefix + expression.key
+    if name not in graph.initializers:
+        graph.register_initializer(planned_value(expression, dtype, name))
+    return graph.initializers[name]
+
+
+def _drop_unused_weights(graph: ir.Graph) -> None:
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        graph.initializers.pop(name)

@@ -1,0 +1,37 @@
+"""``t5edge doctor``: which targets this machine can build and run, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from t5edge.commands.result import Result
+from t5edge.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What ``doctor`` takes: nothing."""
+
+
+def run(options: DoctorOptions, progress: Progress) -> Result:
+    """Look at every target; exit 0 whatever is found, since a missing target is a fact and no failure."""
+    from t5edge.bundle.versions import tool_versions
+    from t5edge.engines.doctor import targets_report
+
+    report = targets_report()
+    data = {"targets": report, "tools": tool_versions()}
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table("target", "version", "builds here", "runs here", "why not", title_justify="left")
+        for row in report:
+            marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
+            table.add_row(row["target"], row["version"] or "not installed", *marks, row["reason"] or "")
+        console.print(table)
+
+    return Result(data, show)

@@ -1,0 +1,57 @@
+"""``t5edge export``: one variant in one precision to a bundle, or a sweep over many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5edge.bundle.manifest import stored_bytes
+from t5edge.commands.result import Result
+from t5edge.options import ExportOptions
+from t5edge.progress import Progress
+from t5edge.tools.sweep.options import SweepOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PARITY_FILE = "parity.json"
+PIPED_WIDTH = 160
+"""Columns of a sweep's table where it goes into a file or pipe."""
+
+
+def run(options: SweepOptions, progress: Progress) -> Result:
+    """Export, then show what came of it and where it lies."""
+    if options.is_sweep:
+        return _many(options, progress)
+    return _single(options.one(options.variant[0], options.precisions[0], options.out), progress)
+
+
+def _single(options: ExportOptions, progress: Progress) -> Result:
+    from t5edge.bundle.parity_report import ParityReport
+    from t5edge.pipeline import export_bundle
+
+    bundle = export_bundle(options, progress)
+    data = {"bundle": str(bundle.folder), "passed": bundle.passed, **bundle.manifest}
+
+    def show(console: Console) -> None:
+        if bundle.passed is not None:
+            console.print(ParityReport.read(bundle.folder / PARITY_FILE).table())
+        size = stored_bytes(bundle.manifest)
+        verdict = {True: "parity passed", False: "parity failed", None: "parity not run"}[bundle.passed]
+        console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)
+
+    return Result(data, show)
+
+
+def _many(options: SweepOptions, progress: Progress) -> Result:
+    """Exit 1 when any export failed."""
+    from t5edge.tools.sweep.run import sweep
+
+    report = sweep(options, progress)
+
+    def show(console: Console) -> None:
+        if not console.is_terminal:
+            console.width = max(console.width, PIPED_WIDTH)
+        console.print(report.table())
+
+    return Result(report.to_dict(), show, 1 if report.failed else 0)

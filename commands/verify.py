@@ -1,0 +1,51 @@
+"""``t5edge verify``: the parity ladder on a finished bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5edge.commands.result import Result
+from t5edge.options import option
+from t5edge.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What ``verify`` takes."""
+
+    bundle: str = option("a bundle written by export", "", positional=True)
+    checkpoint: str | None = option(
+        "the checkpoint to compare with (default: the variant the bundle was exported from)",
+        None,
+        metavar="V",
+    )
+    target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
+    blockwise: bool = option("compare layer by layer, with one layer in memory at a time", False)
+    junit: str | None = option("write the rungs as JUnit XML for CI", None, metavar="FILE")
+
+
+def run(options: VerifyOptions, progress: Progress) -> Result:
+    """Run the ladder; exit 1 when a rung fails, 2 when the target cannot run here."""
+    from t5edge.parity.ladder import verify
+
+    report = verify(
+        options.bundle,
+        options.checkpoint,
+        target=options.target,
+        blockwise=options.blockwise,
+        junit=Path(options.junit) if options.junit else None,
+        progress=progress,
+    )
+
+    def show(console: Console) -> None:
+        console.print(report.table())
+
+    if any(result.ran for result in report.results):
+        return Result(report.to_dict(), show, 0 if report.passed else 1)
+    problem = f"{report.results[0].verdict}; verify on a machine that runs {options.target}, or name another --target."
+    return Result(report.to_dict(), show, 2, problem)

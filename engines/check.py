@@ -1,0 +1,77 @@
+"""Run freshly built engines on the GPU they were built for and compare them with ONNX Runtime on the CPU.
+
+This is the check a device can do by itself: fused attention is known to have been silently wrong on one GPU generation
+(TensorRT issue 4837). The whole ladder, against PyTorch, is ``t5edge verify``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.parity_report import PASS, ParityReport, at_most
+from t5edge.engines.proof import Run, proof
+from t5edge.errors import GateError, UserError
+from t5edge.runtime.gpu import GpuReport
+from t5edge.runtime.tensorrt.flavor import Flavor
+
+LIMITS = {"float": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
+"""Largest relative error of the logits by compute dtype: two runs that each round, a few ulps of that dtype apart."""
+RUNG = "engine logits against onnxruntime"
+MEASURE = "largest logit difference over the largest logit"
+STEPS = 24
+
+
+def run_state(folder: Path, flavor: Flavor, capability: str, found: GpuReport) -> Run:
+    """What the manifest says about running an engine: the GPU's name with a verdict, or why it was not run."""
+    if not found.gpus:
+        return f"not run: {found.reason}"
+    gpu = found.gpus[0]
+    if gpu.compute_capability != capability:
+        return f"not run: no GPU of compute capability {capability} here"
+    if importlib.util.find_spec("onnxruntime") is None:
+        return f"not run: onnxruntime is not installed to compare with; t5edge verify BUNDLE --target {flavor.target}"
+    try:
+        error = logit_error(folder, flavor.target)
+    except UserError as refused:
+        return f"not run: {refused}"
+    limit = LIMITS[read_manifest(folder)["precision"]["compute"]]
+    return proof(gpu, ParityReport([at_most(RUNG, MEASURE, error, limit)]))
+
+
+def require_right(run: Run, flavor: Flavor, no_fuse: bool) -> None:
+    """Stop when the engines ran and are wrong.
+
+    Raises:
+        GateError: with the error, the limit, and what to try.
+    """
+    if isinstance(run, str) or run["verdict"] == PASS:
+        return
+    (rung,) = run["rungs"]
+    advice = "use --target onnxruntime-cuda" if no_fuse else "build with --no-fuse"
+    raise GateError(
+        f"the {flavor.target} engines run on {run['gpu']} and are wrong: their logits differ from ONNX Runtime's by "
+        f"{float(rung['value']):.1e}, at most {rung['limit']:.0e} was expected; {advice}."
+    )
+
+
+def logit_error(folder: Path, target: str) -> float:
+    """Largest logit difference over the largest logit, teacher-forced, two sentences of which one is padded.
+
+    Raises:
+        UserError: one of the two cannot run the bundle here.
+    """
+    from t5edge.runtime.model import load
+
+    engines, reference = load(folder, target=target), load(folder)
+    limits, random = engines.manifest["limits"], np.random.default_rng(0)
+    rows, source = min(2, limits["max_batch"]), min(24, limits["max_source_length"])
+    ids = random.integers(3, engines.vocab_size, (rows, source))
+    mask = np.ones_like(ids)
+    mask[-1, (source + 1) // 2 :] = 0
+    targets = random.integers(3, engines.vocab_size, (rows, min(STEPS, limits["max_target_length"])))
+    found, expected = (model.logits(ids, mask, targets) for model in (engines, reference))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -1,0 +1,176 @@
+"""Checkpoints on the hub: download what an export needs, pin the commit, fall back to the local cache."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.stores import INDEX_FILES, WEIGHT_FILES, read_index
+
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.model",
+    "spm.model",
+)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT_SECONDS = 10.0
+OFFLINE_HELP = "Offline: pass a checkpoint folder, or --random-weights SEED for a structural export."
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A hub repository at a branch, tag or commit (None: its main branch).
+
+    ``in_table`` and ``hint`` ("Did you mean ...?") only shape the message when it cannot be had.
+    """
+
+    name: str
+    revision: str | None = None
+    in_table: bool = True
+    hint: str = ""
+
+
+def download(repository: Repository, weights: bool = True) -> tuple[Path, str]:
+    """The folder that holds the repository locally, and the commit it is at.
+
+    Without network the local cache answers; a cached commit needs none. Interrupted downloads resume. Without
+    ``weights``: config, generation settings and tokenizer only.
+
+    Raises:
+        UserError: unreachable, unknown, gated, or only partly in the cache.
+    """
+    with _hub_errors(repository):
+        folder = _pinned_in_cache(repository, weights) or _download(repository, weights)
+    return folder, folder.name
+
+
+def _download(repository: Repository, weights: bool) -> Path:
+    from huggingface_hub import HfApi
+
+    try:
+        # This request is not retried, unlike those of a download: being offline shows at once.
+        listing = HfApi().model_info(repository.name, revision=repository.revision, timeout=TIMEOUT_SECONDS)
+    except _unreachable_errors() as error:
+        return _from_cache(repository, weights, error)
+    folder = _snapshot(repository, SMALL_FILES)
+    if weights and not has_weights(folder):
+        pinned = replace(repository, revision=folder.name)
+        _snapshot(pinned, _weight_files(pinned, folder, {file.rfilename for file in listing.siblings or []}))
+    return folder
+
+
+def _pinned_in_cache(repository: Repository, weights: bool) -> Path | None:
+    """The snapshot of a commit that is cached already: a commit never changes."""
+    if not COMMIT.fullmatch(repository.revision or ""):
+        return None
+    folder = _cached(repository)
+    return folder if folder is not None and (has_weights(folder) or not weights) else None
+
+
+def _from_cache(repository: Repository, weights: bool, error: Exception) -> Path:
+    """What the cache holds, after ``error`` kept us from asking the hub.
+
+    Raises:
+        UserError: the cache has the repository without its weights. ``error`` itself: it has nothing.
+    """
+    folder = _cached(repository)
+    if folder is None:
+        raise error
+    if weights and not has_weights(folder):
+        raise UserError(_unreachable(repository, "in the cache only without its weights")) from error
+    return folder
+
+
+def _cached(repository: Repository) -> Path | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return _snapshot(repository, SMALL_FILES, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether ``folder`` has one complete set of weights: a single file, or an index with all its shards."""
+    if any((folder / name).is_file() for name in WEIGHT_FILES):
+        return True
+    indexes = [folder / name for name in INDEX_FILES if (folder / name).is_file()]
+    return any(all((folder / shard).is_file() for shard in read_index(index).values()) for index in indexes)
+
+
+def _weight_files(repository: Repository, folder: Path, listed: set[str]) -> Sequence[str]:
+    """Names of the weight files to download: safetensors before ``torch.save``, one file before shards."""
+    for name, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+        if name in listed:
+            return [name]
+        if index in listed:
+            _snapshot(repository, [index])
+            return sorted(set(read_index(folder / index).values()))
+    raise UserError(
+        f"'{repository.name}' holds no weights for PyTorch; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}."
+    )
+
+
+def _snapshot(repository: Repository, files: Sequence[str], local_files_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [glob.escape(name) for name in files]
+    return Path(
+        snapshot_download(
+            repository.name,
+            revision=repository.revision,
+            allow_patterns=patterns,
+            local_files_only=local_files_only,
+        )
+    )
+
+
+@contextmanager
+def _hub_errors(repository: Repository) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one line each; the most specific class first."""
+    from huggingface_hub import errors
+
+    name, hint = repository.name, repository.hint
+    unreachable = _unreachable_errors()
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        advice = "accept its terms on its hub page and log in with 'hf auth login', or pass a checkpoint folder."
+        raise UserError(f"'{name}' is gated: {advice}") from error
+    except errors.RepositoryNotFoundError as error:
+        advice = hint or "Check the name, or pass a checkpoint folder."
+        raise UserError(f"'{name}' is not on the hub, or is private and needs 'hf auth login'. {advice}") from error
+    except errors.RevisionNotFoundError as error:
+        advice = "Name a branch, tag or commit of its repository."
+        raise UserError(f"'{name}' has no revision '{repository.revision}'. {advice}") from error
+    except errors.HFValidationError as error:
+        state = "not in the table, not a folder, and no hub id of the form 'organisation/name'"
+        raise UserError(f"'{name}' is {state}. {hint} {OFFLINE_HELP}") from error
+    except unreachable as error:
+        raise UserError(_unreachable(repository, "not in the cache")) from error
+
+
+def _unreachable(repository: Repository, cached: str) -> str:
+    table = "" if repository.in_table else "not in the table, "
+    state = f"{table}not a folder, {cached}, and the hub is unreachable."
+    return " ".join(part for part in (f"'{repository.name}' is {state}", repository.hint, OFFLINE_HELP) if part)
+
+
+def _unreachable_errors() -> tuple[type[Exception], ...]:
+    """What the hub client raises when a connection fails or the server answers with an error."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    http_library_error = HfHubHTTPError.__bases__[0]
+    assert issubclass(http_library_error, Exception)
+    return (LocalEntryNotFoundError, http_library_error, ConnectionError, TimeoutError)

@@ -1,0 +1,285 @@
+"""Tensors of a checkpoint folder or of a seed, read one at a time.
+
+A store knows names, shapes and dtypes without holding any weights; ``read`` maps one tensor from disk
+(safetensors, ``torch.save`` files) or draws it (random weights). Nothing is ever unpickled beyond plain
+tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from t5edge.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Spelling in a safetensors header -> torch's; other dtypes keep their spelling and are refused later."""
+SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: shape ``[out, in]`` as transformers stores it, dtype in torch's spelling."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path | None = None
+
+
+class TensorStore(Protocol):
+    """Named tensors under the names they are stored with."""
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Stored name -> shape, dtype and file."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor on the CPU in its stored dtype; mapped from disk where the format allows it."""
+
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors ``[rows, columns]`` are equal."""
+
+    def fingerprint(self) -> Any:
+        """JSON-able facts that change whenever the weights may have changed; costs no read of the weights."""
+
+
+class ShardFormat(Protocol):
+    """One file format: what a file holds, and one tensor of it."""
+
+    def describe(self, path: Path) -> dict[str, StoredTensor]: ...
+
+    def read(self, path: Path, name: str) -> torch.Tensor: ...
+
+
+class SafetensorsFormat:
+    """Eight bytes of header length, a JSON header, then the data: https://github.com/huggingface/safetensors."""
+
+    def __init__(self) -> None:
+        self._headers: dict[Path, tuple[dict[str, Any], int]] = {}
+
+    def describe(self, path: Path) -> dict[str, StoredTensor]:
+        """Raises: UserError when the file is no safetensors file, or not as long as its header promises."""
+        header, data_start = self._headers[path] = self._header(path)
+        data_end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        promised, found = data_start + data_end, path.stat().st_size
+        if promised != found:
+            state = "truncated" if found < promised else "longer than it should be"
+            raise UserError(
+                f"{path} is {state}: its header promises {promised} bytes and the file has {found}. "
+                "Copy or download it again."
+            )
+        for name, entry in header.items():
+            size = SAFETENSORS_BYTES.get(entry["dtype"])
+            begin, end = entry["data_offsets"]
+            if size is not None and not (begin >= 0 and end - begin == size * math.prod(entry["shape"])):
+                raise UserError(
+                    f"{path} is damaged: '{name}' is {entry['dtype']} {entry['shape']} but has {end - begin} bytes. "
+                    "Copy or download it again."
+                )
+        return {
+            name: StoredTensor(tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), path)
+            for name, entry in header.items()
+        }
+
+    def _header(self, path: Path) -> tuple[dict[str, Any], int]:
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if not 2 <= length <= size - 8:
+                    raise ValueError(f"header length {length} in a file of {size} bytes")
+                header = dict(json.loads(file.read(length)))
+        except ValueError as error:
+            raise UserError(
+                f"{path} is not a complete safetensors file ({error}). Copy or download it again; "
+                "a file of about 130 bytes is a git-lfs pointer: run 'git lfs pull'."
+            ) from error
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def read(self, path: Path, name: str) -> torch.Tensor:
+        """Maps this tensor alone, so that its pages leave memory with it.
+
+        The safetensors package maps whole files, which Linux refuses for one larger than the memory.
+        """
+        import torch
+
+        header, data_start = self._headers[path]
+        entry = header[name]
+        begin, end = (data_start + offset for offset in entry["data_offsets"])
+        dtype, shape = getattr(torch, SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if begin == end:
+            return torch.empty(shape, dtype=dtype)
+        page = begin - begin % mmap.ALLOCATIONGRANULARITY
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), end - page, access=mmap.ACCESS_COPY, offset=page)
+        return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=begin - page).view(shape)
+
+
+class TorchFormat:
+    """``torch.save`` files, loaded with ``weights_only=True``; the latest file stays mapped."""
+
+    def __init__(self) -> None:
+        self._mapped: tuple[Path, dict[str, torch.Tensor]] | None = None
+
+    def describe(self, path: Path) -> dict[str, StoredTensor]:
+        """Raises: UserError when the file is damaged or holds anything but a dict of tensors."""
+        return {
+            name: StoredTensor(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), path)
+            for name, tensor in self._load(path).items()
+        }
+
+    def read(self, path: Path, name: str) -> torch.Tensor:
+        return self._load(path)[name]
+
+    def _load(self, path: Path) -> dict[str, torch.Tensor]:
+        if self._mapped is None or self._mapped[0] != path:
+            self._mapped = None
+            self._mapped = (path, self._tensors(path))
+        return self._mapped[1]
+
+    def _tensors(self, path: Path) -> dict[str, torch.Tensor]:
+        import torch
+
+        content = self._unpickle_tensors(path)
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise UserError(
+                f"{path} holds more than named tensors; a state dict was expected. "
+                "Save it with transformers' save_pretrained() and try again."
+            )
+        return {str(name): tensor.detach() for name, tensor in content.items()}
+
+    def _unpickle_tensors(self, path: Path) -> object:
+        import pickle
+        import zipfile
+
+        import torch
+
+        # Files from before torch 1.6 are no zip archives and cannot be mapped: they are read into memory.
+        mappable = zipfile.is_zipfile(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} is damaged, or holds Python objects besides tensors, which are never unpickled. "
+                "Download it again, or convert the checkpoint to safetensors where you trust it."
+            ) from error
+        except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError) as error:
+            if "unable to mmap" in str(error):
+                size = path.stat().st_size / 1e9
+                raise UserError(
+                    f"{path} has {size:.0f} GB, more than fits in memory, and torch maps such files whole. "
+                    "Save the checkpoint as safetensors, or in shards (save_pretrained(max_shard_size='5GB'))."
+                ) from error
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path} is damaged ({reason}). Copy or download it again.") from error
+
+
+class FileStore:
+    """Tensors spread over one or more files of one format."""
+
+    def __init__(self, files: list[Path], shard_format: ShardFormat) -> None:
+        self._format = shard_format
+        self._files = files
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            self.tensors |= shard_format.describe(file)
+
+    def read(self, name: str) -> torch.Tensor:
+        """``[out, in]`` in the stored dtype."""
+        file = self.tensors[name].file
+        assert file is not None
+        return self._format.read(file, name)
+
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors ``[rows, columns]`` are equal; stops at the first differing rows."""
+        import torch
+
+        if self.tensors[first].shape != self.tensors[second].shape:
+            return False
+        a, b = self.read(first), self.read(second)
+        if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+            return True
+        steps = range(0, a.shape[0], ROWS_AT_A_TIME)
+        return all(torch.equal(a[row : row + ROWS_AT_A_TIME], b[row : row + ROWS_AT_A_TIME]) for row in steps)
+
+    def fingerprint(self) -> Any:
+        stats = [(file.name, file.stat()) for file in self._files]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_FILES = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+"""In order of preference: safetensors before pickled files."""
+
+
+def open_folder_store(folder: Path) -> FileStore:
+    """The weights of a checkpoint folder: safetensors before ``torch.save``, one file before shards.
+
+    Raises:
+        UserError: no weights, a damaged file, or an index that names files or tensors which are not there.
+    """
+    for name, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+        shard_format: ShardFormat = SafetensorsFormat() if name.endswith(".safetensors") else TorchFormat()
+        if (folder / name).is_file():
+            return FileStore([folder / name], shard_format)
+        if (folder / index).is_file():
+            return _open_sharded(folder / index, shard_format)
+    others = sorted(
+        file.name for file in folder.glob("*") if file.suffix in (".h5", ".msgpack", ".ckpt", ".onnx", ".gguf")
+    )
+    found = f" (found {', '.join(others)}: save the model from PyTorch with save_pretrained())" if others else ""
+    raise UserError(f"{folder} holds no weights{found}; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}.")
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> shard file, from a ``*.index.json``.
+
+    Raises:
+        UserError: the file is not such an index, or a shard lies outside the folder.
+    """
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no index of shards: expected JSON with a 'weight_map' object. Download it again."
+        ) from error
+    outside = sorted({shard for shard in shards.values() if Path(shard).name != shard})
+    if outside:
+        raise UserError(f"{path} names '{outside[0]}', which is not a plain file name beside it. Refusing to read it.")
+    return shards
+
+
+def _open_sharded(index: Path, shard_format: ShardFormat) -> FileStore:
+    shards = read_index(index)
+    files = [index.parent / shard for shard in sorted(set(shards.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f"{index} lists {len(files)} shards, of which {len(missing)} are not there: "
+            f"{summary(missing)}. Copy or download them."
+        )
+    store = FileStore(files, shard_format)
+    lost = sorted(shards.keys() - store.tensors.keys())
+    if lost:
+        raise UserError(
+            f"{index} lists {len(lost)} tensors that no shard holds: {summary(lost)}. Download the shards again."
+        )
+    return store
+
+
+def summary(items: list[str], limit: int = 4) -> str:
+    """The first few of ``items`` and how many more there are."""
+    more = f", and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

@@ -1,0 +1,164 @@
+"""Between ``config.json`` and an ``Architecture``, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from t5edge.bundle.architecture import Architecture
+from t5edge.errors import UserError
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Spelling in ``feed_forward_proj`` -> our name. ``gated-gelu`` means the tanh form (T5: transformers' own
+exception).
+"""
+
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "d_model",
+    "d_kv": "d_kv",
+    "d_ff": "d_ff",
+    "num_heads": "num_heads",
+    "encoder_layers": "num_layers",
+}
+"""Our name -> required key of ``config.json``."""
+
+
+OPTIONS = {
+    "num_buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "norm_epsilon": "layer_norm_epsilon",
+    "pad_token_id": "pad_token_id",
+}
+"""Our name -> key of ``config.json`` that may be absent or null; then our default holds."""
+
+
+MODEL_TYPES = ("t5", "mt5", "umt5")
+
+
+SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def _activation(config: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
+    spelled = str(config.get("feed_forward_proj") or ("relu" if model_type == "t5" else "gated-gelu"))
+    gate, _, act = spelled.rpartition("-")
+    if spelled == "gated-gelu":
+        act = "gelu_new"
+    if gate not in ("", "gated") or act not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(
+            f"config.json: feed_forward_proj is '{spelled}', which has no fused form here; "
+            f"expected one of {known}, each also with 'gated-' in front."
+        )
+    return ACTIVATIONS[act], gate == "gated"
+
+
+def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[str] | None = None) -> Architecture:
+    """Read the facts from a raw ``config.json``; ``tensor_names`` settle whether the output layer is tied.
+
+    transformers 5 forces ``tie_word_embeddings`` to true and keeps the truth in ``scale_decoder_outputs``;
+    older configs say ``tie_word_embeddings: false`` when the model is untied. UMT5 configs may lack
+    ``model_type``: its mark is a position bias in every layer.
+
+    Raises:
+        UserError: a required key is missing, or the activation or model type is not one of the family's.
+    """
+    model_type = _model_type(config)
+    names = None if tensor_names is None else set(tensor_names)
+    per_layer_bias = model_type == "umt5" or (names is not None and SECOND_BIAS in names)
+    activation, gated = _activation(config, model_type)
+    scale = bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False))
+    separate_head = ("lm_head.weight" in names) if names is not None else not scale
+    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    options = {ours: config[theirs] for ours, theirs in OPTIONS.items() if config.get(theirs) is not None}
+    return Architecture(
+        **sizes,
+        **options,
+        decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        activation=activation,
+        gated=gated,
+        tied=not separate_head,
+        scale_logits=_scales_logits(model_type, per_layer_bias, scale),
+        per_layer_bias=per_layer_bias,
+        eos_token_id=_first(config.get("eos_token_id"), 1),
+        decoder_start_token_id=_first(config.get("decoder_start_token_id"), config.get("pad_token_id") or 0),
+    )
+
+
+def config_from_architecture(architecture: Architecture, model_type: str = "t5") -> dict[str, Any]:
+    """A raw ``config.json`` that says the same to us, to transformers 4 and to transformers 5."""
+    names = {
+        "t5": "T5ForConditionalGeneration",
+        "mt5": "MT5ForConditionalGeneration",
+        "umt5": "UMT5ForConditionalGeneration",
+    }
+    sizes = {theirs: getattr(architecture, ours) for ours, theirs in {**SIZES, **OPTIONS}.items()}
+    return {
+        "architectures": [names[model_type]],
+        "model_type": model_type,
+        "is_encoder_decoder": True,
+        **sizes,
+        "num_decoder_layers": architecture.decoder_layers,
+        "feed_forward_proj": _feed_forward(architecture),
+        "tie_word_embeddings": architecture.tied,
+        **({"scale_decoder_outputs": architecture.scale_logits} if model_type == "t5" else {}),
+        "eos_token_id": architecture.eos_token_id,
+        "decoder_start_token_id": architecture.decoder_start_token_id,
+        "dropout_rate": 0.0,
+    }
+
+
+def _feed_forward(architecture: Architecture) -> str:
+    """The spelling that transformers 4 and 5 read as this activation; ``gated-gelu`` is their tanh form."""
+    if architecture.gated and architecture.activation == "gelu_tanh":
+        return "gated-gelu"
+    spelled = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == architecture.activation)
+    return f"gated-{spelled}" if architecture.gated else spelled
+
+
+def _model_type(config: Mapping[str, Any]) -> str:
+    """The model type, after checking that the config is one of the family's and complete."""
+    model_type = str(config.get("model_type") or _model_type_of_class(config))
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"config.json: model_type '{model_type}' is not of the T5 family; expected t5, mt5 or umt5.")
+    missing = [key for key in SIZES.values() if config.get(key) is None]
+    if missing:
+        raise UserError(f"config.json lacks {', '.join(missing)}; a T5-family config.json with these keys is needed.")
+    counts = [key for key in (*SIZES.values(), "num_decoder_layers") if not _is_size(config.get(key))]
+    if counts:
+        wrong = ", ".join(f"{key} = {config[key]!r}" for key in counts)
+        raise UserError(f"config.json: {wrong}; positive whole numbers are needed.")
+    return model_type
+
+
+def _model_type_of_class(config: Mapping[str, Any]) -> str:
+    """What ``architectures`` says where ``model_type`` is absent (as in published UMT5 configs); else T5."""
+    classes = config.get("architectures") or [""]
+    prefix = str(classes[0]).partition("5")[0].lower() + "5"
+    return prefix if prefix in MODEL_TYPES else "t5"
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
+def _scales_logits(model_type: str, per_layer_bias: bool, scale: bool) -> bool:
+    """As transformers 5 does: UMT5 always scales its logits, mT5 never, T5 as its config says."""
+    if per_layer_bias:
+        return True
+    return False if model_type == "mt5" else scale
+
+
+def _first(value: Any, default: int) -> int:
+    """A token id; configs may hold a list of them or null."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return default if value is None else int(value)

@@ -1,0 +1,1 @@
+"""Graphs: trace, assemble, rescale, write."""

@@ -1,0 +1,86 @@
+"""The decoder with its cache written in place: no copy of keys and values per step, and fewer ports that change.
+
+For engines the capacity is fixed, so that every shape is; for ONNX Runtime it is an axis of its own, and buffers grow.
+
+    cache : [batch, heads, capacity, d_kv], in and out at one address   past_length : [1] int64
+    before : present = Concat(past, new);            attention over past + target keys
+    after  : present = TensorScatter(cache, new) at past_length; attention over all ``capacity`` keys
+
+Keys that are not written yet stand later than every query, so the causal column of the distance table hides them: the
+lengths need no mask of their own. ``past_length`` is data and never a shape, so that a CUDA graph can replay the step.
+
+Source: ONNX ``TensorScatter`` (opset 24); TensorRT ``IKVCacheUpdateLayer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.ports import GraphName, in_place_ports
+from t5edge.exporter.graph.assemble import DecoderAssembler, Graphs
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.kernels.position_bias.fusion import distances
+from t5edge.kernels.values import constant_value
+
+CAPACITY = "capacity"
+"""Name of the caches' axis where it is free."""
+LENGTH_AXIS = 2
+"""Axis of the positions in a cache."""
+
+
+def add_in_place(
+    graphs: Graphs,
+    architecture: Architecture,
+    blocks: Mapping[BlockKind, Block],
+    compute: str,
+    rescale: Rescale,
+    capacity: int | None = None,
+) -> Graphs:
+    """``graphs`` with an in-place decoder.
+
+    ``capacity`` is the longest target, start token included: ``decoder_in_place``. None leaves it to whoever runs the
+    graph: ``decoder_buffered``.
+    """
+    ports = in_place_ports(graphs.decoder_ports, CAPACITY if capacity is None else capacity)
+    assembler = _InPlaceAssembler(architecture, blocks, compute, rescale.decoder, ports)
+    name: GraphName = "decoder_buffered" if capacity is None else "decoder_in_place"
+    return replace(graphs, forms={**graphs.forms, name: (assembler.model(), ports)})
+
+
+class _InPlaceAssembler(DecoderAssembler):
+    opset = 24
+    ir_version = 11
+
+    def own_biases(self) -> list[ir.Value]:
+        """[1, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
+        cache = self.inputs["past_key_values.0.decoder.key"]
+        assert cache.shape is not None
+        capacity = cache.shape[LENGTH_AXIS]
+        if isinstance(capacity, int):
+            keys = constant_value(np.array(capacity, np.int64), CAPACITY)
+        else:
+            keys = self.length(cache, LENGTH_AXIS)
+        queries = self.length(self.inputs["input_ids"], 1)
+        distance = distances(self.tape, queries, keys, None)
+        return self.look_up_biases(self.tape.op("Sub", [distance, self.inputs["past_length"]]))
+
+    def build(self) -> None:
+        batch = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 0, "end": 1})
+        self.write_indices = self.tape.op("Expand", [self.inputs["past_length"], batch])
+        super().build()
+
+    def copy_node(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """A cache that grew by concatenation is written at ``past_length`` instead."""
+        if node.op_type != "Concat":
+            return super().copy_node(node, inputs)
+        cache, new = inputs
+        assert cache is not None
+        assert (cache.name or "").startswith("past_key_values.")
+        attributes = [ir.AttrInt64("axis", LENGTH_AXIS), ir.AttrString("mode", "linear")]
+        return ir.Node("", "TensorScatter", [cache, new, self.write_indices], attributes, num_outputs=1)

@@ -1,0 +1,178 @@
+"""The numbers of a weight expression: read from the checkpoint, stacked, scaled, cast."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from t5edge.errors import UserError
+from t5edge.kernels.weights import Source, Stack, WeightExpression
+
+if TYPE_CHECKING:
+    import torch
+
+
+Read = Callable[[str], "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A power of two for each channel, 2^exponent: multiplying by them and dividing again changes no bit.
+
+    ``exponents`` are int8, one byte a channel.
+    """
+
+    exponents: bytes
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(self.exponents).hexdigest()[:12]
+
+    @property
+    def inverse(self) -> Factors:
+        return Factors((-self.array()).tobytes())
+
+    def array(self) -> np.ndarray:
+        """The exponents, int8 [channels]."""
+        return np.frombuffer(self.exponents, dtype=np.int8)
+
+    def values(self) -> torch.Tensor:
+        """The factors, float32 [channels]."""
+        import torch
+
+        return torch.from_numpy(np.exp2(self.array().astype(np.float32)))
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """A stack whose channels are multiplied by powers of two: ``rows`` along its first axis, ``columns`` its second."""
+
+    base: Stack
+    rows: Factors | None = None
+    columns: Factors | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.base.sources
+
+    @property
+    def origin(self) -> str:
+        return self.base.key
+
+    @property
+    def key(self) -> str:
+        marks = [f"{mark}{factors.key}" for mark, factors in (("r", self.rows), ("c", self.columns)) if factors]
+        return f"{self.base.key}~{'.'.join(marks)}"
+
+    def prefixed(self, prefix: str) -> Smoothed:
+        return replace(self, base=self.base.prefixed(prefix))
+
+    @property
+    def transposed(self) -> bool:
+        return self.base.transposed
+
+    def transpose(self) -> Smoothed:
+        return Smoothed(self.base.transpose(), self.columns, self.rows)
+
+
+Matrix = Stack | Smoothed
+"""Recipes of weights that come from the checkpoint."""
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """``tensor`` in ``dtype``.
+
+    Raises:
+        UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
+    """
+    import torch
+
+    lowest, highest = (float(bound) for bound in torch.aminmax(tensor))
+    largest = max(-lowest, highest)
+    if not largest <= torch.finfo(dtype).max:  # NaN compares false
+        value = "NaN" if math.isnan(largest) else f"{largest:g}"
+        raise UserError(
+            f"{name} holds {value}, beyond the range of {str(dtype).removeprefix('torch.')}; "
+            "export in bf16 or fp32, or fix the checkpoint."
+        )
+    return tensor.to(dtype)
+
+
+@dataclass(frozen=True)
+class DistanceTable:
+    """Position bias by clipped distance, ``[heads, distances]``: the bucket lookup done once, at export.
+
+    ``distances`` are key position minus query position, ``-max_distance .. last``; with ``causal`` one more column
+    stands for every later key and holds ``masked`` (T5: causality is part of the bias).
+    """
+
+    source: str
+    buckets: tuple[int, ...]
+    heads: int
+    masked: float | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.heads, len(self.buckets) + (self.masked is not None))
+
+    @property
+    def key(self) -> str:
+        return f"distance({self.source},{len(self.buckets)},{self.masked})"
+
+    def prefixed(self, prefix: str) -> DistanceTable:
+        return replace(self, source=prefix + self.source)
+
+
+@singledispatch
+def evaluate(expression: WeightExpression, read: Read) -> torch.Tensor:
+    """The numbers of an expression, in the checkpoint's precision; the caller casts and writes them."""
+    raise TypeError(f"{type(expression).__name__} has no evaluation")
+
+
+@evaluate.register(Stack)
+def evaluate_stack(expression: Stack, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The stacked tensor; with ``dtype`` each part is cast before the copies, which then move fewer bytes.
+
+    Raises:
+        UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
+    """
+    import torch
+
+    parts = []
+    for source in expression.sources:
+        tensor = read(source.name)
+        scaled = tensor if source.scale == 1.0 else tensor.float() * source.scale
+        parts.append(scaled if dtype is None else cast(scaled, dtype, source.name))
+    stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return stacked.T if expression.transposed else stacked
+
+
+@evaluate.register(Smoothed)
+def _(expression: Smoothed, read: Read) -> torch.Tensor:
+    """The stack in float32, its channels multiplied."""
+    tensor = evaluate(expression.base, read).float()
+    if expression.rows is not None:
+        tensor = tensor * expression.rows.values().reshape(-1, *[1] * (tensor.ndim - 1))
+    return tensor if expression.columns is None else tensor * expression.columns.values()
+
+
+@evaluate.register(DistanceTable)
+def _(expression: DistanceTable, read: Read) -> torch.Tensor:
+    """The table [heads, distances], float32."""
+    import torch
+
+    weight = read(expression.source).float()  # [buckets, heads]
+    table = weight[torch.tensor(expression.buckets)].T
+    if expression.masked is None:
+        return table
+    return torch.cat([table, torch.full((expression.heads, 1), expression.masked)], dim=1)

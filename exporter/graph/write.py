@@ -1,0 +1,193 @@
+"""Stream the weights, once, into ``weights.safetensors``, which is also the external data of both graphs.
+
+Each expression is followed once: read, convert, write, forget. Peak memory is a few of the largest tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from t5edge.errors import UserError
+from t5edge.exporter.graph.weight_expressions import Read, cast, evaluate, evaluate_stack
+from t5edge.kernels.weights import PlannedTensor, Stack
+
+FILE_NAME = "weights.safetensors"
+SAFETENSORS_NAMES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.INT8: "I8",
+    ir.DataType.UINT8: "U8",
+    ir.DataType.INT4: "U8",  # two to a byte; safetensors has no four-bit type
+    ir.DataType.INT32: "I32",
+}
+Progress = Callable[[int], None]
+"""Called with the number of bytes just written."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One tensor's place in the file: ``offset`` and ``length`` in bytes from the file's start."""
+
+    tensor: PlannedTensor
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The plan of the file: its header, and where each tensor goes. Nothing is read to make it."""
+
+    header: bytes
+    tensors: tuple[Placed, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(placed.length for placed in self.tensors)
+
+
+def plan_weights(models: Iterable[ir.Model]) -> WeightFile:
+    """Lay out every distinct planned tensor of the models; equal expressions at equal dtype are stored once."""
+    distinct: dict[str, PlannedTensor] = {}
+    for model in models:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, PlannedTensor):
+                distinct.setdefault(_stored_name(value.const_value), value.const_value)
+    ordered = sorted(distinct.items(), key=lambda item: -item[1].dtype.bitwidth)  # wide first keeps all aligned
+    header: dict[str, object] = {"__metadata__": {"format": "t5edge"}}
+    offset, spans = 0, []
+    for name, tensor in ordered:
+        length = tensor.nbytes
+        shape = list(tensor.shape.numpy()) if tensor.dtype != ir.DataType.INT4 else [length]
+        entry = {
+            "dtype": SAFETENSORS_NAMES[tensor.dtype],
+            "shape": shape,
+            "data_offsets": [offset, offset + length],
+        }
+        header[name] = entry
+        spans.append((tensor, name, offset, length))
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    prefix = len(text).to_bytes(8, "little") + text
+    return WeightFile(prefix, tuple(Placed(t, n, o + len(prefix), size) for t, n, o, size in spans))
+
+
+def _stored_name(tensor: PlannedTensor) -> str:
+    return tensor.expression.key
+
+
+def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress | None = None) -> str:
+    """Write the file into ``folder``; returns its sha256 in hex.
+
+    One thread converts a tensor while two others hash and write the one before: at most three are in memory.
+
+    Raises:
+        UserError: not enough room on the disk, or a tensor has values its dtype cannot hold.
+    """
+    check_room(folder, plan.size)
+    digest = hashlib.sha256(plan.header)
+
+    def store(file: BinaryIO, data: np.ndarray) -> None:
+        _write(file, data)
+        if progress is not None:
+            progress(data.nbytes)
+
+    try:
+        with (
+            (folder / FILE_NAME).open("wb") as file,
+            ThreadPoolExecutor(1) as writer,
+            ThreadPoolExecutor(1) as hasher,
+        ):
+            file.write(plan.header)
+            previous: tuple[Future[None], ...] = ()
+            for placed in plan.tensors:
+                data = as_bytes(placed.tensor, read)
+                assert data.nbytes == placed.length, f"{placed.name}: {data.nbytes} bytes, planned {placed.length}"
+                _finish(previous)
+                previous = writer.submit(store, file, data), hasher.submit(digest.update, data.data)
+            _finish(previous)
+    except OSError as error:
+        raise UserError(
+            f"writing {FILE_NAME} failed: {error.strerror}; it needs {plan.size / 1e6:.0f} MB. "
+            "Free some space or choose another --out."
+        ) from error
+    return digest.hexdigest()
+
+
+def _finish(work: tuple[Future[None], ...]) -> None:
+    for part in work:
+        part.result()
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Refuse early when the disk cannot hold ``size`` bytes.
+
+    Raises:
+        UserError: fewer bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"the disk is full: the weights need {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free. "
+            "Free some space or choose another --out."
+        )
+
+
+def _write(file: BinaryIO, data: np.ndarray) -> None:
+    view = data.data
+    while view:
+        view = view[file.write(view) :]
+
+
+def as_bytes(tensor: PlannedTensor, read: Read) -> np.ndarray:
+    """Follow one expression: the tensor's bytes, uint8 [length], row-major in its dtype.
+
+    Raises:
+        UserError: a value is NaN, infinite, or beyond the range of the dtype.
+    """
+    import torch
+
+    target = {
+        ir.DataType.FLOAT: torch.float32,
+        ir.DataType.FLOAT16: torch.float16,
+        ir.DataType.BFLOAT16: torch.bfloat16,
+    }.get(tensor.dtype)
+    if target is None:
+        built = evaluate(tensor.expression, read)
+    elif isinstance(tensor.expression, Stack):
+        built = evaluate_stack(tensor.expression, read, target)
+    else:
+        built = cast(evaluate(tensor.expression, read), target, tensor.expression.key)
+    return built.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def attach(model: ir.Model, plan: WeightFile, folder: Path) -> None:
+    """Point the model's planned tensors into the file. The model then runs from the folder."""
+    places = {placed.name: placed for placed in plan.tensors}
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, PlannedTensor):
+            placed = places[_stored_name(tensor)]
+            value.const_value = ir.ExternalTensor(
+                FILE_NAME,
+                placed.offset,
+                placed.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=value.name or placed.name,
+                base_dir=os.fspath(folder),
+            )

@@ -1,0 +1,139 @@
+"""Run transformers' blocks one at a time, so that a model of any size passes through PyTorch in little memory.
+
+Each block is made on the meta device, gets its layer's weights, runs, and is dropped. The math is transformers' own;
+only the loop around the blocks is ours, and the position bias is passed in, as in the graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5edge.bundle.architecture import Stack
+from t5edge.exporter.graph.trace import block_module
+
+if TYPE_CHECKING:
+    import torch
+
+    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.reference.texts import Batch
+
+OnBlock = Callable[[Stack, int, Any], None]
+"""Called with each block after its weights are in and before it runs: the place for hooks."""
+
+
+@dataclass
+class StreamedReference:
+    """A checkpoint run layer by layer in ``dtype`` on the CPU."""
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    on_block: OnBlock | None = None
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """The encoder's last hidden state, [batch, source, d_model]."""
+        return self.encode_all([batch])[0]
+
+    def decode(self, batch: Batch, encoded: torch.Tensor) -> torch.Tensor:
+        """The decoder's normed hidden state, [batch, target, d_model], teacher-forced."""
+        return self.decode_all([batch], [encoded])[0]
+
+    def encode_all(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """``encode`` for several batches; each layer is loaded once."""
+        masks = [self._padding(batch.attention_mask) for batch in batches]
+        hidden = [self._embed(batch.input_ids) for batch in batches]
+        lengths = [batch.input_ids.shape[1] for batch in batches]
+        for layer, block, biases in self._blocks("encoder", lengths):
+            for index, (bias, mask) in enumerate(zip(biases, masks, strict=True)):
+                hidden[index] = self._run(block, hidden[index], bias + mask)
+                self._after("encoder", layer, hidden[index])
+        return [self._norm("encoder", states) for states in hidden]
+
+    def decode_all(self, batches: Sequence[Batch], encoded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """``decode`` for several batches; each layer is loaded once."""
+        masks = [self._padding(batch.attention_mask) for batch in batches]
+        hidden = [self._embed(batch.decoder_input_ids) for batch in batches]
+        lengths = [batch.decoder_input_ids.shape[1] for batch in batches]
+        for layer, block, biases in self._blocks("decoder", lengths):
+            for index, bias in enumerate(biases):
+                own = bias + self._causal(lengths[index])
+                hidden[index] = self._run(block, hidden[index], own, encoded[index], masks[index])
+                self._after("decoder", layer, hidden[index])
+        return [self._norm("decoder", states) for states in hidden]
+
+    def _causal(self, length: int) -> torch.Tensor:
+        import torch
+
+        return torch.full((length, length), torch.finfo(self.dtype).min, dtype=self.dtype).triu(1)
+
+    def _after(self, stack: Stack, layer: int, hidden: torch.Tensor) -> None:
+        """A place for subclasses to look at each layer's output."""
+
+    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return block(hidden, None, bias, encoded, None, cross)[0]
+
+    def _blocks(self, stack: Stack, lengths: Sequence[int]) -> Iterator[tuple[int, Any, list[torch.Tensor]]]:
+        architecture = self.checkpoint.architecture
+        biases: list[Any] = []
+        for layer in range(architecture.layers(stack)):
+            if layer == 0 or architecture.per_layer_bias:
+                biases = [self._bias(stack, layer, length) for length in lengths]
+            block = self._block(stack, layer)
+            if self.on_block is not None:
+                self.on_block(stack, layer, block)
+            yield layer, block, biases
+
+    def _block(self, stack: Stack, layer: int) -> Any:
+        prefix = f"{stack}.block.{layer}."
+        names = self.checkpoint.architecture.block_shapes(stack, layer)
+        block = block_module(self.checkpoint.architecture, stack == "decoder")
+        state = {
+            name: self.checkpoint.read(prefix + name).to(self.dtype)
+            for name in names
+            if not name.endswith("relative_attention_bias.weight")
+        }
+        block.load_state_dict(state, assign=True, strict=True)
+        return block.eval()
+
+    def _bias(self, stack: Stack, layer: int, length: int) -> torch.Tensor:
+        """[1, heads, length, length], by transformers' own bucket arithmetic."""
+        import torch
+        from transformers.models.t5.modeling_t5 import T5Attention
+
+        a = self.checkpoint.architecture
+        positions = torch.arange(length)
+        buckets = T5Attention._relative_position_bucket(
+            positions[None, :] - positions[:, None],
+            bidirectional=stack == "encoder",
+            num_buckets=a.num_buckets,
+            max_distance=a.max_distance,
+        )
+        weight = self.checkpoint.read(f"{stack}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight").to(
+            self.dtype
+        )
+        return weight[buckets].permute(2, 0, 1)[None]
+
+    def _padding(self, attention_mask: np.ndarray) -> torch.Tensor:
+        import torch
+
+        hidden = torch.from_numpy(attention_mask)[:, None, None, :] == 0
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill(hidden, torch.finfo(self.dtype).min)
+
+    def _embed(self, ids: np.ndarray) -> torch.Tensor:
+        import torch
+
+        return self.checkpoint.read("shared.weight")[torch.from_numpy(ids)].to(self.dtype)
+
+    def _norm(self, stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        weight = self.checkpoint.read(f"{stack}.final_layer_norm.weight").to(self.dtype)
+        variance = hidden.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        normed = hidden * torch.rsqrt(variance + self.checkpoint.architecture.norm_epsilon)
+        return weight * normed.to(self.dtype)

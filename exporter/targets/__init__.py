@@ -1,1 +1,0 @@
-"""Ways to run a bundle: modules with the same verbs (``build``, ``open``)."""

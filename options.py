@@ -1,0 +1,181 @@
+"""Options of every command as frozen dataclasses; flags, defaults and help texts are generated from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from t5edge.bundle.ports import Limits
+from t5edge.bundle.precision import PRECISIONS, Precision, precision
+from t5edge.calibration.observers import DEFAULT, OBSERVERS
+from t5edge.errors import UserError
+from t5edge.exporter.reference.texts import Example
+from t5edge.runtime.tensorrt.flavor import FLAVORS
+
+
+def option(help: str, default: Any = None, **extra: Any) -> Any:
+    """A dataclass field that carries its flag's help; ``extra``: metavar, choices, nargs, positional."""
+    return field(default=default, metadata={"help": help, **extra})
+
+
+CACHES = ("concat", "in-place", "both")
+"""How an engine's decoder keeps keys and values."""
+LAYOUTS = ("t5edge", "optimum")
+"""Whose files a bundle holds: ours alone, or optimum's and transformers.js' beside them."""
+COMPUTES = ("auto", "fp32", "fp16")
+"""What the unquantized parts of a quantized bundle compute in."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What ``export`` takes."""
+
+    variant: str = option("a name in the table, a hub id, a checkpoint folder, or t5-demo", "", metavar="V")
+    precision: str = option("fp32, fp16, bf16, int8, int8-weight or int4-weight", "fp32", metavar="P")
+    target: tuple[str, ...] = option(
+        "onnxruntime, tensorrt or tensorrt-rtx; may be given several times (default: what doctor finds)",
+        (),
+        metavar="T",
+        repeat=True,
+    )
+    out: str | None = option("bundle folder (default: <variant>-<precision> here)", None, metavar="DIR")
+    force: bool = option("replace an existing bundle", False)
+    random_weights: int | None = option("random weights from this seed, for the structure alone", None, metavar="SEED")
+    revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
+    calibration: str | tuple[Example, ...] | None = option(
+        "texts, one per line, or JSONL with source and target", None, metavar="FILE"
+    )
+    observer: str | None = option(
+        f"range of rounded activations, int8 only: {', '.join(OBSERVERS)} (default: {DEFAULT})",
+        None,
+        choices=tuple(OBSERVERS),
+    )
+    count_ties: bool = option(
+        "hold a quantized bundle to the best tokens even where two are nearly equal: more layers stay in float", False
+    )
+    compute: str = option(
+        "what a quantized bundle computes in where nothing is rounded to integers: fp32, fp16 (for GPUs), "
+        "or auto: fp16 when every --target is tensorrt or tensorrt-rtx (default: auto)",
+        "auto",
+        choices=COMPUTES,
+    )
+    require_speedup: bool = option("exit 1 unless a quantized bundle is faster than fp32 on this machine's CPU", False)
+    compute_capability: tuple[str, ...] = option(
+        "GPU generation of tensorrt-rtx engines, such as 8.6; may be given several times (default: this machine's GPU)",
+        (),
+        metavar="CC",
+        repeat=True,
+    )
+    cache: str = option(
+        "decoder of the engines: concat (cache grows) or in-place (fixed size, no copies), or both",
+        "concat",
+        choices=CACHES,
+    )
+    layout: str = option(
+        "t5edge, or optimum: also the files that ORTModelForSeq2SeqLM and transformers.js read",
+        "t5edge",
+        choices=LAYOUTS,
+    )
+    no_fuse: bool = option("engines with plain instead of fused attention", False)
+    separate_weights: bool = option(
+        "engines read their matrices from weights.safetensors instead of holding them", False
+    )
+    max_batch: int = option("largest batch an engine takes", Limits.max_batch, metavar="N")
+    max_source_length: int = option("longest source an engine takes, in tokens", Limits.max_source_length, metavar="N")
+    max_target_length: int = option("longest target an engine takes, in tokens", Limits.max_target_length, metavar="N")
+    no_verify: bool = option("skip the parity ladder; the manifest then says not run", False)
+    blockwise: bool = option(
+        "verify layer by layer, with one layer in memory (default: where the model would not fit)", False
+    )
+    no_rescale: bool = option("do not rescale for fp16 (for study: large activations then overflow)", False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_source_length", "max_target_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
+        given = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
+        for name, choices in given:
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice is not None)
+                raise UserError(f"--{name} is '{getattr(self, name)}'; choose one of {known}.")
+        if self.blockwise and self.no_verify:
+            raise UserError("--blockwise says how to verify and --no-verify not to; leave one of them out.")
+        if not self.variant:
+            raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_batch, self.max_source_length, self.max_target_length)
+
+    @property
+    def folder_name(self) -> str:
+        """The default bundle folder: the variant's last part and the precision."""
+        last = self.variant.rstrip("/").rpartition("/")[2] or "bundle"
+        return f"{last}-{self.precision}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+ELSEWHERE = ("variant", "precision", "out", "force")
+"""Options that say where a bundle goes, or that the manifest holds by their content."""
+
+
+def wanted_row(options: ExportOptions) -> Precision:
+    """The row that the options ask for, with the compute dtype of ``--compute``.
+
+    Raises:
+        UserError: no such precision, or options that mean nothing in it.
+    """
+    row = precision(options.precision)
+    if options.observer is not None and not row.quantize_activations:
+        rows = ", ".join(other.name for other in PRECISIONS if other.quantize_activations)
+        raise UserError(
+            f"--observer {options.observer} chooses ranges of rounded activations, and {row.name} rounds none; "
+            f"leave it out, or export in {rows}."
+        )
+    if options.count_ties and not row.quantized:
+        raise UserError(f"--count-ties is for quantized precisions, and {row.name} quantizes nothing; leave it out.")
+    row = replace(row.computing(_compute(options, row)), count_ties=options.count_ties)
+    if options.require_speedup and row.quantized and row.compute != "float":
+        raise UserError(
+            f"--require-speedup times the bundle on this machine's CPU, where {row.compute} has no kernels; "
+            "leave it out, or add --compute fp32."
+        )
+    return row
+
+
+def _compute(options: ExportOptions, row: Precision) -> str:
+    """ONNX name of the compute dtype."""
+    if options.compute == "auto":
+        engines = bool(options.target) and all(target in FLAVORS for target in options.target)
+        return "float16" if row.quantized and engines else row.compute
+    wanted = {"fp32": "float", "fp16": "float16"}[options.compute]
+    if not row.quantized and wanted != row.compute:
+        raise UserError(
+            f"--compute {options.compute} is for quantized precisions, and {row.name} quantizes nothing; "
+            f"leave it out, or use --precision {options.compute}."
+        )
+    return wanted
+
+
+def recorded_options(options: ExportOptions) -> dict[str, Any]:
+    """The options a bundle was made with, JSON-able; calibration texts by their hash."""
+    kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
+    plain: dict[str, Any] = json.loads(json.dumps({**kept, "calibration": _digest(options.calibration)}))
+    return plain
+
+
+def _digest(calibration: Any) -> str | None:
+    """Hash of a file's bytes, or of examples; unreadable files are left to the export, which names them."""
+    if calibration is None:
+        return None
+    try:
+        data = Path(calibration).read_bytes() if isinstance(calibration, str) else repr(calibration).encode()
+    except OSError:
+        return "unreadable"
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,73 @@
+"""How much memory one export takes at its peak, and how much this machine has left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from t5edge.bundle.architecture import Architecture
+from t5edge.errors import UserError
+from t5edge.exporter.family.config import architecture_from_config
+from t5edge.exporter.family.variants import find_variant, look_up_variant
+
+BASE_BYTES = int(1.5 * 2**30)
+"""Of any export: the libraries, the tracer, a layer at work."""
+STREAMED_TENSORS = 2
+"""Largest tensors that are in memory at a time while weights are streamed (float32)."""
+VERIFIED_COPIES = 3
+"""Float32 models in memory during verification: PyTorch's, its 16-bit twin and ONNX Runtime's, rounded up."""
+UNKNOWN = "t5-large"
+"""Stands for checkpoints whose architecture is known only after their download."""
+USABLE = 0.9
+"""Share of the free memory that is planned with."""
+
+
+def peak_bytes(architecture: Architecture, verify: bool) -> int:
+    """Estimate of one export's peak, bytes."""
+    largest = 4 * max(math.prod(shape) for shape in architecture.tensor_shapes().values())
+    return BASE_BYTES + STREAMED_TENSORS * largest + (VERIFIED_COPIES * 4 * architecture.parameters if verify else 0)
+
+
+def verification_fits(architecture: Architecture) -> bool:
+    """Whether the whole model can be verified in what is free now; otherwise it is verified block by block."""
+    return peak_bytes(architecture, verify=True) <= USABLE * free_bytes()
+
+
+def known_architecture(variant: str) -> Architecture:
+    """The architecture as far as it is known without a download."""
+    config = Path(variant).expanduser() / "config.json"
+    if config.is_file():
+        try:
+            return architecture_from_config(json.loads(config.read_text(encoding="utf-8")))
+        except (UserError, ValueError, OSError):
+            return find_variant(UNKNOWN).architecture  # the export itself says what is wrong
+    row = look_up_variant(variant) or find_variant(UNKNOWN)
+    return row.architecture
+
+
+def free_bytes() -> int:
+    """Memory that new processes can have now: what the system calls available, within the container's limit."""
+    found = [_available(), _container_left()]
+    return min(value for value in found if value is not None)
+
+
+def _available() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        entries = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}
+        return entries["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _container_left() -> int | None:
+    """What a control group (version 2) leaves; None without a limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)

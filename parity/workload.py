@@ -1,0 +1,163 @@
+"""What the ladder runs a bundle on: real sentences as padded batches, at the lengths where things break.
+
+    texts         a batch of sentences of different lengths, teacher-forced on their targets
+    source N      one row of exactly N source tokens, N at the edges of position buckets (1, 7, 8, 15, 16, 127, 128, 129
+                  in every published model), and the maximum
+    long target   one row whose target runs past the last position bucket
+
+Amounts follow the model's size: a small model is checked on more rows than a large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.ports import Limits
+from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
+from t5edge.exporter.reference.texts import TEXTS_FILE, Batch, Encoder, Example, bundled_examples, pad, read_examples
+
+BEYOND = 12
+"""Target tokens past the last position bucket, so that the cached steps cross every edge."""
+LONG_TARGET_SOURCE = 24
+TEXT_SOURCE, TEXT_TARGET = 160, 64
+"""Most tokens of a text (ByT5's bytes make many): long ones have a rung of their own."""
+TASK_FILE = "heldout.jsonl"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is run: rows of text, target tokens behind each length, rows and tokens of generation."""
+
+    rows: int
+    target: int
+    generated_rows: int
+    generated: int
+
+
+EFFORTS = ((20e6, Effort(16, 8, 6, 32)), (150e6, Effort(6, 6, 4, 24)), (float("inf"), Effort(3, 4, 2, 16)))
+"""By parameters, upper bound first."""
+
+
+def effort(parameters: int) -> Effort:
+    """The amounts for a model of this size."""
+    return next(amounts for bound, amounts in EFFORTS if parameters < bound)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Named batches in groups: ``texts``, ``lengths``, ``long``; and what generation starts from."""
+
+    groups: Mapping[str, Mapping[str, Batch]]
+    effort: Effort
+
+    def batches(self, groups: Sequence[str]) -> dict[str, Batch]:
+        """The batches of some groups by name."""
+        return {name: batch for group in groups for name, batch in self.groups[group].items()}
+
+    @property
+    def texts(self) -> Batch:
+        return self.groups["texts"]["texts"]
+
+    @property
+    def prompts(self) -> Batch:
+        """The first rows of the texts, for generation and for padding, without their empty columns."""
+        return rows_of(self.texts, slice(0, self.effort.generated_rows))
+
+
+def build_workload(checkpoint: Checkpoint, limits: Limits) -> Workload:
+    """Batches for one model, none longer than ``limits`` allow.
+
+    Texts are the checkpoint's own ``calibration.jsonl`` where it has one, else the bundled sentences.
+    """
+    amounts = effort(checkpoint.architecture.parameters)
+    maker = _Maker(checkpoint, limits)
+    edges = bucket_edges(checkpoint.architecture)
+    lengths = sorted({n for n in edges if n < limits.max_source_length} | {limits.max_source_length})
+    long_target = min(checkpoint.architecture.max_distance + BEYOND, limits.max_target_length)
+    return Workload(
+        {
+            "texts": {"texts": maker.texts(amounts.rows)},
+            "lengths": {f"source {n}": maker.exact(n, amounts.target, n) for n in lengths},
+            "long": {"long target": maker.exact(LONG_TARGET_SOURCE, long_target, 0)},
+        },
+        amounts,
+    )
+
+
+def bucket_edges(architecture: Architecture) -> tuple[int, ...]:
+    """Lengths on both sides of the position buckets' edges: exact at first, then logarithmic, saturated at the end."""
+    exact, last = architecture.num_buckets // 4, architecture.max_distance
+    return tuple(sorted({1, exact - 1, exact, 2 * exact - 1, 2 * exact, last - 1, last, last + 1} - {0}))
+
+
+def examples_of(checkpoint: Checkpoint) -> list[Example]:
+    """The checkpoint's own prompts, or plain sentences."""
+    own = checkpoint.file(TEXTS_FILE)
+    return read_examples(own) if own is not None else bundled_examples()
+
+
+class _Maker:
+    """Batches from the examples of one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
+        self.architecture, self.limits = checkpoint.architecture, limits
+        self.examples = examples_of(checkpoint)
+        self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
+
+    def texts(self, rows: int) -> Batch:
+        """Examples spread evenly over the lengths there are, long and short ones mixed."""
+        ordered = sorted(self.examples, key=lambda example: len(example.source))
+        places = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).astype(int)
+        chosen = [ordered[place] for place in np.random.default_rng(0).permutation(places)]
+        source = min(TEXT_SOURCE, self.limits.max_source_length)
+        target = min(TEXT_TARGET, self.limits.max_target_length)
+        sources = [self._cut(self.encoder.ids(example.source), source) for example in chosen]
+        targets = [self._target(self.encoder.ids(example.target), target) for example in chosen]
+        return self._batch(sources, targets)
+
+    def exact(self, source: int, target: int, start: int) -> Batch:
+        """One row of ``source`` and ``target`` tokens from examples joined, beginning with number ``start``."""
+        length = min(source, self.limits.max_source_length)
+        ids = self._cut(self._joined(length, start, "source"), length)
+        return self._batch([ids], [self._target(self._joined(target, start, "target"), target)])
+
+    def _joined(self, length: int, start: int, side: str) -> list[int]:
+        ids: list[int] = []
+        place = start
+        while len(ids) <= length:
+            text: str = getattr(self.examples[place % len(self.examples)], side)
+            ids += self.encoder.ids(text)[:-1]
+            place += 1
+        return [*ids, self.architecture.eos_token_id]
+
+    def _cut(self, ids: list[int], length: int) -> list[int]:
+        return ids if len(ids) <= length else [*ids[: length - 1], self.architecture.eos_token_id]
+
+    def _target(self, ids: list[int], length: int) -> list[int]:
+        return [self.architecture.decoder_start_token_id, *ids[:-1]][:length]
+
+    def _batch(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Batch:
+        ids, mask = pad(sources, self.architecture.pad_token_id)
+        return Batch(ids, mask, pad(targets, self.architecture.pad_token_id)[0])
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch, with only as many columns as they fill (source padded on the right)."""
+    mask = batch.attention_mask[rows]
+    source = int(mask.sum(axis=1).max())
+    return Batch(batch.input_ids[rows, :source], mask[:, :source], batch.decoder_input_ids[rows])
+
+
+def padded_left(batch: Batch) -> Batch:
+    """The same rows with the padding moved to the left of the source."""
+    order = np.argsort(batch.attention_mask, axis=1, kind="stable")
+    return Batch(
+        np.take_along_axis(batch.input_ids, order, axis=1),
+        np.take_along_axis(batch.attention_mask, order, axis=1),
+        batch.decoder_input_ids,
+    )

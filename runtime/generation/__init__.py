@@ -1,0 +1,1 @@
+"""Token generation over any backend: options, processors, greedy search, sampling, beam search."""

@@ -1,0 +1,189 @@
+"""Beam search and beam sampling over a batch, vectorised.
+
+    running : the open hypotheses of every sentence, best first     tokens [batch, beams, total_length]
+    finished: its best ended hypotheses, best first                 tokens [batch, beams, total_length]
+
+    one step: logits -> log-probabilities -> rules -> + score of the beam -> the best (1 + end tokens) * beams
+    candidates -> the best open ones run on, the ended ones among the best ``beams`` compete with ``finished``
+
+A slot without a hypothesis has score -1e9, and -1e9 is added to what must not be chosen. Follows transformers
+5.23 ``GenerationMixin._beam_search``, float32 rounding included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t5edge.errors import UserError
+from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.processors import Rule, build_rules
+from t5edge.runtime.generation.scores import draw_candidates, log_softmax, top_candidates
+from t5edge.runtime.generation.step import Scores, StateT, StepModel, Tokens
+
+Flags = NDArray[np.bool_]
+
+OUT = np.float32(-1e9)
+
+
+def tail_token(options: GenerationOptions) -> int:
+    """What follows the end token in the output of beam search.
+
+    T5: its padding id is 0, which transformers 5.23 takes for "no padding id" here and fills with the first
+    end id; greedy search and sampling fill with the padding id.
+    """
+    return options.pad_token_id or (*options.eos, options.pad)[0]
+
+
+def search_beams(
+    model: StepModel[StateT],
+    state: StateT,
+    batch: int,
+    options: GenerationOptions,
+    random: np.random.Generator,
+) -> Tokens:
+    """Search from a state with batch * num_beams rows and an empty cache.
+
+    Returns int64 [batch * num_return_sequences, length]. Raises ``UserError`` when the vocabulary is smaller
+    than the number of candidates, ``FloatingPointError`` for NaN or infinite logits.
+    """
+    search = BeamSearch(options, batch, random)
+    identity = np.arange(batch * options.num_beams)
+    while True:
+        rows = search.advance(model.step(state, search.newest)[:, -1])
+        if search.done:
+            return search.result()
+        if not np.array_equal(rows, identity):
+            model.reorder(state, rows)
+
+
+@dataclass
+class Candidates:
+    """Continuations of running beams, [batch, candidates]; ``tokens`` [batch, candidates, total_length]."""
+
+    scores: Scores
+    tokens: Tokens
+    beams: Tokens
+    ended: Flags
+
+
+class BeamSearch:
+    """The hypotheses of a batch; ``length`` counts the tokens of each running one, start token included."""
+
+    def __init__(self, options: GenerationOptions, batch: int, random: np.random.Generator) -> None:
+        beams = options.num_beams
+        self.options, self.random = options, random
+        self.rules: tuple[Rule, ...] = build_rules(options)
+        self.candidates = max(2, 1 + len(options.eos)) * beams
+        self.length, self.done = 1, False
+        self.running = np.full((batch, beams, options.total_length), tail_token(options), np.int64)
+        self.running[..., 0] = options.decoder_start_token_id
+        self.running_scores = np.full((batch, beams), OUT, np.float32)
+        self.running_scores[:, 0] = 0
+        self.finished = self.running.copy()
+        self.finished_scores = np.full((batch, beams), OUT, np.float32)
+        self.finished_sizes = np.zeros((batch, beams), np.int64)
+        self.is_finished = np.zeros((batch, beams), bool)
+        self.improvable = np.ones((batch, 1), bool)
+
+    @property
+    def newest(self) -> Tokens:
+        """The last token of every running beam, int64 [batch * beams, 1]."""
+        return self.running[..., self.length - 1].flatten()[:, None]
+
+    def advance(self, logits: Scores) -> Tokens:
+        """Take the step from ``logits`` float32 [batch * beams, vocab].
+
+        Returns the old row that each running beam continues, int64 [batch * beams], and sets ``done``.
+        """
+        candidates = self._propose(self._accumulate(logits))
+        kept = self._continue(candidates)
+        self._collect(candidates)
+        self.length += 1
+        self._check_done(candidates)
+        first_rows = np.arange(len(kept))[:, None] * self.options.num_beams
+        return (first_rows + np.take_along_axis(candidates.beams, kept, axis=1)).reshape(-1)
+
+    def result(self) -> Tokens:
+        """Best hypotheses, sentence-major: int64 [batch * num_return_sequences, length of the longest]."""
+        returned = self.options.num_return_sequences
+        longest = 1 + int(self.finished_sizes[:, :returned].max())
+        return self.finished[:, :returned, :longest].reshape(-1, longest)
+
+    def _accumulate(self, logits: Scores) -> Scores:
+        """Score of every continuation of every beam, float32 [batch, beams * vocab]."""
+        scores = log_softmax(logits)
+        if self.rules:
+            tokens = self.running[..., : self.length].reshape(len(scores), -1)
+            for rule in self.rules:
+                rule(tokens, scores)
+        scores += self.running_scores.reshape(-1, 1)
+        return scores.reshape(len(self.running), -1)
+
+    def _propose(self, scores: Scores) -> Candidates:
+        """The best or drawn continuations of ``scores`` float32 [batch, beams * vocab]."""
+        vocab = scores.shape[1] // self.options.num_beams
+        if scores.shape[1] < self.candidates:
+            raise UserError(
+                f"generate: {self.options.num_beams} beams with {len(self.options.eos)} end tokens compare "
+                f"{self.candidates} candidates, a vocabulary of {vocab} offers {scores.shape[1]}; "
+                f"give fewer eos_token_id"
+            )
+        if self.options.do_sample:
+            values, places = draw_candidates(scores, self.candidates, self.random)
+        else:
+            values, places = top_candidates(scores, self.candidates)
+        beams, newest = np.divmod(places, vocab)
+        tokens = np.take_along_axis(self.running, beams[..., None], axis=1)
+        tokens[..., self.length] = newest
+        ended = np.full(newest.shape, self.length + 1 >= self.options.total_length)
+        for token in self.options.eos:
+            ended |= newest == token
+        return Candidates(values, tokens, beams, ended)
+
+    def _continue(self, candidates: Candidates) -> Tokens:
+        """Let the best candidates that have not ended run on; return which ones, int64 [batch, beams]."""
+        scores = candidates.scores + _penalty(candidates.ended)
+        self.running_scores, kept = top_candidates(scores, self.options.num_beams)
+        self.running = np.take_along_axis(candidates.tokens, kept[..., None], axis=1)
+        return kept
+
+    def _collect(self, candidates: Candidates) -> None:
+        """Merge the candidates that have just ended into the finished hypotheses.
+
+        Only the first ``beams`` candidates may end; the others are there so that enough beams can run on.
+        """
+        beams, stops_when_full = self.options.num_beams, self.options.early_stopping is True
+        ended: Flags = candidates.ended & (np.arange(self.candidates) < beams)
+        full = np.logical_and(self.is_finished.all(axis=1, keepdims=True), stops_when_full)
+        scores: Scores = candidates.scores / np.float32(self.length**self.options.length_penalty)
+        for excluded in (full, ~self.improvable, ~ended):
+            scores = scores + _penalty(excluded)
+        sizes = np.full(ended.shape, self.length)
+        self.finished_scores, kept = top_candidates(np.hstack((self.finished_scores, scores)), beams)
+        self.finished_sizes = np.take_along_axis(np.hstack((self.finished_sizes, sizes)), kept, axis=1)
+        self.is_finished = np.take_along_axis(np.hstack((self.is_finished, ended)), kept, axis=1)
+        merged = np.concatenate((self.finished, candidates.tokens), axis=1)
+        self.finished = np.take_along_axis(merged, kept[..., None], axis=1)
+
+    def _check_done(self, candidates: Candidates) -> None:
+        """Stop when no sentence can improve, when all are full and that suffices, or when nothing can run on.
+
+        A sentence can improve while its best running beam, at the length that favours it, beats the worst
+        finished hypothesis. Only ``early_stopping="never"`` looks ahead to the longest length.
+        """
+        options = self.options
+        looks_ahead = options.early_stopping == "never" and options.length_penalty > 0
+        generated = (options.total_length if looks_ahead else self.length) - 1
+        hope = self.running_scores[:, :1] / np.float32(generated**options.length_penalty)
+        worst = np.where(self.is_finished, self.finished_scores.min(axis=1, keepdims=True), OUT)
+        self.improvable &= (hope > worst).any(axis=1, keepdims=True)
+        stops_when_full = options.early_stopping is True and bool(self.is_finished.all())
+        self.done = not self.improvable.any() or stops_when_full or bool(candidates.ended.all())
+
+
+def _penalty(barred: Flags) -> Scores:
+    """What keeps ``barred`` bool [batch, n] from being chosen: float32 of the same shape."""
+    return np.where(barred, OUT, np.float32(0))

@@ -1,0 +1,1 @@
+"""Backends on ONNX Runtime: CPU, CUDA, and the TensorRT-RTX execution provider."""

@@ -1,0 +1,103 @@
+"""ONNX Runtime on the CPU with the cache written in place: between steps nothing is bound, allocated or copied.
+
+    buffers : [rows, heads, capacity, d_kv], input and output of the decoder at one address; they grow by half
+    step    : tokens and ``past_length`` are written into bound arrays; ONNX Runtime writes the logits into another
+
+Only ``decoder_buffered.onnx`` runs so. ONNX Runtime's ``TensorScatter`` leaves the
+rest of a cache alone when its input and output are the same memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, State
+
+if TYPE_CHECKING:
+    from t5edge.runtime.generation.step import Scores, Tokens
+
+GRAPH = "decoder_buffered"
+FIRST_CAPACITY = 64
+"""Positions of a new cache."""
+
+
+@dataclass
+class BufferedState(State):
+    """``caches`` by the name of the decoder's input; the first ``length`` positions are filled."""
+
+    binding: Any
+    caches: dict[str, np.ndarray]
+    length: int = 0
+    past_length: Tokens = field(default_factory=lambda: np.zeros(1, np.int64))
+    tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    logits: Scores = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+
+    @property
+    def capacity(self) -> int:
+        return next(iter(self.caches.values())).shape[2]
+
+
+class BufferedModel(OnnxRuntimeModel):
+    """``OnnxRuntimeModel`` for the decoder with buffers. Logits of a step are overwritten by the next one."""
+
+    def start(self, feeds: dict[str, Any], rows: int) -> State:
+        """A state with empty buffers for ``rows`` rows; everything is bound as the decoder's input and output."""
+        heads, d_kv = self._own_shape
+        shape = (rows, heads, FIRST_CAPACITY, d_kv)
+        caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
+        state = BufferedState(feeds, self.decoder.io_binding(), caches)
+        for name, value in feeds.items():
+            state.binding.bind_ortvalue_input(name, value)
+        state.binding.bind_ortvalue_input("past_length", _value(state.past_length))
+        self._bind_caches(state)
+        return state
+
+    def step(self, state: State, tokens: Tokens) -> Scores:
+        """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab], valid until the next."""
+        assert isinstance(state, BufferedState)
+        length = state.length + tokens.shape[1]
+        if length > state.capacity:
+            self._grow(state, length)
+        if tokens.shape != state.tokens.shape:
+            state.tokens = np.empty(tokens.shape, np.int64)
+            state.logits = np.empty((*tokens.shape, self._vocab_size), np.float32)
+            state.binding.bind_ortvalue_input("input_ids", _value(state.tokens))
+            state.binding.bind_ortvalue_output("logits", _value(state.logits))
+        state.tokens[...] = tokens
+        state.past_length[0] = state.length
+        self.decoder.run_with_iobinding(state.binding)
+        state.length = length
+        return state.logits
+
+    def reorder(self, state: State, rows: Tokens) -> None:
+        """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
+        assert isinstance(state, BufferedState)
+        (moved,) = np.nonzero(rows != np.arange(len(rows)))
+        for cache in state.caches.values():
+            cache[moved, :, : state.length] = cache[rows[moved], :, : state.length]
+
+    def _grow(self, state: BufferedState, length: int) -> None:
+        """Move the caches into buffers for at least ``length`` positions."""
+        capacity = max(length, state.capacity + state.capacity // 2)
+        for name, cache in state.caches.items():
+            rows, heads, _, d_kv = cache.shape
+            wider = np.zeros((rows, heads, capacity, d_kv), cache.dtype)
+            wider[:, :, : state.length] = cache[:, :, : state.length]
+            state.caches[name] = wider
+        self._bind_caches(state)
+
+    def _bind_caches(self, state: BufferedState) -> None:
+        for present, past in self._present.items():
+            value = _value(state.caches[past])
+            state.binding.bind_ortvalue_input(past, value)
+            state.binding.bind_ortvalue_output(present, value)
+
+
+def _value(array: np.ndarray) -> Any:
+    """``array`` as an ``OrtValue`` over the same memory."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array)

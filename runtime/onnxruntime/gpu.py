@@ -1,0 +1,87 @@
+"""ONNX Runtime on an NVIDIA GPU: the bundle's graphs as they are, keys and values on the device between steps.
+
+Two ways: the CUDA provider of onnxruntime-gpu, and the TensorRT-RTX provider that plugs into plain onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5edge.bundle.ports import GraphPorts
+from t5edge.errors import UserError
+from t5edge.runtime.gpu import find_gpus
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, rows_share_cross
+
+if TYPE_CHECKING:
+    from t5edge.runtime.generation.step import Tokens
+    from t5edge.runtime.onnxruntime.cpu import State
+
+Start = Callable[[Path], Any]
+"""Makes a session of an ONNX file."""
+
+
+class DeviceModel(OnnxRuntimeModel):
+    """As on the CPU, with outputs left on the device; only logits come to the host. Beams pass through the host."""
+
+    def __init__(
+        self, encoder: Any, decoder: Any, ports: GraphPorts, device: str, *, rows_share_cross: bool = False
+    ) -> None:
+        """``device``: ONNX Runtime's name of where outputs stay, ``cuda`` (tests: ``cpu``)."""
+        super().__init__(encoder, decoder, ports, rows_share_cross=rows_share_cross)
+        self._device = device
+
+    def reorder(self, state: State, rows: Tokens) -> None:
+        """Row ``r`` continues the cache of the old row ``rows[r]``, by way of the host."""
+        from onnxruntime import OrtValue
+
+        for name in self._present.values():
+            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
+
+    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """Run with bound outputs; see ``OnnxRuntimeModel.execute``."""
+        binding = session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, "cpu" if name == "logits" else self._device)
+        session.run_with_iobinding(binding)
+        outputs: Sequence[Any] = binding.get_outputs()
+        return outputs
+
+
+def require_gpu(target: str) -> None:
+    """Refuse a machine without a GPU.
+
+    Raises:
+        UserError: with the reason and the target that works.
+    """
+    found = find_gpus()
+    if not found.gpus:
+        raise UserError(
+            f"{found.reason}; target {target} runs on an NVIDIA GPU. --target onnxruntime runs this bundle on the CPU."
+        )
+
+
+def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: Start) -> DeviceModel:
+    """Open both graphs and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
+
+    Raises:
+        UserError: a graph cannot be loaded, or the provider did not start.
+    """
+    sessions = []
+    for name in ("encoder", "decoder"):
+        path = folder / f"{name}.onnx"
+        try:
+            session = start(path)
+        except Exception as error:  # onnxruntime raises its own classes, all below Exception
+            raise UserError(f"onnxruntime's {provider} cannot load '{path}': {' '.join(str(error).split())}") from error
+        if provider not in session.get_providers():
+            raise UserError(
+                f"onnxruntime's {provider} did not start and the CPU would run instead; check the CUDA and cuDNN "
+                "libraries, or use --target onnxruntime."
+            )
+        sessions.append(session)
+    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=rows_share_cross(manifest))

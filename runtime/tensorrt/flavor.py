@@ -1,0 +1,154 @@
+"""TensorRT and TensorRT-RTX as rows: one code path, another module name. What differs between them stands here."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from t5edge.errors import UserError
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """One row.
+
+    Attributes:
+        target: the target's name.
+        module: the Python module with the builder and the runtime.
+        install: what to install, for messages.
+        compute_capabilities: what its builder targets without that GPU in the machine; empty when it builds only for
+            the GPU in the machine.
+        oldest: the first version whose ONNX parser has ``Attention``, by its release notes; (0, 0) where they do not
+            say: the parser then names the operator it lacks.
+        oldest_in_place: likewise for the in-place cache (``TensorScatter``).
+        jit: kernels are finished on the device at run time, so it has a runtime cache instead of a timing cache.
+    """
+
+    target: str
+    module: str
+    install: str
+    compute_capabilities: tuple[str, ...]
+    oldest: tuple[int, int]
+    oldest_in_place: tuple[int, int]
+    jit: bool
+
+
+FLAVORS = {
+    row.target: row
+    for row in (
+        Flavor("tensorrt", "tensorrt", "tensorrt polygraphy", (), (10, 14), (10, 15), jit=False),
+        Flavor(
+            "tensorrt-rtx",
+            "tensorrt_rtx",
+            "tensorrt-rtx-cu13 polygraphy",
+            ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+            (0, 0),
+            (0, 0),
+            jit=True,
+        ),
+    )
+}
+
+
+def flavor_of(target: str) -> Flavor:
+    """The row of an engine target.
+
+    Raises:
+        UserError: the target has no engines.
+    """
+    if target not in FLAVORS:
+        raise UserError(
+            f"target '{target}' has no engines to build; choose one of {', '.join(FLAVORS)} "
+            "(onnxruntime runs the ONNX files as they are)."
+        )
+    return FLAVORS[target]
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """A loaded module: ``trt`` is ``tensorrt`` or ``tensorrt_rtx``."""
+
+    flavor: Flavor
+    trt: Any
+
+    @property
+    def version(self) -> str:
+        return str(self.trt.__version__)
+
+    @property
+    def title(self) -> str:
+        """For messages: target and version."""
+        return f"{self.flavor.target} {self.version}"
+
+    def at_least(self, version: tuple[int, int]) -> bool:
+        return version_pair(self.version) >= version
+
+
+def version_pair(text: str) -> tuple[int, int]:
+    """Major and minor of ``10.14.1.48``."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def load_tensorrt(target: str) -> TensorRT:
+    """Import the target's module.
+
+    Raises:
+        UserError: it or polygraphy is not installed, or it is too old.
+    """
+    flavor = flavor_of(target)
+    for name in (flavor.module, "polygraphy"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed, target {target} needs it; pip install {flavor.install}")
+    try:
+        loaded = TensorRT(flavor, importlib.import_module(flavor.module))
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"{flavor.module} is installed and does not load ({error}); pip install {flavor.install}"
+        ) from error
+    if not loaded.at_least(flavor.oldest):
+        wanted = ".".join(map(str, flavor.oldest))
+        raise UserError(
+            f"{loaded.title} is too old: the graphs need its ONNX Attention operator, {target} {wanted} or newer. "
+            "Upgrade it, or run the bundle with --target onnxruntime."
+        )
+    return loaded
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection while TensorRT calls back into Python.
+
+    It holds a lock while it logs. A collection that starts in the callback and finds an old builder in a cycle (an
+    exception's frames will do) destroys it there, which waits for that lock for ever.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def point_polygraphy(flavor: Flavor) -> None:
+    """Polygraphy serves one of the two modules per process, chosen before its TensorRT backend is imported.
+
+    Raises:
+        UserError: it already serves the other module.
+    """
+    import polygraphy.config
+
+    rtx = flavor.module == "tensorrt_rtx"
+    if "polygraphy.backend.trt" in sys.modules and rtx != polygraphy.config.USE_TENSORRT_RTX:
+        raise UserError(
+            "one process serves either tensorrt or tensorrt-rtx, and this one has loaded the other; "
+            f"run 't5edge build BUNDLE --target {flavor.target}' by itself."
+        )
+    polygraphy.config.USE_TENSORRT_RTX = rtx

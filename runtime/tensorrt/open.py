@@ -1,0 +1,149 @@
+"""Open a bundle's engines on this machine's GPU, after every guard has passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t5edge.bundle.manifest import sha256_of
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.errors import UserError
+from t5edge.runtime.gpu import GpuReport, find_gpus
+from t5edge.runtime.tensorrt.device import CudaDevice, Device
+from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tensorrt, point_polygraphy
+from t5edge.runtime.tensorrt.guards import check_engine
+from t5edge.runtime.tensorrt.log import make_log, shorten
+from t5edge.runtime.tensorrt.records import engine_path, graphs_of, read_record, runtime_cache
+from t5edge.runtime.tensorrt.run import Engine, EngineModel
+from t5edge.runtime.tensorrt.weights import WEIGHTS_FILE, DeviceWeights
+
+Record = Mapping[str, Any]
+
+
+def open(folder: Path, manifest: dict[str, Any], target: str) -> EngineModel:
+    """The engines for the first GPU; the in-place decoder where there are both.
+
+    Raises:
+        UserError: no GPU, the package is missing, no engine for this GPU, or an engine that does not fit.
+    """
+    found = find_gpus()
+    if not found.gpus:
+        raise UserError(
+            f"{found.reason}; target {target} runs on an NVIDIA GPU. --target onnxruntime runs this bundle on the CPU."
+        )
+    tool = load_tensorrt(target)
+    records = find_records(folder, manifest, tool, found)
+    point_polygraphy(tool.flavor)
+    device = CudaDevice()
+    decoder = next(name for name in ("decoder_in_place", "decoder") if name in records)
+    weights = DeviceWeights(device, folder / WEIGHTS_FILE)
+    opened = [_open_engine(folder, manifest, tool, records[name], device, weights) for name in ("encoder", decoder)]
+    caches = [kernels for _, kernels in opened if kernels is not None]
+
+    def keep_kernels() -> None:
+        for kernels in caches:
+            kernels.keep()
+
+    (encoder_engine, _), (decoder_engine, _) = opened
+    return EngineModel(
+        encoder_engine,
+        decoder_engine,
+        Limits(**manifest["limits"]),
+        in_place=decoder == "decoder_in_place",
+        record=not tool.flavor.jit,
+        on_done=keep_kernels if caches else None,
+    )
+
+
+def find_records(folder: Path, manifest: Mapping[str, Any], tool: TensorRT, found: GpuReport) -> dict[str, Record]:
+    """The checked records of the engines for the first GPU.
+
+    Raises:
+        UserError: an engine is missing or does not fit.
+    """
+    target, capability = tool.flavor.target, found.gpus[0].compute_capability
+    records: dict[str, Record] = {}
+    for graph in graphs_of(manifest):
+        path = engine_path(folder, target, capability, graph)
+        record = read_record(path)
+        if record is None:
+            raise _missing(folder, target, capability, graph)
+        check_engine(folder, record, manifest, tool, found)
+        if sha256_of(path) != record["sha256"]:
+            raise UserError(f"'{path}' is damaged; build it again: t5edge build '{folder}' --target {target} --force")
+        records[graph] = record
+    return records
+
+
+def _missing(folder: Path, target: str, capability: str, graph: str) -> UserError:
+    """Names the engines that are there."""
+    base = folder / "engines" / target
+    others = sorted(path.parent.name for path in base.glob(f"*/{graph}.engine"))
+    there = f"; there is one for {', '.join(others)}" if others else ""
+    return UserError(
+        f"'{folder}' has no {graph} engine of {target} for this GPU, compute capability {capability}{there}. "
+        f"Build it here: t5edge build '{folder}' --target {target}"
+    )
+
+
+@collector_paused()
+def _open_engine(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    tool: TensorRT,
+    record: Record,
+    device: Device,
+    weights: DeviceWeights,
+) -> tuple[Engine, KernelCache | None]:
+    """Deserialize one engine and make its execution context."""
+    log = make_log(tool)
+    runtime = tool.trt.Runtime(log)
+    engine = runtime.deserialize_cuda_engine((folder / record["file"]).read_bytes())
+    context, kernels = (None, None) if engine is None else _context(tool, engine, record)
+    if context is None:
+        said = shorten(log.errors[0]) if log.errors else "no reason given"
+        raise UserError(
+            f"{tool.title} cannot load '{record['file']}': {said}. "
+            f"Build it here: t5edge build '{folder}' --target {record['target']} --force"
+        )
+    ports = GraphPorts.from_dict(manifest["ports"][record["graph"]])
+    owners, inputs = (runtime, engine, log), weights.inputs(record.get("weights", {}))
+    return Engine(context, ports, len(record["profiles"]), device, owners, inputs), kernels
+
+
+def _context(tool: TensorRT, engine: Any, record: Record) -> tuple[Any, KernelCache | None]:
+    """An execution context. TensorRT-RTX finishes kernels here: it gets its runtime cache and its CUDA graphs."""
+    path = runtime_cache(tool, record)
+    if path is None:
+        return engine.create_execution_context(), None
+    config = engine.create_runtime_config()
+    kernels = KernelCache(config.create_runtime_cache(), path)
+    config.set_runtime_cache(kernels.cache)
+    config.cuda_graph_strategy = tool.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config), kernels
+
+
+class KernelCache:
+    """TensorRT-RTX's kernels of one engine, finished on this device, and the file that keeps them between starts."""
+
+    def __init__(self, cache: Any, path: Path) -> None:
+        self.cache, self.path, self._kept = cache, path, 0
+        if path.is_file():
+            data = path.read_bytes()
+            cache.deserialize(data)
+            self._kept = len(data)
+
+    def keep(self) -> None:
+        """Write the file when kernels were added; a home folder that cannot be written costs only that."""
+        data = bytes(self.cache.serialize())
+        if len(data) == self._kept:
+            return
+        self._kept = len(data)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_name(self.path.name + ".partial")
+            partial.write_bytes(data)
+            partial.replace(self.path)
+        except OSError:
+            return

@@ -1,0 +1,46 @@
+"""Text to padded batches of ids and back, with the bundle's ``tokenizer.json``; needs the tokenizers package only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from t5edge.errors import UserError
+
+
+class BundleTokenizer:
+    """The tokenizer of a bundle: adds the end token, pads to the longest of the batch."""
+
+    def __init__(self, folder: Path, pad_token_id: int) -> None:
+        """Raises: UserError when the bundle has no tokenizer."""
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(
+                f"'{folder}' has no tokenizer.json (random weights have no tokenizer); call generate() with token ids."
+            )
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._pad = pad_token_id
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``attention_mask``, int64 [batch, longest], padded on the right."""
+        if not texts:
+            raise UserError("there is no text to encode; pass at least one.")
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+        ids = np.full((len(rows), longest), self._pad, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        return ids, mask
+
+    def decode(self, tokens: np.ndarray) -> list[str]:
+        """Texts of int64 [batch, length]; special tokens are left out."""
+        texts: list[str] = self._tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=True)
+        return texts

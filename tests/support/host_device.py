@@ -1,0 +1,204 @@
+"""A device whose memory is the host's, and an engine that is ONNX Runtime behind raw addresses.
+
+With these the engines' runtime runs for real without a GPU: every address, size, offset and swap of it is checked by
+the logits that come out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.ports import GraphPorts
+from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
+
+STORED = {"float": np.float32, "float16": np.float16, "int64": np.int64}
+
+
+class HostDevice:
+    """Memory of this process; everything happens at once, so there is nothing to wait for."""
+
+    stream = 77
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Any] = {}
+        self.copied = self.uploaded = self.downloaded = self.captures = 0
+
+    def allocate(self, size: int) -> int:
+        block = ctypes.create_string_buffer(b"\xff" * size, size)  # garbage, as on a GPU: NaN in every float type
+        self.blocks[ctypes.addressof(block)] = block
+        return ctypes.addressof(block)
+
+    def free(self, address: int) -> None:
+        del self.blocks[address]
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        self._inside(address, array.nbytes)
+        self.uploaded += array.nbytes
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        self._inside(address, array.nbytes)
+        self.downloaded += array.nbytes
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        self._inside(target, size)
+        self._inside(source, size)
+        self.copied += size
+        ctypes.memmove(target, source, size)
+
+    def clear(self, address: int, size: int) -> None:
+        self._inside(address, size)
+        ctypes.memset(address, 0, size)
+
+    def synchronize(self) -> None:
+        """Everything is done already."""
+
+    def capture(self, enqueue: Callable[[], None]) -> Callable[[], None] | None:
+        """A recorded run keeps the addresses and shapes that were bound when it was recorded, as a CUDA graph does."""
+        self.captures += 1
+        context = enqueue.__self__.context  # type: ignore[attr-defined]
+        addresses, shapes = dict(context.addresses), dict(context.shapes)
+
+        def replay() -> None:
+            bound = context.addresses, context.shapes
+            context.addresses, context.shapes = addresses, shapes
+            enqueue()
+            context.addresses, context.shapes = bound
+
+        return replay
+
+    def _inside(self, address: int, size: int) -> None:
+        fits = any(start <= address and address + size <= start + len(block) for start, block in self.blocks.items())
+        assert fits, f"{size} bytes at {address} are outside every allocation"
+
+
+class HostContext:
+    """An execution context over an ONNX file: reads inputs from addresses, writes outputs to addresses."""
+
+    def __init__(self, onnx: Path, ports: GraphPorts, device: HostDevice) -> None:
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(3)
+        self.session = onnxruntime.InferenceSession(str(onnx))
+        self.ports, self.device = ports, device
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.profiles: list[int] = []
+        self.runs = 0
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream == self.device.stream
+        self.profiles.append(index)
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == self.device.stream
+        self.runs += 1
+        feeds = {port.name: self._read(port.name, port.dtype) for port in self.ports.inputs}
+        names = [output.name for output in self.session.get_outputs()]
+        for name, array in zip(names, self.session.run(None, feeds), strict=True):
+            self._write(name, array)
+            if name == "logits" and BEST_TOKENS in self.addresses:
+                self._write(BEST_TOKENS, array.argmax(axis=-1))
+                self._write(BEST_SCORES, array.max(axis=-1))
+        return True
+
+    def _read(self, name: str, dtype: str) -> np.ndarray:
+        array = np.empty(self.shapes[name], STORED[dtype])
+        if array.nbytes:
+            self.device._inside(self.addresses[name], array.nbytes)
+            ctypes.memmove(array.ctypes.data, self.addresses[name], array.nbytes)
+        return array
+
+    def _write(self, name: str, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array)
+        self.device._inside(self.addresses[name], data.nbytes)
+        ctypes.memmove(self.addresses[name], data.ctypes.data, data.nbytes)
+
+
+class FakeCache:
+    def __init__(self) -> None:
+        self.data = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        self.data = data
+        return True
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
+class FakeConfig:
+    def __init__(self) -> None:
+        self.cache, self.cuda_graph_strategy = FakeCache(), "DISABLED"
+
+    def create_runtime_cache(self) -> FakeCache:
+        return self.cache
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        return cache is self.cache
+
+
+class FakeEngine:
+    """Makes an ONNX Runtime context of the graph whose engine it is."""
+
+    def __init__(self, folder: Path, device: HostDevice, plan: bytes) -> None:
+        self.folder, self.device, self.plan, self.config = folder, device, plan, FakeConfig()
+
+    def create_runtime_config(self) -> FakeConfig:
+        return self.config
+
+    def create_execution_context(self, config: Any = None) -> HostContext:
+        paths = {path.read_bytes(): path.name.removesuffix(".engine") for path in self.folder.rglob("*.engine")}
+        graph = paths[self.plan]
+        ports = GraphPorts.from_dict(read_manifest(self.folder)["ports"][graph])
+        return HostContext(self.folder / f"{graph}.onnx", ports, self.device)
+
+
+def fake_module(folder: Path, device: HostDevice, version: str, engines: list[FakeEngine]) -> Any:
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            self.log = log
+
+        def deserialize_cuda_engine(self, plan: bytes) -> FakeEngine:
+            engines.append(FakeEngine(folder, device, plan))
+            return engines[-1]
+
+    class Module:
+        __version__ = version
+
+        class ILogger:
+            class Severity:
+                ERROR, INTERNAL_ERROR, WARNING = "error", "internal error", "warning"
+
+        class CudaGraphStrategy:
+            WHOLE_GRAPH_CAPTURE = "whole graph"
+
+    Module.Runtime = Runtime  # type: ignore[attr-defined]
+    return Module
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT, folder: Path) -> list[FakeEngine]:
+    """Let ``load`` open the bundle's engines on host memory; returns the engines it makes."""
+    device, engines = HostDevice(), list[FakeEngine]()
+    tool = TensorRT(rtx.flavor, fake_module(folder, device, rtx.version, engines))
+    monkeypatch.setattr("t5edge.runtime.tensorrt.open.load_tensorrt", lambda target: tool)
+    monkeypatch.setattr("t5edge.runtime.tensorrt.open.CudaDevice", lambda: device)
+    return engines

@@ -1,0 +1,131 @@
+"""Small checkpoints for the tests of calibration, and bundles of them under any plan. Blocks are traced once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge import pipeline
+from t5edge.bundle.manifest import write_manifest
+from t5edge.bundle.precision import Precision, precision
+from t5edge.calibration.plan import Plan, Settings, apply_plan, make_plan
+from t5edge.calibration.texts import CalibrationTexts, calibration_texts
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.family.variants import DEMO_FOLDER
+from t5edge.exporter.graph.assemble import Graphs
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.reference.texts import bundled_examples, read_examples, target_mask
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.options import ExportOptions
+from t5edge.parity.measures import LogitErrors, compare_logits
+from t5edge.parity.reference import Outputs, TorchModel
+from t5edge.progress import Silent
+from t5edge.runtime.model import load
+
+NORMED = ("q", "k", "v", "wi", "wi_0", "wi_1", "lm_head")
+"""Modules that read a norm; a decoder's cross k and v read the encoder's last one, which is left alone."""
+OUTLIER = 256.0
+OUTLIERS = (3, 40, 77)
+"""Channels of the residual stream whose norm weights are ``OUTLIER`` times larger, the matrices behind them smaller."""
+
+
+@dataclass
+class Model:
+    """A checkpoint with its traced blocks, its float32 reference and texts."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    traced: dict[BlockKind, Block] = field(default_factory=dict)
+    answers: list[Outputs] = field(default_factory=list)
+
+    @property
+    def texts(self) -> CalibrationTexts:
+        examples = read_examples(path) if (path := self.checkpoint.file("calibration.jsonl")) else bundled_examples()
+        return calibration_texts(self.checkpoint, examples, ExportOptions("x").limits, "test")
+
+    def graphs(self, row: Precision) -> Graphs:
+        if not self.traced:
+            self.traced = pipeline.trace_blocks(self.checkpoint, Silent())
+        return pipeline.assemble_graphs(self.checkpoint, self.traced, row, Rescale(), ExportOptions("x"))
+
+    def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
+        """A bundle quantized as ``row``, without the export's parity run."""
+        row = row or precision("int8")
+        graphs = self.graphs(row)
+        plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
+        apply_plan(plan, graphs)
+        return self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+
+    def write(self, name: str, graphs: Graphs, row: Precision, facts: dict[str, Any]) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        digest = pipeline.save_graphs(graphs, self.checkpoint, folder, Silent())
+        pipeline.copy_small_files(self.checkpoint, folder)
+        options = ExportOptions("x", row.name)
+        manifest = pipeline.describe(self.checkpoint, options, row, Rescale(), graphs) | facts
+        write_manifest(folder, manifest, {"weights.safetensors": digest})
+        return folder
+
+    def errors(self, folder: Path) -> LogitErrors:
+        """Teacher-forced logits of a bundle in cached steps against float32 PyTorch, on the gate's texts."""
+        batch = self.texts.gate
+        if not self.answers:
+            self.answers = [TorchModel(self.checkpoint, torch.float32).outputs(batch)]
+        logits = load(folder).logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        mask = target_mask(batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id)
+        return compare_logits(logits[mask], self.answers[0].logits[mask])
+
+
+def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) -> Model:
+    """A tiny twin with random weights; with ``outliers``, the same function through channels that are far apart."""
+    saved = save_tiny_model(find_tiny_model(name), folder / "checkpoint", seed=0)
+    if outliers:
+        state = load_file(saved / "model.safetensors")
+        save_file(add_outliers(state), saved / "model.safetensors", metadata={"format": "pt"})
+    return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
+
+
+def outlier_demo(folder: Path, demo: Model) -> Model:
+    """t5-demo, the same function in float32, with outlier channels in front of both stacks' matrices and of lm_head."""
+    shutil.copytree(DEMO_FOLDER, folder / "checkpoint")
+    weights = folder / "checkpoint" / "model.safetensors"
+    state = {name: tensor.float() for name, tensor in load_file(weights).items()}
+    save_file(add_outliers(state, ("encoder.block", "decoder", "lm_head")), weights, metadata={"format": "pt"})
+    checkpoint = open_checkpoint(str(folder / "checkpoint"), random_weights=None, revision=None)
+    demo.graphs(precision("fp32"))
+    return Model(checkpoint, folder, demo.traced)
+
+
+def add_outliers(
+    state: dict[str, torch.Tensor], where: tuple[str, ...] = ("encoder.block",)
+) -> dict[str, torch.Tensor]:
+    """Norms times ``OUTLIER`` in three channels, their readers divided: exact, since it is a power of two."""
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    for name, tensor in changed.items():
+        if not name.startswith(where):
+            continue
+        if name.endswith("layer_norm.weight"):
+            tensor[list(OUTLIERS)] *= OUTLIER
+        elif name.split(".")[-2] in NORMED and not name.endswith(
+            ("EncDecAttention.k.weight", "EncDecAttention.v.weight")
+        ):
+            tensor[:, list(OUTLIERS)] /= OUTLIER
+    return changed
+
+
+def run_encoder(folder: Path, batch: Any) -> dict[str, np.ndarray]:
+    """Every output of a bundle's encoder."""
+    outputs: dict[str, np.ndarray] = load(folder).step_model.hidden_and_cross(batch.input_ids, batch.attention_mask)
+    return outputs
+
+
+def row_with(**changes: Any) -> Precision:
+    """The int8 row, changed."""
+    return replace(precision("int8"), **changes)

@@ -1,0 +1,1 @@
+"""Tools around a bundle: bench, report, planning, sweep."""

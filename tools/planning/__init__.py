@@ -1,0 +1,1 @@
+"""What a variant would cost on a device, before anything is exported."""

@@ -1,0 +1,50 @@
+"""What a bundle depends on: recorded in its manifest, and compared before an export is done again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from t5edge.bundle.versions import tool_versions
+from t5edge.options import ExportOptions, recorded_options, wanted_row
+
+KEYS = ("precision", "options", "tools")
+"""Entries of the manifest that, with the checkpoint's content, determine a bundle."""
+NEUTRAL_TOOLS = ("python",)
+"""Tools whose version does not change a bundle."""
+
+
+def content(revision: str | None, content_key: str | None) -> str | None:
+    """What tells a checkpoint: its commit on the hub, where its files' times differ from machine to machine."""
+    return f"commit {revision}" if revision else content_key
+
+
+def wanted_inputs(options: ExportOptions, checkpoint_content: str | None) -> dict[str, Any]:
+    """The inputs an export would have now; ``checkpoint_content`` as ``content`` gives it."""
+    facts = {"precision": wanted_row(options).to_dict(), "tools": tool_versions()}
+    return _compared({**facts, "checkpoint": checkpoint_content, "options": recorded_options(options)})
+
+
+def known_inputs(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that a bundle was made from."""
+    known = content(manifest.get("revision"), manifest.get("content_key"))
+    return _compared({"checkpoint": known, **{key: manifest.get(key) for key in KEYS}})
+
+
+def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    tools = {name: version for name, version in (inputs["tools"] or {}).items() if name not in NEUTRAL_TOOLS}
+    plain: dict[str, Any] = json.loads(json.dumps({**inputs, "tools": tools}))
+    return plain
+
+
+def differences(known: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of what differs."""
+    found: list[str] = []
+    for key in sorted({*known, *wanted}):
+        old, new = known.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found
