@@ -18,7 +18,7 @@ from support.bundles import Workshop
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -29,7 +29,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    return save_tiny_model(find_tiny_model("t5-tiny-twin"), tmp_path / "checkpoint", seed=0)
+    return save_tiny_model(find_tiny_model("t5-tiny"), tmp_path / "checkpoint", seed=0)
 
 
 def spoil(checkpoint: Path, **changes: torch.Tensor | None) -> None:
@@ -156,9 +156,7 @@ def test_a_damaged_checkpoint_is_one_line_and_leaves_nothing(checkpoint, tmp_pat
     elif damage == "nan":
         spoil(
             checkpoint,
-            decoder__final_layer_norm__weight=torch.full(
-                (find_tiny_model("t5-tiny-twin").config["d_model"],), float("nan")
-            ),
+            decoder__final_layer_norm__weight=torch.full((find_tiny_model("t5-tiny").config["d_model"],), float("nan")),
         )
     else:
         path = checkpoint / "model.safetensors"

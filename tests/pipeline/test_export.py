@@ -15,11 +15,10 @@ from support.tiny_models import tiny_models
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.reference.whole import build_torch_model
-from t5edge.kernels.block import Block, BlockKind
 
-TWINS = {twin.name: twin for twin in tiny_models()}
-CHECKED = ("t5-tiny-twin", "v1.1-twin", "ul2-twin")
-PER_LAYER_BIAS = "umt5-twin"
+TINY_MODELS = {tiny.name: tiny for tiny in tiny_models()}
+CHECKED = ("t5-tiny", "v1.1-tiny", "ul2-tiny")
+PER_LAYER_BIAS = "umt5-tiny"
 SOURCE_LENGTHS = (1, 7, 8, 15, 16, 127, 128, 129)
 STEPS = 141
 
@@ -45,12 +44,6 @@ def padded_batch(vocab_size: int, length: int, seed: int) -> tuple[np.ndarray, n
     return ids, mask
 
 
-@pytest.fixture(scope="module")
-def traces() -> dict[str, dict[BlockKind, Block]]:
-    """Blocks by twin: whether the embeddings are tied changes no block."""
-    return {}
-
-
 @pytest.fixture(
     scope="module",
     params=[("t5-demo", None), *((name, tied) for name in CHECKED for tied in (True, False)), (PER_LAYER_BIAS, False)],
@@ -58,20 +51,18 @@ def traces() -> dict[str, dict[BlockKind, Block]]:
 def exported(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    traces: dict[str, dict[BlockKind, Block]],
 ) -> tuple[Checkpoint, Path]:
     name, tied = request.param
     folder = tmp_path_factory.mktemp(f"{name}-{tied}")
     if name == "t5-demo":
         workshop = demo_workshop(folder)
     else:
-        config = {**TWINS[name].config, "tie_word_embeddings": tied, "scale_decoder_outputs": tied}
+        config = {**TINY_MODELS[name].config, "tie_word_embeddings": tied, "scale_decoder_outputs": tied}
         (folder / "config.json").write_text(json.dumps(config))
         checkpoint = open_checkpoint(str(folder), random_weights=1)
         assert checkpoint.architecture.tied is tied
-        workshop = Workshop(folder / "bundles", checkpoint, traced=traces.setdefault(name, {}))
+        workshop = Workshop(folder / "bundles", checkpoint)
     bundle = workshop.bundle("fp32", "concat")
-    traces[name] = workshop.traced
     return workshop.checkpoint, bundle
 
 
@@ -97,8 +88,8 @@ def test_fp32_logits_of_every_cached_step_past_0_to_140(exported: tuple[Checkpoi
     assert relative_error(model.logits_uncached(ids, mask, targets), reference) <= 1e-5
 
 
-def test_the_checked_twins_have_every_ffn() -> None:
-    assert {TWINS[name].config["feed_forward_proj"] for name in CHECKED} == {"relu", "gated-gelu", "gated-silu"}
+def test_the_checked_models_have_every_ffn() -> None:
+    assert {TINY_MODELS[name].config["feed_forward_proj"] for name in CHECKED} == {"relu", "gated-gelu", "gated-silu"}
 
 
 def test_weights_are_stored_once(exported: tuple[Checkpoint, Path]) -> None:

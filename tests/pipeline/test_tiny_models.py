@@ -1,4 +1,4 @@
-"""The tiny_models keep what makes the family odd, and cover all of it."""
+"""The tiny models keep what makes the family odd, and cover all of it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.family.variants import DEMO_NAME, variants
 
 
-def test_twins_have_every_structure_of_the_table() -> None:
+def test_tiny_models_have_every_structure_of_the_table() -> None:
     published = [row for row in variants() if row.name != DEMO_NAME]
     groups = group_by_structure(published)
-    assert set(groups) == {structure(twin.architecture) for twin in tiny_models()}
+    assert set(groups) == {structure(tiny.architecture) for tiny in tiny_models()}
     assert len(groups) == 8
     assert sum(len(rows) for rows in groups.values()) == len(published)
 
 
-@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
-def test_no_twin_is_square(twin: TinyModel) -> None:
-    facts = twin.architecture
+@pytest.mark.parametrize("tiny", tiny_models(), ids=lambda tiny: tiny.name)
+def test_no_tiny_model_is_square(tiny: TinyModel) -> None:
+    facts = tiny.architecture
     assert facts.inner_dim != facts.d_model
     assert facts.d_kv != facts.d_model / facts.num_heads
     assert facts.encoder_layers != facts.decoder_layers
@@ -32,19 +32,19 @@ def test_no_twin_is_square(twin: TinyModel) -> None:
 
 
 def test_ratios_of_the_family_survive() -> None:
-    facts = {twin.name: twin.architecture for twin in tiny_models()}
-    assert facts["t5-11b-twin"].inner_dim == 16 * facts["t5-11b-twin"].d_model
-    assert facts["efficient-kv16-twin"].inner_dim < facts["efficient-kv16-twin"].d_model
-    assert facts["mt5-twin"].inner_dim < facts["mt5-twin"].d_model
-    assert facts["byt5-twin"].encoder_layers == 3 * facts["byt5-twin"].decoder_layers
-    assert facts["byt5-twin"].vocab_size == 384
+    facts = {tiny.name: tiny.architecture for tiny in tiny_models()}
+    assert facts["t5-11b-tiny"].inner_dim == 16 * facts["t5-11b-tiny"].d_model
+    assert facts["efficient-kv16-tiny"].inner_dim < facts["efficient-kv16-tiny"].d_model
+    assert facts["mt5-tiny"].inner_dim < facts["mt5-tiny"].d_model
+    assert facts["byt5-tiny"].encoder_layers == 3 * facts["byt5-tiny"].decoder_layers
+    assert facts["byt5-tiny"].vocab_size == 384
     assert {shape.d_kv for shape in facts.values()} == {16, 32, 64, 128, 256}
     assert any(shape.encoder_layers < shape.decoder_layers for shape in facts.values())
 
 
 def test_layouts_differ_where_the_libraries_do(tmp_path: Path) -> None:
-    new = save_tiny_model(find_tiny_model("v1.1-twin"), tmp_path / "5", 0)
-    old = save_tiny_model(find_tiny_model("v1.1-twin"), tmp_path / "4", 0, "transformers4", bin=True)
+    new = save_tiny_model(find_tiny_model("v1.1-tiny"), tmp_path / "5", 0)
+    old = save_tiny_model(find_tiny_model("v1.1-tiny"), tmp_path / "4", 0, "transformers4", bin=True)
     configs = [json.loads((folder / "config.json").read_text()) for folder in (new, old)]
     assert [config["tie_word_embeddings"] for config in configs] == [True, False]
     assert [config.get("scale_decoder_outputs") for config in configs] == [False, None]
@@ -54,12 +54,12 @@ def test_layouts_differ_where_the_libraries_do(tmp_path: Path) -> None:
 
 
 def test_old_umt5_lacks_its_model_type(tmp_path: Path) -> None:
-    save_tiny_model(find_tiny_model("umt5-twin"), tmp_path, 0, "transformers4")
+    save_tiny_model(find_tiny_model("umt5-tiny"), tmp_path, 0, "transformers4")
     assert "model_type" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_sharded_files_are_named_as_the_hub_names_them(tmp_path: Path) -> None:
-    save_tiny_model(find_tiny_model("byt5-twin"), tmp_path, 0, sharded=True)
+    save_tiny_model(find_tiny_model("byt5-tiny"), tmp_path, 0, sharded=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
         "model-00001-of-00003.safetensors",
@@ -70,9 +70,9 @@ def test_sharded_files_are_named_as_the_hub_names_them(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
-    twin = find_tiny_model("ul2-twin")
+    tiny = find_tiny_model("ul2-tiny")
     first, again, other = (
-        open_checkpoint(str(save_tiny_model(twin, tmp_path / str(number), seed))).read("lm_head.weight")
+        open_checkpoint(str(save_tiny_model(tiny, tmp_path / str(number), seed))).read("lm_head.weight")
         for number, seed in enumerate((4, 4, 5))
     )
     assert torch.equal(first, again)

@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests of calibration, and bundles of them under any plan. Blocks are traced once."""
+"""Small checkpoints for the tests of calibration, and bundles of them under any plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.reference.texts import bundled_examples, read_examples, target_mask
-from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
 from t5edge.parity.measures import LogitErrors, compare_logits
 from t5edge.parity.reference import Outputs, TorchModel
@@ -38,11 +37,10 @@ OUTLIERS = (3, 40, 77)
 
 @dataclass
 class Model:
-    """A checkpoint with its traced blocks, its float32 reference and texts."""
+    """A checkpoint with its float32 reference and texts."""
 
     checkpoint: Checkpoint
     folder: Path
-    traced: dict[BlockKind, Block] = field(default_factory=dict)
     answers: list[Outputs] = field(default_factory=list)
 
     @property
@@ -50,10 +48,11 @@ class Model:
         examples = read_examples(path) if (path := self.checkpoint.file("calibration.jsonl")) else bundled_examples()
         return calibration_texts(self.checkpoint, examples, ExportOptions("x").limits, "test")
 
+    def blocks(self) -> dict[BlockKind, Block]:
+        return pipeline.trace_blocks(self.checkpoint, Silent())
+
     def graphs(self, row: Precision) -> Graphs:
-        if not self.traced:
-            self.traced = pipeline.trace_blocks(self.checkpoint, Silent())
-        return pipeline.assemble_graphs(self.checkpoint, self.traced, row, Rescale(), ExportOptions("x"))
+        return pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x"))
 
     def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
         """A bundle quantized as ``row``, without the export's parity run."""
@@ -83,8 +82,8 @@ class Model:
         return compare_logits(logits[mask], self.answers[0].logits[mask])
 
 
-def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) -> Model:
-    """A tiny twin with random weights; with ``outliers``, the same function through channels that are far apart."""
+def tiny_model(folder: Path, name: str = "v1.1-tiny", outliers: bool = False) -> Model:
+    """A tiny model with random weights; with ``outliers``, the same function through channels that are far apart."""
     saved = save_tiny_model(find_tiny_model(name), folder / "checkpoint", seed=0)
     if outliers:
         state = load_file(saved / "model.safetensors")
@@ -92,15 +91,14 @@ def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) ->
     return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
 
 
-def outlier_demo(folder: Path, demo: Model) -> Model:
+def outlier_demo(folder: Path) -> Model:
     """t5-demo, the same function in float32, with outlier channels in front of both stacks' matrices and of lm_head."""
     shutil.copytree(DEMO_FOLDER, folder / "checkpoint")
     weights = folder / "checkpoint" / "model.safetensors"
     state = {name: tensor.float() for name, tensor in load_file(weights).items()}
     save_file(add_outliers(state, ("encoder.block", "decoder", "lm_head")), weights, metadata={"format": "pt"})
     checkpoint = open_checkpoint(str(folder / "checkpoint"), random_weights=None, revision=None)
-    demo.graphs(precision("fp32"))
-    return Model(checkpoint, folder, demo.traced)
+    return Model(checkpoint, folder)
 
 
 def add_outliers(

@@ -59,7 +59,7 @@ def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.Fixture
     scale = StackScale(k=3, t=(2,) * a.encoder_layers, t_source="wi_1" if a.gated else "wi")
     found = []
     for title, rescale in (("as-it-is", Rescale()), ("rescaled", Rescale(encoder=scale))):
-        graphs = pipeline.assemble_graphs(model.checkpoint, model.traced, row, rescale, ExportOptions("x"))
+        graphs = pipeline.assemble_graphs(model.checkpoint, model.blocks(), row, rescale, ExportOptions("x"))
         plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))
         apply_plan(plan, graphs)
         found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row, {}), model.texts.gate))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.quantized_models import Model, twin_model
+from support.quantized_models import Model, tiny_model
 from t5edge.bundle.precision import precision
 from t5edge.calibration.collect import MAX_ROWS, Sample, collect_inputs
 from t5edge.calibration.points import QuantizationPoint, find_points
@@ -75,7 +75,7 @@ def test_many_tokens_are_thinned_but_their_largest_counts() -> None:
 
 
 def test_not_a_number_names_the_site(tmp_path, plain: Model) -> None:  # type: ignore[no-untyped-def]
-    model = twin_model(tmp_path, "v1.1-twin")
+    model = tiny_model(tmp_path, "v1.1-tiny")
     real = model.checkpoint.read
 
     def broken(name: str) -> torch.Tensor:

@@ -55,7 +55,7 @@ def test_cross_keys_and_values_of_a_graph_of_their_own_keep_every_bit(plain: Mod
     names = ("decoder_model.onnx", "encoder.onnx")
     outputs = []
     for folder, factors in (("other-as-it-is", {}), ("other-smoothed", random_factors(plain))):
-        graphs = add_optimum(plain.graphs(row), plain.checkpoint.architecture, plain.traced, "float", Rescale())
+        graphs = add_optimum(plain.graphs(row), plain.checkpoint.architecture, plain.blocks(), "float", Rescale())
         for _, model in graphs.items():
             apply_smoothing(model, factors)
         written = plain.write(folder, graphs, row, {})
@@ -75,7 +75,7 @@ def first_step(encoder: Any, decoder: Any) -> dict[str, np.ndarray]:
     return dict(zip([port.name for port in decoder.get_outputs()], decoder.run(None, feeds), strict=True))
 
 
-def test_every_smoothed_matrix_changes_its_recipe(plain: Model) -> None:
+def test_every_smoothed_matrix_changes_its_expression(plain: Model) -> None:
     graphs = plain.graphs(precision("fp32"))
     factors = random_factors(plain)
     apply_smoothing(graphs.encoder, factors)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -218,13 +217,9 @@ print([row["target"] for row in targets_report() if row["can_build"]])
     assert done.stdout.splitlines() == ["['decoder', 'encoder', 'run']", "['tensorrt-rtx']"]
 
 
-def test_an_export_builds_engines(
-    tmp_path: Path, rtx: TensorRT, demo: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_builds_engines(tmp_path: Path, rtx: TensorRT) -> None:
     from t5edge import pipeline
 
-    blocks: Any = demo.blocks()
-    monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)
     bundle = pipeline.export(
         "t5-demo",
         "bf16",
@@ -249,8 +244,7 @@ def test_an_engine_that_fails_its_check_fails_the_export_and_is_kept_for_study(
     force: bool,
 ) -> None:
     """Attention written out in matrix products, where fused kernels are required: the real builder's real plan."""
-    blocks, out = demo.blocks(), tmp_path / "out"
-    monkeypatch.setattr("t5edge.pipeline.trace_blocks", lambda *_: blocks)
+    out = tmp_path / "out"
     monkeypatch.setattr(
         "t5edge.engines.builder.shape_attentions",
         lambda tool, network, attentions, form: shape_attentions(tool, network, attentions, "split"),

@@ -24,7 +24,7 @@ from t5edge.runtime.tensorrt.log import make_log
 
 COMPUTE = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
 GRAPHS = ("encoder", "decoder", "decoder_in_place")
-FAMILY = [twin.name for twin in tiny_models()]
+FAMILY = [tiny.name for tiny in tiny_models()]
 
 
 def spec_of(folder: Path, graph: str, capability: str = "8.6", form: Form | None = None) -> EngineSpec:
@@ -191,15 +191,15 @@ def test_nothing_is_printed(demo: Workshop, rtx: TensorRT, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.fixture(scope="module", params=["efficient-kv16-twin", "ul2-twin"])
-def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+@pytest.fixture(scope="module", params=["efficient-kv16-tiny", "ul2-tiny"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """ReLU with d_kv 16, and gated SiLU with d_kv 256: the other two feed-forward forms at the ends of head sizes."""
     return tiny_workshop(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def test_other_families_build_fused(twin: Workshop, rtx: TensorRT) -> None:
+def test_other_families_build_fused(tiny: Workshop, rtx: TensorRT) -> None:
     for graph in GRAPHS:
-        build_and_check(rtx, twin.bundle("fp16"), graph, "8.6")
+        build_and_check(rtx, tiny.bundle("fp16"), graph, "8.6")
 
 
 @pytest.fixture(scope="module", params=FAMILY)

@@ -25,11 +25,11 @@ FUSED = {"encoder": 1, "decoder": 8, "decoder_in_place": 8}
 
 @pytest.fixture(scope="module", params=[64, pytest.param(256, marks=pytest.mark.slow)])
 def one_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A twin with a single head, as t5-efficient's ``nh1`` models have it."""
+    """A tiny model with a single head, as t5-efficient's ``nh1`` models have it."""
     folder = tmp_path_factory.mktemp(f"one-head-{request.param}")
-    twin = find_tiny_model("efficient-kv256-twin")
-    assert twin.config["num_heads"] == 1
-    saved = save_tiny_model(replace(twin, config={**twin.config, "d_kv": request.param}), folder / "checkpoint", seed=0)
+    tiny = find_tiny_model("efficient-kv256-tiny")
+    assert tiny.config["num_heads"] == 1
+    saved = save_tiny_model(replace(tiny, config={**tiny.config, "d_kv": request.param}), folder / "checkpoint", seed=0)
     return Workshop(folder, open_checkpoint(str(saved), random_weights=None, revision=None))
 
 

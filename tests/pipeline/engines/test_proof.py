@@ -50,7 +50,7 @@ def run_of(manifest: Any, capability: str = "8.6") -> Any:
     return manifest["engines"]["tensorrt-rtx"][capability]["run"]
 
 
-def test_a_proof_is_the_gpu_the_verdict_and_the_rungs(report: ParityReport) -> None:
+def test_a_proof_is_the_gpu_the_verdict_and_the_checks(report: ParityReport) -> None:
     found = proof(GPU, report)
     assert (found["gpu"], found["verdict"]) == ("NVIDIA Test 3090", "pass")
     assert [(rung["name"], rung["verdict"]) for rung in found["rungs"]] == [
@@ -62,7 +62,7 @@ def test_a_proof_is_the_gpu_the_verdict_and_the_rungs(report: ParityReport) -> N
     assert found == json.loads(json.dumps(found))
 
 
-def test_one_failed_rung_is_a_failed_proof(report: ParityReport) -> None:
+def test_one_failed_check_is_a_failed_proof(report: ParityReport) -> None:
     worse = ParityReport([*report.results, failure("3 logits", "NaN or infinity in the logits")], report.facts)
     assert proof(GPU, worse)["verdict"] == "fail"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.kernel_facts import with_ffn
-from t5edge.exporter.graph.trace import trace_block
+from t5edge.exporter.graph import trace
 from t5edge.kernels.fuse import FUSIONS, expected_operator_counts, fuse
 from t5edge.kernels.fusion import FusionError
 
@@ -19,21 +19,21 @@ COUNTS = {
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_traced_blocks_fuse_completely(kind, activation: str, gated: bool) -> None:
     architecture = with_ffn(activation, gated)
-    block = trace_block(architecture, kind)
+    block = trace.trace_block(architecture, kind)
     ffn = {"gated_ffn" if gated else "relu_ffn": 1}
     assert fuse(block, architecture) == {**COUNTS[kind], **ffn}
     assert block.operator_counts() == expected_operator_counts(architecture, kind)
 
 
 def test_a_block_of_another_architecture_fails_the_export() -> None:
-    block = trace_block(with_ffn("silu", gated=True), "encoder")
+    block = trace.trace_block(with_ffn("silu", gated=True), "encoder")
     with pytest.raises(FusionError, match="relu_ffn matched 0 times"):
         fuse(block, with_ffn("relu", gated=False))
 
 
 def test_cross_keys_and_values_are_one_projection() -> None:
     architecture = with_ffn("relu", gated=False)
-    block = trace_block(architecture, "cross_kv")
+    block = trace.trace_block(architecture, "cross_kv")
     assert fuse(block, architecture) == {"cross_kv": 1}
 
 

@@ -51,9 +51,9 @@ def test_rows_end_behind_the_end_token_even_where_they_start_with_it() -> None:
     assert _cut([0, 5, 6], {1}) == [0, 5, 6]
 
 
-@pytest.mark.parametrize("twin", [GATED, RELU])
-def test_a_good_bundle_generates_the_same_tokens(exports: Exports, twin: str) -> None:
-    results = list(generation(exports.subject(twin, "fp32", "7"), "7 generation"))
+@pytest.mark.parametrize("tiny", [GATED, RELU])
+def test_a_good_bundle_generates_the_same_tokens(exports: Exports, tiny: str) -> None:
+    results = list(generation(exports.subject(tiny, "fp32", "7"), "7 generation"))
     assert [result.measure for result in results] == ["greedy tokens equal", "beam-4 hypotheses equal"]
     assert {result.verdict for result in results} == {"pass"}
 

@@ -77,19 +77,19 @@ def test_without_the_rescale_it_fails_and_is_kept_for_study(
     assert "NaN or infinity in the logits" in broken
 
 
-@pytest.mark.parametrize(("twin", "t_source"), [(GATED, "wi_1"), (RELU, "wi")])
-def test_the_rescale_is_exact_to_the_bit_in_float32(exports: Exports, tmp_path: Path, twin: str, t_source: str) -> None:
-    a = exports.checkpoint(twin).architecture
+@pytest.mark.parametrize(("tiny", "t_source"), [(GATED, "wi_1"), (RELU, "wi")])
+def test_the_rescale_is_exact_to_the_bit_in_float32(exports: Exports, tmp_path: Path, tiny: str, t_source: str) -> None:
+    a = exports.checkpoint(tiny).architecture
     scale = Rescale(
         StackScale(k=3, t=(2,) * a.encoder_layers, t_source=t_source),
         StackScale(k=3, t=(2,) * a.decoder_layers, t_source=t_source),
     )
-    source = str(exports.root / twin)
+    source = str(exports.root / tiny)
     scaled = exports.export(source, "fp32", tmp_path / "scaled", rescale=scale, no_verify=True)
     random = np.random.default_rng(0)
     ids, targets = random.integers(3, a.vocab_size, (2, 3, 19))
     mask = (np.arange(19) < np.array([[19], [7], [1]])).astype(np.int64)
-    plain, rescaled = (load(folder).logits(ids, mask, targets) for folder in (exports.bundle(twin), scaled))
+    plain, rescaled = (load(folder).logits(ids, mask, targets) for folder in (exports.bundle(tiny), scaled))
     np.testing.assert_array_equal(plain, rescaled)
 
 

@@ -15,8 +15,8 @@ def test_estimates_follow_the_architecture() -> None:
 
 
 def test_folders_are_read_and_the_unknown_counts_as_large(tmp_path: Path) -> None:
-    twin = find_tiny_model("ul2-twin")
-    assert memory.known_architecture(str(save_tiny_model(twin, tmp_path / "twin", seed=0))).d_kv == 256
+    tiny = find_tiny_model("ul2-tiny")
+    assert memory.known_architecture(str(save_tiny_model(tiny, tmp_path / "byt5", seed=0))).d_kv == 256
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     large = find_variant("t5-large").architecture

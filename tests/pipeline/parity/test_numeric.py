@@ -62,7 +62,7 @@ DECODER_BIAS = "distance(decoder.block.0"
         (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
     ],
 )
-def test_a_wrong_weight_is_caught_by_its_rungs(
+def test_a_wrong_weight_is_caught_by_its_checks(
     exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str]
 ) -> None:
     folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", tensor, spoil)
@@ -133,10 +133,10 @@ def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) 
     assert failed(report) == {"3 logits", "4 cache"}
 
 
-@pytest.mark.parametrize("twin", [GATED, RELU])
+@pytest.mark.parametrize("tiny", [GATED, RELU])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-weight"])
-def test_a_good_bundle_passes_every_rung(exports: Exports, tmp_path: Path, twin: str, precision: str) -> None:
-    report = exports.verify(exports.bundle(twin, precision), twin)
+def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny: str, precision: str) -> None:
+    report = exports.verify(exports.bundle(tiny, precision), tiny)
     assert report.passed, [result.describe() for result in report.failures]
     idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
     assert idle == {"8 task"} if precision == "fp16" else {"3 range", "8 task"}

@@ -13,9 +13,9 @@ from t5edge.parity.operators import block_error, operator_errors, position_bias_
 LIMIT = 1e-5
 
 
-@pytest.mark.parametrize("twin", [GATED, RELU])
-def test_every_fused_operator_agrees_with_its_contract(exports: Exports, twin: str) -> None:
-    checkpoint = exports.checkpoint(twin)
+@pytest.mark.parametrize("tiny", [GATED, RELU])
+def test_every_fused_operator_agrees_with_its_contract(exports: Exports, tiny: str) -> None:
+    checkpoint = exports.checkpoint(tiny)
     architecture = checkpoint.architecture
     errors = operator_errors(exports.blocks(checkpoint), architecture)
     kinds: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
@@ -24,9 +24,9 @@ def test_every_fused_operator_agrees_with_its_contract(exports: Exports, twin: s
     assert max(errors.values()) < LIMIT
 
 
-@pytest.mark.parametrize("twin", [GATED, RELU])
-def test_every_fused_block_agrees_with_its_trace(exports: Exports, twin: str) -> None:
-    checkpoint = exports.checkpoint(twin)
+@pytest.mark.parametrize("tiny", [GATED, RELU])
+def test_every_fused_block_agrees_with_its_trace(exports: Exports, tiny: str) -> None:
+    checkpoint = exports.checkpoint(tiny)
     for block in exports.blocks(checkpoint).values():
         assert block.traced is not None
         assert block.operator_counts() != Block(block.kind, block.traced).operator_counts(), (

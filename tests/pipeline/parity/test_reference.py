@@ -24,8 +24,8 @@ from t5edge.parity.reference import (
 from t5edge.parity.workload import build_workload
 
 
-def texts(exports: Exports, twin: str) -> dict[str, Batch]:
-    work = build_workload(exports.checkpoint(twin), Limits(max_source_length=40, max_target_length=20))
+def texts(exports: Exports, tiny: str) -> dict[str, Batch]:
+    work = build_workload(exports.checkpoint(tiny), Limits(max_source_length=40, max_target_length=20))
     return work.batches(("texts",))
 
 

@@ -37,7 +37,7 @@ def test_not_run_neither_passes_nor_fails_and_nothing_run_is_no_pass() -> None:
     assert ParityReport([GOOD, BAD]).failures == [BAD]
 
 
-def test_a_rung_has_the_worst_verdict_of_its_measures() -> None:
+def test_a_check_has_the_worst_verdict_of_its_measures() -> None:
     passed = CheckResult("3 logits", "top-1", 1.0, 1.0, "pass")
     verdicts = ParityReport([passed, BAD, passed, GOOD, SKIPPED]).verdicts()
     assert verdicts == {"3 logits": "fail", "2 encoder": "pass", "8 task": SKIPPED.verdict}

@@ -23,7 +23,7 @@ from t5edge.exporter.checkpoint.open import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "google/t5-efficient-tiny"
-TWIN = find_tiny_model("t5-tiny-twin")
+TINY = find_tiny_model("t5-tiny")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def fill_cache(cache: Path, name: str = NAME, commit: str = COMMIT) -> Path:
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
-    return save_tiny_model(TWIN, repository / "snapshots" / commit, seed=1)
+    return save_tiny_model(TINY, repository / "snapshots" / commit, seed=1)
 
 
 def refusal(name: str, **options: object) -> str:
@@ -59,7 +59,7 @@ def test_cached_checkpoint_opens_offline(offline: Path) -> None:
     folder = fill_cache(offline)
     checkpoint = open_checkpoint("t5-efficient-tiny")
     assert (checkpoint.source, checkpoint.folder, checkpoint.revision) == (NAME, folder, COMMIT)
-    assert checkpoint.architecture == TWIN.architecture
+    assert checkpoint.architecture == TINY.architecture
     assert open_checkpoint(NAME, revision=COMMIT).folder == folder
     assert checkpoint.differences[0] == "vocab_size: table 32128, checkpoint 131"
 
@@ -206,27 +206,27 @@ def hub(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_download_takes_what_is_needed_and_prefers_safetensors(hub: FakeHub) -> None:
-    save_tiny_model(TWIN, hub.folder, 1)
-    save_tiny_model(TWIN, hub.folder, 1, bin=True)
+    save_tiny_model(TINY, hub.folder, 1)
+    save_tiny_model(TINY, hub.folder, 1, bin=True)
     for name in ("tf_model.h5", "README.md", "flax_model.msgpack"):
         (hub.folder / name).write_text("not needed")
     (hub.folder / "tokenizer_config.json").write_text("{}")
     checkpoint = open_checkpoint(NAME)
     assert checkpoint.revision == COMMIT
     assert hub.downloaded() == {"config.json", "tokenizer_config.json", "model.safetensors"}
-    assert checkpoint.architecture == TWIN.architecture
+    assert checkpoint.architecture == TINY.architecture
 
 
 def test_download_of_shards_follows_the_index(hub: FakeHub) -> None:
-    save_tiny_model(TWIN, hub.folder, 1, "transformers4", sharded=True, bin=True)
+    save_tiny_model(TINY, hub.folder, 1, "transformers4", sharded=True, bin=True)
     (hub.folder / "pytorch_model-00009-of-00009.bin").write_text("left over")
-    assert open_checkpoint(NAME).architecture == TWIN.architecture
+    assert open_checkpoint(NAME).architecture == TINY.architecture
     shards = {f"pytorch_model-0000{part}-of-00003.bin" for part in (1, 2, 3)}
     assert hub.downloaded() == {"config.json", "pytorch_model.bin.index.json", *shards}
 
 
 def test_second_opening_downloads_nothing_and_works_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_tiny_model(TWIN, hub.folder, 1)
+    save_tiny_model(TINY, hub.folder, 1)
     first = open_checkpoint(NAME)
     hub.requests.clear()
     assert open_checkpoint(NAME).content_key() == first.content_key()
@@ -239,9 +239,9 @@ def test_second_opening_downloads_nothing_and_works_offline(hub: FakeHub, monkey
 
 
 def test_random_weights_of_an_unlisted_repository_need_its_config_only(hub: FakeHub) -> None:
-    save_tiny_model(TWIN, hub.folder, 1)
+    save_tiny_model(TINY, hub.folder, 1)
     checkpoint = open_checkpoint("someone/their-t5", random_weights=3)
-    assert checkpoint.architecture == TWIN.architecture
+    assert checkpoint.architecture == TINY.architecture
     assert checkpoint.random
     assert hub.downloaded() == {"config.json"}
 

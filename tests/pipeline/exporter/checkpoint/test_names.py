@@ -39,32 +39,32 @@ def state_of(name: str) -> dict[str, torch.Tensor]:
 
 
 def test_canonical_names_map_to_themselves() -> None:
-    twin = find_tiny_model("umt5-twin")
-    named = name_tensors(twin.config, MemoryStore(state_of(twin.name)), "here")
-    assert named.stored_names == {name: name for name in twin.architecture.tensor_shapes()}
-    assert (named.architecture, named.ignored) == (twin.architecture, [])
+    tiny = find_tiny_model("umt5-tiny")
+    named = name_tensors(tiny.config, MemoryStore(state_of(tiny.name)), "here")
+    assert named.stored_names == {name: name for name in tiny.architecture.tensor_shapes()}
+    assert (named.architecture, named.ignored) == (tiny.architecture, [])
 
 
 def test_dead_bias_is_dropped_silently_and_a_live_one_is_not() -> None:
-    twin = find_tiny_model("t5-tiny-twin")
-    state = {**state_of(twin.name), DEAD_BIAS: torch.zeros(32, 3)}
+    tiny = find_tiny_model("t5-tiny")
+    state = {**state_of(tiny.name), DEAD_BIAS: torch.zeros(32, 3)}
     assert DEAD.fullmatch(DEAD_BIAS)
-    assert name_tensors(twin.config, MemoryStore(state), "here").ignored == []
+    assert name_tensors(tiny.config, MemoryStore(state), "here").ignored == []
     live = DEAD_BIAS.replace("block.0", "block.1")
     with pytest.raises(UserError, match=f"1 that config.json has no place for: {live}"):
-        name_tensors(twin.config, MemoryStore({**state, live: torch.zeros(32, 3)}), "here")
+        name_tensors(tiny.config, MemoryStore({**state, live: torch.zeros(32, 3)}), "here")
 
 
 def test_depth_of_the_config_must_be_the_checkpoints() -> None:
-    twin = find_tiny_model("t5-tiny-twin")
-    state = MemoryStore(state_of(twin.name))
+    tiny = find_tiny_model("t5-tiny")
+    state = MemoryStore(state_of(tiny.name))
     with pytest.raises(UserError, match=r"that config.json has no place for: encoder.block.2"):
-        name_tensors({**twin.config, "num_layers": 2}, state, "here")
+        name_tensors({**tiny.config, "num_layers": 2}, state, "here")
     with pytest.raises(UserError, match=r"8 missing: encoder.block.3.layer.0.SelfAttention.q.weight"):
-        name_tensors({**twin.config, "num_layers": 4}, state, "here")
+        name_tensors({**tiny.config, "num_layers": 4}, state, "here")
 
 
 def test_wrong_head_size_shows_as_shapes() -> None:
-    twin = find_tiny_model("efficient-kv16-twin")
+    tiny = find_tiny_model("efficient-kv16-tiny")
     with pytest.raises(UserError, match=r"q\.weight is \[48, 72\] instead of \[72, 72\]"):
-        name_tensors({**twin.config, "d_kv": 24}, MemoryStore(state_of(twin.name)), "here")
+        name_tensors({**tiny.config, "d_kv": 24}, MemoryStore(state_of(tiny.name)), "here")

@@ -18,7 +18,7 @@ from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER, find_variant
 
 LAYOUTS = ("transformers5", "transformers4")
-TIED, UNTIED = find_tiny_model("t5-tiny-twin"), find_tiny_model("v1.1-twin")
+TIED, UNTIED = find_tiny_model("t5-tiny"), find_tiny_model("v1.1-tiny")
 
 
 def rewrite(folder: Path, drop: tuple[str, ...] = (), **changes: torch.Tensor) -> None:
@@ -42,29 +42,29 @@ def refusal(variant: str, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("tiny", tiny_models(), ids=lambda tiny: tiny.name)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_give_the_twins_facts(tmp_path: Path, twin: TinyModel, layout: Any) -> None:
-    checkpoint = open_checkpoint(str(save_tiny_model(twin, tmp_path, 1, layout)))
-    assert checkpoint.architecture == twin.architecture
-    assert checkpoint.names() == list(twin.architecture.tensor_shapes())
-    assert {name: checkpoint.shape(name) for name in checkpoint.names()} == twin.architecture.tensor_shapes()
+def test_layouts_give_the_models_facts(tmp_path: Path, tiny: TinyModel, layout: Any) -> None:
+    checkpoint = open_checkpoint(str(save_tiny_model(tiny, tmp_path, 1, layout)))
+    assert checkpoint.architecture == tiny.architecture
+    assert checkpoint.names() == list(tiny.architecture.tensor_shapes())
+    assert {name: checkpoint.shape(name) for name in checkpoint.names()} == tiny.architecture.tensor_shapes()
     assert checkpoint.differences == []
 
 
-@pytest.mark.parametrize("twin", [TIED, UNTIED], ids=lambda twin: twin.name)
-def test_forms_and_layouts_hold_the_random_weights(tmp_path: Path, twin: TinyModel) -> None:
-    drawn = Checkpoint("drawn", twin.config, open_random(twin))
+@pytest.mark.parametrize("tiny", [TIED, UNTIED], ids=lambda tiny: tiny.name)
+def test_forms_and_layouts_hold_the_random_weights(tmp_path: Path, tiny: TinyModel) -> None:
+    drawn = Checkpoint("drawn", tiny.config, open_random(tiny))
     for number, (layout, sharded, pickled) in enumerate(itertools.product(LAYOUTS, (False, True), (False, True))):
-        folder = save_tiny_model(twin, tmp_path / str(number), 1, layout, sharded=sharded, bin=pickled)  # type: ignore[arg-type]
+        folder = save_tiny_model(tiny, tmp_path / str(number), 1, layout, sharded=sharded, bin=pickled)  # type: ignore[arg-type]
         checkpoint = open_checkpoint(str(folder))
         assert all(torch.equal(checkpoint.read(name), drawn.read(name)) for name in drawn.names())
 
 
-def open_random(twin: TinyModel) -> Any:
+def open_random(tiny: TinyModel) -> Any:
     from t5edge.exporter.checkpoint.random_weights import RandomStore
 
-    return RandomStore(twin.architecture, 1)
+    return RandomStore(tiny.architecture, 1)
 
 
 def test_demo() -> None:
@@ -100,12 +100,12 @@ def test_random_weights_of_the_largest_cost_nothing_until_read(name: str) -> Non
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["mt5-twin", "umt5-twin"])
+@pytest.mark.parametrize("name", ["mt5-tiny", "umt5-tiny"])
 def test_random_weights_of_a_folder_take_its_structure(tmp_path: Path, name: str, layout: Any) -> None:
-    twin = find_tiny_model(name)
-    folder = save_tiny_model(twin, tmp_path, 1, layout)
+    tiny = find_tiny_model(name)
+    folder = save_tiny_model(tiny, tmp_path, 1, layout)
     checkpoint = open_checkpoint(str(folder), random_weights=2)
-    assert checkpoint.architecture == twin.architecture
+    assert checkpoint.architecture == tiny.architecture
     assert not torch.equal(checkpoint.read("shared.weight"), open_checkpoint(str(folder)).read("shared.weight"))
 
 

@@ -8,7 +8,7 @@ import torch
 from support.tiny_models import find_tiny_model, tiny_models
 from t5edge.exporter.checkpoint.random_weights import LOGIT_STD, RandomStore
 
-FACTS = find_tiny_model("v1.1-twin").architecture
+FACTS = find_tiny_model("v1.1-tiny").architecture
 
 
 def test_a_tensor_depends_on_seed_and_name_only() -> None:
@@ -29,9 +29,9 @@ def test_drawing_does_not_touch_the_global_generator() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
-def test_shapes_and_scales(twin) -> None:  # type: ignore[no-untyped-def]
-    facts = twin.architecture
+@pytest.mark.parametrize("tiny", tiny_models(), ids=lambda tiny: tiny.name)
+def test_shapes_and_scales(tiny) -> None:  # type: ignore[no-untyped-def]
+    facts = tiny.architecture
     store = RandomStore(facts, 0)
     assert {name: entry.shape for name, entry in store.tensors.items()} == facts.tensor_shapes()
     q = store.read("decoder.block.0.layer.1.EncDecAttention.q.weight")
@@ -43,7 +43,7 @@ def test_shapes_and_scales(twin) -> None:  # type: ignore[no-untyped-def]
     assert all(store.read(name).dtype == torch.float32 for name in store.tensors)
 
 
-@pytest.mark.parametrize("name", ["v1.1-twin", "umt5-twin"])
+@pytest.mark.parametrize("name", ["v1.1-tiny", "umt5-tiny"])
 def test_output_layer_gives_logits_of_the_stated_scale(name: str) -> None:
     facts = find_tiny_model(name).architecture
     hidden = torch.nn.functional.normalize(torch.randn(64, facts.d_model), dim=-1) * facts.d_model**0.5

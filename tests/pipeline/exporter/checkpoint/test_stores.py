@@ -14,12 +14,12 @@ from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.stores import FileStore, open_folder_store, read_index
 
-TWIN = find_tiny_model("t5-tiny-twin")
+TINY = find_tiny_model("t5-tiny")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return save_tiny_model(TWIN, tmp_path / "twin", seed=5)
+    return save_tiny_model(TINY, tmp_path / "byt5", seed=5)
 
 
 def refusal(folder: Path) -> str:
@@ -34,7 +34,7 @@ def stores(tmp_path: Path) -> list[FileStore]:
     """The same weights in the four forms a folder may have."""
     forms = [(sharded, pickled) for sharded in (False, True) for pickled in (False, True)]
     return [
-        open_folder_store(save_tiny_model(TWIN, tmp_path / f"{sharded}{pickled}", 5, sharded=sharded, bin=pickled))
+        open_folder_store(save_tiny_model(TINY, tmp_path / f"{sharded}{pickled}", 5, sharded=sharded, bin=pickled))
         for sharded, pickled in forms
     ]
 
@@ -42,7 +42,7 @@ def stores(tmp_path: Path) -> list[FileStore]:
 def test_four_forms_hold_the_same(tmp_path: Path) -> None:
     first, *others = stores(tmp_path)
     for other in others:
-        assert {name: entry.shape for name, entry in other.tensors.items()} == TWIN.architecture.tensor_shapes()
+        assert {name: entry.shape for name, entry in other.tensors.items()} == TINY.architecture.tensor_shapes()
         assert all(torch.equal(other.read(name), first.read(name)) for name in first.tensors)
 
 
@@ -122,7 +122,7 @@ def test_old_torch_files_that_cannot_be_mapped(tmp_path: Path) -> None:
 def test_fingerprint_follows_the_files(folder: Path) -> None:
     before = open_folder_store(folder).fingerprint()
     assert open_folder_store(folder).fingerprint() == before
-    save_tiny_model(TWIN, folder, seed=6)
+    save_tiny_model(TINY, folder, seed=6)
     assert open_folder_store(folder).fingerprint() != before
 
 
@@ -151,7 +151,7 @@ def test_safetensors_header_that_is_no_json(folder: Path) -> None:
 
 
 def test_damaged_pickle(tmp_path: Path) -> None:
-    folder = save_tiny_model(TWIN, tmp_path, 5, bin=True)
+    folder = save_tiny_model(TINY, tmp_path, 5, bin=True)
     path = folder / "pytorch_model.bin"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -176,7 +176,7 @@ def test_pickle_that_is_a_training_state(tmp_path: Path) -> None:
 
 
 def test_missing_shards_and_lost_tensors(tmp_path: Path) -> None:
-    folder = save_tiny_model(TWIN, tmp_path, 5, sharded=True)
+    folder = save_tiny_model(TINY, tmp_path, 5, sharded=True)
     (folder / "model-00002-of-00003.safetensors").rename(folder / "elsewhere")
     assert "lists 3 shards, of which 1 are not there: model-00002-of-00003.safetensors." in refusal(folder)
     save_file({"x": torch.zeros(1)}, folder / "model-00002-of-00003.safetensors")

@@ -32,8 +32,8 @@ TEXTS = (
 
 
 @pytest.fixture
-def twin_folder(tmp_path: Path) -> Path:
-    return save_tiny_model(find_tiny_model("byt5-twin"), tmp_path / "twin", seed=0)
+def byt5_folder(tmp_path: Path) -> Path:
+    return save_tiny_model(find_tiny_model("byt5-tiny"), tmp_path / "byt5", seed=0)
 
 
 def with_demo_tokenizer(folder: Path, **changes: object) -> Checkpoint:
@@ -53,9 +53,9 @@ def test_file_of_the_checkpoint_is_taken_over_unchanged() -> None:
     assert tokenizer_json(open_checkpoint("t5-demo")) == (DEMO_FOLDER / "tokenizer.json").read_bytes()
 
 
-def test_truncation_and_padding_of_training_are_left_out(twin_folder: Path) -> None:
+def test_truncation_and_padding_of_training_are_left_out(byt5_folder: Path) -> None:
     truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
-    checkpoint = with_demo_tokenizer(twin_folder, truncation=truncation)
+    checkpoint = with_demo_tokenizer(byt5_folder, truncation=truncation)
     saved = Tokenizer.from_file(str(checkpoint.tokenizer_file()))
     content = tokenizer_json(checkpoint)
     assert content is not None
@@ -71,7 +71,7 @@ def test_random_weights_have_none() -> None:
 
 
 def test_folder_without_any_has_none(tmp_path: Path) -> None:
-    folder = save_tiny_model(find_tiny_model("v1.1-twin"), tmp_path, seed=0)
+    folder = save_tiny_model(find_tiny_model("v1.1-tiny"), tmp_path, seed=0)
     assert tokenizer_json(open_checkpoint(str(folder))) is None
 
 
@@ -95,17 +95,17 @@ def test_byte_tokenizer_drops_what_a_cut_answer_leaves() -> None:
     assert tokenizer.encode("a", "b").ids == [100, 1, 101, 1]
 
 
-def test_byt5_is_known_by_its_vocabulary_or_its_tokenizer_class(twin_folder: Path, tmp_path: Path) -> None:
-    assert tokenizer_json(open_checkpoint(str(twin_folder))) == byte_tokenizer_json()
-    (twin_folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
-    assert tokenizer_json(open_checkpoint(str(twin_folder))) is None
-    other = save_tiny_model(find_tiny_model("mt5-twin"), tmp_path / "other", seed=0)
+def test_byt5_is_known_by_its_vocabulary_or_its_tokenizer_class(byt5_folder: Path, tmp_path: Path) -> None:
+    assert tokenizer_json(open_checkpoint(str(byt5_folder))) == byte_tokenizer_json()
+    (byt5_folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    assert tokenizer_json(open_checkpoint(str(byt5_folder))) is None
+    other = save_tiny_model(find_tiny_model("mt5-tiny"), tmp_path / "other", seed=0)
     (other / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer", "extra_ids": 125}')
     assert tokenizer_json(open_checkpoint(str(other))) == byte_tokenizer_json()
 
 
 def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
-    folder = save_tiny_model(find_tiny_model("efficient-kv256-twin"), tmp_path, seed=0)
+    folder = save_tiny_model(find_tiny_model("efficient-kv256-tiny"), tmp_path, seed=0)
     largest = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json")).get_vocab_size() - 1
     assert refusal(with_demo_tokenizer(folder)) == (
         f"{folder}: the tokenizer knows ids up to {largest}, the model's embedding ends at 96. "
@@ -121,26 +121,26 @@ def test_tokenizer_larger_than_the_model(tmp_path: Path) -> None:
         ("tokenizer_config.json", "[1]", "tokenizer_config.json is not a JSON object"),
     ],
 )
-def test_damaged_files(twin_folder: Path, name: str, content: str, message: str) -> None:
-    (twin_folder / name).write_text(content)
-    assert message in refusal(open_checkpoint(str(twin_folder)))
+def test_damaged_files(byt5_folder: Path, name: str, content: str, message: str) -> None:
+    (byt5_folder / name).write_text(content)
+    assert message in refusal(open_checkpoint(str(byt5_folder)))
 
 
-def test_sentencepiece_without_its_package(twin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (twin_folder / "spiece.model").write_bytes(b"anything")
+def test_sentencepiece_without_its_package(byt5_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (byt5_folder / "spiece.model").write_bytes(b"anything")
     monkeypatch.setattr(
         tokenizer_files, "CONVERTERS", {"sentencepiece": "no_such.module", "protobuf": "google.protobuf"}
     )
-    assert refusal(open_checkpoint(str(twin_folder))) == (
-        f"{twin_folder} has a SentencePiece tokenizer; converting it needs 'pip install sentencepiece'. "
+    assert refusal(open_checkpoint(str(byt5_folder))) == (
+        f"{byt5_folder} has a SentencePiece tokenizer; converting it needs 'pip install sentencepiece'. "
         "Or put a tokenizer.json beside it."
     )
 
 
-def test_damaged_sentencepiece(twin_folder: Path) -> None:
+def test_damaged_sentencepiece(byt5_folder: Path) -> None:
     pytest.importorskip("sentencepiece")
-    (twin_folder / "spiece.model").write_bytes(b"\x00not a model")
-    assert "transformers cannot convert its SentencePiece tokenizer" in refusal(open_checkpoint(str(twin_folder)))
+    (byt5_folder / "spiece.model").write_bytes(b"\x00not a model")
+    assert "transformers cannot convert its SentencePiece tokenizer" in refusal(open_checkpoint(str(byt5_folder)))
 
 
 def test_sentencepiece_is_converted(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_sentencepiece_is_converted(tmp_path: Path) -> None:
         bos_id=-1,
         minloglevel=2,
     )
-    folder = save_tiny_model(find_tiny_model("mt5-twin"), tmp_path / "twin", seed=0)
+    folder = save_tiny_model(find_tiny_model("mt5-tiny"), tmp_path / "byt5", seed=0)
     shutil.copy(tmp_path / "spiece.model", folder)
     content = tokenizer_json(open_checkpoint(str(folder)))
     assert content is not None

@@ -31,7 +31,7 @@ def model(*values: ir.Value) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def test_recipes_stack_transpose_and_scale() -> None:
+def test_expressions_stack_transpose_and_scale() -> None:
     scaled = QK.scaled({"k": 0.25})
     built = evaluate(scaled, CHECKPOINT.__getitem__)
     assert tuple(built.shape) == scaled.shape == (4, 6)

@@ -23,12 +23,12 @@ from support.bundles import tiny_workshop
 from support.optimum_layout import write_layout
 
 pytestmark = pytest.mark.peer
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[3] / "support"
 PEER_PYTHON, JS_PACKAGES = "T5EDGE_PEER_PYTHON", "T5EDGE_TRANSFORMERS_JS"
 TEXTS = ("spell 1984", "read de dreizehn", "spell 7", "spell 60321", "spell de 45")
 NEW_TOKENS = 32
 PRECISIONS = ("fp32", "fp16", "int8-weight", "int4-weight")
-OTHER_HEADS = ("t5-tiny-twin", "mt5-twin", "ul2-twin", "umt5-twin")
+OTHER_HEADS = ("t5-tiny", "mt5-tiny", "ul2-tiny", "umt5-tiny")
 """Tied, untied, d_kv 256, a bias in every layer; no tokenizer, and d_kv is never d_model / heads."""
 EOS = 1
 
@@ -52,7 +52,7 @@ def node() -> list[str]:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not on the PATH; install Node.js")
-    return [node, str(HERE / "transformers_js_client.mjs"), packages]
+    return [node, str(SUPPORT / "transformers_js_client.mjs"), packages]
 
 
 def ask(command: Sequence[str], request: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def ask(command: Sequence[str], request: dict[str, Any]) -> list[dict[str, Any]]
 def ask_optimum(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) -> list[dict[str, Any]]:
     request = {"beams": [1, 4], "merged": [None, False, True], "new_tokens": NEW_TOKENS}
     arrays = {"input_ids": ids.tolist(), "attention_mask": mask.tolist()}
-    return ask([python, str(HERE / "optimum_client.py"), str(folder)], {**request, **arrays})
+    return ask([python, str(SUPPORT / "optimum_client.py"), str(folder)], {**request, **arrays})
 
 
 def check_optimum_tokens(python: str, folder: Path, ids: np.ndarray, mask: np.ndarray) -> None:

@@ -70,7 +70,7 @@ def test_configs_spell_out_what_clients_want(optimum_demo: Callable[[str], Path]
     assert {key: config[key] for key in given} == given
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     assert (tokenizer["tokenizer_class"], tokenizer["pad_token"]) == ("PreTrainedTokenizerFast", "<pad>")
-    bare = save_tiny_model(find_tiny_model("umt5-twin"), tmp_path, seed=0, layout="transformers4")
+    bare = save_tiny_model(find_tiny_model("umt5-tiny"), tmp_path, seed=0, layout="transformers4")
     spelled = client_config(open_checkpoint(str(bare)), "fp16")
     assert (spelled["model_type"], spelled["num_decoder_layers"]) == ("umt5", 2)
 

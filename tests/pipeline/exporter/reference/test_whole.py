@@ -40,60 +40,60 @@ def transformers_model(folder: Path, model_type: str, **options: Any) -> Any:
         return classes[model_type].from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
-def drawn(twin: TinyModel) -> Checkpoint:
-    return Checkpoint(twin.name, twin.config, RandomStore(twin.architecture, 1))
+def drawn(tiny: TinyModel) -> Checkpoint:
+    return Checkpoint(tiny.name, tiny.config, RandomStore(tiny.architecture, 1))
 
 
-@pytest.mark.parametrize("twin", tiny_models(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("tiny", tiny_models(), ids=lambda tiny: tiny.name)
 @pytest.mark.parametrize("layout", ["transformers5", "transformers4"])
-def test_logits_are_those_of_from_pretrained(tmp_path: Path, twin: TinyModel, layout: Any) -> None:
-    folder = save_tiny_model(twin, tmp_path, 1, layout)
+def test_logits_are_those_of_from_pretrained(tmp_path: Path, tiny: TinyModel, layout: Any) -> None:
+    folder = save_tiny_model(tiny, tmp_path, 1, layout)
     ours = build_torch_model(open_checkpoint(str(folder)), torch.float32)
-    theirs = transformers_model(folder, twin.config["model_type"], dtype=torch.float32)
-    vocab_size = twin.architecture.vocab_size
+    theirs = transformers_model(folder, tiny.config["model_type"], dtype=torch.float32)
+    vocab_size = tiny.architecture.vocab_size
     assert torch.equal(logits(ours, vocab_size), logits(theirs, vocab_size))
 
 
-@pytest.mark.parametrize("name", ["t5-tiny-twin", "v1.1-twin", "mt5-twin", "umt5-twin"])
+@pytest.mark.parametrize("name", ["t5-tiny", "v1.1-tiny", "mt5-tiny", "umt5-tiny"])
 def test_what_transformers_saves_reads_back(tmp_path: Path, name: str) -> None:
-    twin = find_tiny_model(name)
-    model = build_torch_model(drawn(twin), torch.float32)
+    tiny = find_tiny_model(name)
+    model = build_torch_model(drawn(tiny), torch.float32)
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     saved = open_checkpoint(str(tmp_path))
-    assert saved.architecture.tensor_shapes() == twin.architecture.tensor_shapes()
+    assert saved.architecture.tensor_shapes() == tiny.architecture.tensor_shapes()
     again = build_torch_model(saved, torch.float32)
-    assert torch.equal(logits(again, twin.architecture.vocab_size), logits(model, twin.architecture.vocab_size))
+    assert torch.equal(logits(again, tiny.architecture.vocab_size), logits(model, tiny.architecture.vocab_size))
 
 
 def test_tied_head_is_one_parameter_and_untied_is_not() -> None:
-    tied = build_torch_model(drawn(find_tiny_model("t5-tiny-twin")), torch.float32)
+    tied = build_torch_model(drawn(find_tiny_model("t5-tiny")), torch.float32)
     assert tied.lm_head.weight is tied.shared.weight is tied.encoder.embed_tokens.weight
-    untied = build_torch_model(drawn(find_tiny_model("v1.1-twin")), torch.float32)
+    untied = build_torch_model(drawn(find_tiny_model("v1.1-tiny")), torch.float32)
     assert untied.lm_head.weight is not untied.shared.weight
     assert untied.shared.weight is untied.decoder.embed_tokens.weight
 
 
 def test_logit_scale_follows_the_facts_not_the_tying() -> None:
-    twin = find_tiny_model("t5-tiny-twin")
-    unscaled = Checkpoint("x", {**twin.config, "scale_decoder_outputs": False}, RandomStore(twin.architecture, 1))
+    tiny = find_tiny_model("t5-tiny")
+    unscaled = Checkpoint("x", {**tiny.config, "scale_decoder_outputs": False}, RandomStore(tiny.architecture, 1))
     plain, scaled = (
-        logits(build_torch_model(checkpoint, torch.float32), twin.architecture.vocab_size)
-        for checkpoint in (unscaled, drawn(twin))
+        logits(build_torch_model(checkpoint, torch.float32), tiny.architecture.vocab_size)
+        for checkpoint in (unscaled, drawn(tiny))
     )
-    torch.testing.assert_close(plain * twin.architecture.d_model**-0.5, scaled)
+    torch.testing.assert_close(plain * tiny.architecture.d_model**-0.5, scaled)
 
 
 def test_parameters_are_counted_as_transformers_counts_them() -> None:
-    for twin in tiny_models():
-        model = build_meta_model(twin.architecture)
-        assert sum(weight.numel() for weight in model.parameters()) == twin.architecture.parameters
+    for tiny in tiny_models():
+        model = build_meta_model(tiny.architecture)
+        assert sum(weight.numel() for weight in model.parameters()) == tiny.architecture.parameters
         assert all(weight.is_meta for weight in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_wo_in_float32_as_transformers_keeps_it(tmp_path: Path, dtype: torch.dtype) -> None:
-    twin = find_tiny_model("v1.1-twin")
-    checkpoint = open_checkpoint(str(save_tiny_model(twin, tmp_path, 1)))
+    tiny = find_tiny_model("v1.1-tiny")
+    checkpoint = open_checkpoint(str(save_tiny_model(tiny, tmp_path, 1)))
     plain = build_torch_model(checkpoint, dtype)
     assert {weight.dtype for weight in plain.parameters()} == {dtype}
     kept = build_torch_model(checkpoint, dtype, keep_wo_float32=True)

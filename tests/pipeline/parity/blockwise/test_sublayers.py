@@ -18,7 +18,7 @@ from t5edge.parity.blockwise.sublayers import BlockRun, SublayerReference, round
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
-    return open_checkpoint(str(save_tiny_model(find_tiny_model("umt5-twin"), tmp_path / "twin", seed=1)))
+    return open_checkpoint(str(save_tiny_model(find_tiny_model("umt5-tiny"), tmp_path / "byt5", seed=1)))
 
 
 def test_sublayers_are_the_blocks(checkpoint: Checkpoint) -> None:

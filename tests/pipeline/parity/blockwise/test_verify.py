@@ -120,7 +120,7 @@ def _accept_changes(folder: Path) -> None:
 
 def test_export_verifies_block_by_block(tmp_path: Path) -> None:
     """On request; the manifest says which rungs ran that way."""
-    checkpoint = save_tiny_model(find_tiny_model("t5-tiny-twin"), tmp_path / "checkpoint", seed=0)
+    checkpoint = save_tiny_model(find_tiny_model("t5-tiny"), tmp_path / "checkpoint", seed=0)
     made = export(str(checkpoint), "fp16", out=tmp_path / "bundle", target=("onnxruntime",), blockwise=True)
     assert made.passed
     assert made.manifest["parity"]["blockwise"]
@@ -136,14 +136,14 @@ def test_single_blocks_run_on_onnxruntime_only(exported: Callable[..., Exported]
 def test_another_architecture_is_refused(exported: Callable[..., Exported], tmp_path: Path) -> None:
     from support.tiny_models import find_tiny_model, save_tiny_model
 
-    other = save_tiny_model(find_tiny_model("umt5-twin"), tmp_path / "other", seed=0)
+    other = save_tiny_model(find_tiny_model("umt5-tiny"), tmp_path / "other", seed=0)
     with pytest.raises(UserError, match="decoder_layers: bundle 24, checkpoint 2"):
         verify_blockwise(exported().bundle, open_checkpoint(str(other)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight"])
-@pytest.mark.parametrize("name", ["v1.1-twin", "t5-tiny-twin", "umt5-twin"])
+@pytest.mark.parametrize("name", ["v1.1-tiny", "t5-tiny", "umt5-tiny"])
 def test_every_precision_passes_when_sound(exported: Callable[..., Exported], name: str, precision: str) -> None:
     assert not failures(verify(exported(name, precision)))
 
@@ -153,7 +153,7 @@ def test_every_precision_passes_when_sound(exported: Callable[..., Exported], na
 def test_one_error_in_fp16(
     exported: Callable[..., Exported], tmp_path: Path, inject: Callable[[Weights], tuple[str, str]]
 ) -> None:
-    broken = exported("umt5-twin", "fp16").copy(tmp_path / "broken")
+    broken = exported("umt5-tiny", "fp16").copy(tmp_path / "broken")
     weights = broken.weights()
     expected = {inject(weights)}
     if inject is swap_cross:

@@ -19,7 +19,7 @@ from t5edge.runtime.generation.step import Scores, Tokens
 
 VOCAB = 97
 
-TWINS: dict[str, dict[str, Any]] = {
+TINY_MODELS: dict[str, dict[str, Any]] = {
     "tied-relu": {"d_kv": 5, "num_heads": 3, "num_layers": 2, "num_decoder_layers": 2},
     "untied-gated": {"d_kv": 7, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2, "gated": True},
     "deep-decoder": {"d_kv": 8, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 3, "gated": True},
@@ -103,9 +103,9 @@ class TinyModel:
 
 
 @lru_cache
-def build_twin(name: str, seed: int = 0, batch: int = 4) -> TinyModel:
+def build_tiny_model(name: str, seed: int = 0, batch: int = 4) -> TinyModel:
     """Weights of standard deviation 0.5: the best token wins by a margin; three times that for the end."""
-    facts = dict(TWINS[name])
+    facts = dict(TINY_MODELS[name])
     feed_forward = "gated-gelu" if facts.pop("gated", False) else "relu"
     config = T5Config(vocab_size=VOCAB, d_model=24, d_ff=37, feed_forward_proj=feed_forward, **facts)
     model = T5ForConditionalGeneration(config).eval()
@@ -125,18 +125,18 @@ def build_twin(name: str, seed: int = 0, batch: int = 4) -> TinyModel:
 
 
 @pytest.fixture
-def twin_of() -> Callable[..., TinyModel]:
+def tiny_model_of() -> Callable[..., TinyModel]:
     """Builds (and keeps) a ``TinyModel`` by name and seed."""
-    return build_twin
+    return build_tiny_model
 
 
 @pytest.fixture
 def torch_step() -> Callable[[TinyModel], TorchStep]:
-    """Wraps a twin's PyTorch model as a ``StepModel``."""
-    return lambda twin: TorchStep(twin.model)
+    """Wraps a tiny model's PyTorch model as a ``StepModel``."""
+    return lambda tiny: TorchStep(tiny.model)
 
 
-@pytest.fixture(params=sorted(TWINS))
-def twin(request: pytest.FixtureRequest) -> TinyModel:
+@pytest.fixture(params=sorted(TINY_MODELS))
+def tiny(request: pytest.FixtureRequest) -> TinyModel:
     """Every tiny model in turn."""
-    return build_twin(request.param)
+    return build_tiny_model(request.param)

@@ -62,30 +62,30 @@ BEAMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", (GREEDY | GREEDY_ONLY).values(), ids=GREEDY | GREEDY_ONLY)
-def test_greedy_equals_transformers(twin: Any, torch_step: Any, settings: dict[str, Any]) -> None:
-    check_equal(twin, torch_step(twin), GenerationOptions(**{"max_new_tokens": 14, **settings}))
+def test_greedy_equals_transformers(tiny: Any, torch_step: Any, settings: dict[str, Any]) -> None:
+    check_equal(tiny, torch_step(tiny), GenerationOptions(**{"max_new_tokens": 14, **settings}))
 
 
 @pytest.mark.parametrize("settings", BEAMS.values(), ids=BEAMS)
-def test_beam_search_equals_transformers(twin: Any, torch_step: Any, settings: dict[str, Any]) -> None:
+def test_beam_search_equals_transformers(tiny: Any, torch_step: Any, settings: dict[str, Any]) -> None:
     defaults = {"max_new_tokens": 14, "num_beams": 3}
-    check_equal(twin, torch_step(twin), GenerationOptions(**{**defaults, **settings}))
+    check_equal(tiny, torch_step(tiny), GenerationOptions(**{**defaults, **settings}))
 
 
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 60 else []) for n in range(300)])
-def test_random_options_equal_transformers(twin_of: Any, torch_step: Any, number: int) -> None:
+def test_random_options_equal_transformers(tiny_model_of: Any, torch_step: Any, number: int) -> None:
     random = np.random.default_rng(number)
-    twin = twin_of(str(random.choice(["tied-relu", "untied-gated", "deep-decoder"])), seed=number % 8)
-    check_equal(twin, torch_step(twin), random_options(random))
+    tiny = tiny_model_of(str(random.choice(["tied-relu", "untied-gated", "deep-decoder"])), seed=number % 8)
+    check_equal(tiny, torch_step(tiny), random_options(random))
 
 
-def test_the_models_end_at_different_times(twin_of: Any) -> None:
+def test_the_models_end_at_different_times(tiny_model_of: Any) -> None:
     """Guards the tests above: they would prove little on models that never end, or always at once."""
     sizes = [
         int((row != 0).sum())
         for name in ("tied-relu", "untied-gated", "deep-decoder")
         for seed in range(8)
-        for row in twin_of(name, seed=seed).expected(
+        for row in tiny_model_of(name, seed=seed).expected(
             GenerationOptions(max_new_tokens=14, eos_token_id=(1, 12), no_repeat_ngram_size=1)
         )[0]
     ]
@@ -108,7 +108,7 @@ def test_the_models_end_at_different_times(twin_of: Any) -> None:
     ids=str,
 )
 def test_sampling_equals_transformers_given_its_draws(
-    twin: Any, torch_step: Any, monkeypatch: pytest.MonkeyPatch, num_beams: int, settings: dict[str, Any]
+    tiny: Any, torch_step: Any, monkeypatch: pytest.MonkeyPatch, num_beams: int, settings: dict[str, Any]
 ) -> None:
     """Only the source of randomness in transformers is replaced by ours; the distributions are its own."""
     options = GenerationOptions(do_sample=True, num_beams=num_beams, max_new_tokens=14, seed=3, **settings)
@@ -121,14 +121,14 @@ def test_sampling_equals_transformers_given_its_draws(
         return torch.from_numpy(draw_candidates(scores, num_samples, random)[1])
 
     monkeypatch.setattr(torch, "multinomial", draw)
-    check_equal(twin, torch_step(twin), options)
+    check_equal(tiny, torch_step(tiny), options)
 
 
-def test_sampling_repeats_with_its_seed_and_varies_with_another(twin_of: Any, torch_step: Any) -> None:
-    twin = twin_of("untied-gated")
+def test_sampling_repeats_with_its_seed_and_varies_with_another(tiny_model_of: Any, torch_step: Any) -> None:
+    tiny = tiny_model_of("untied-gated")
     options = GenerationOptions(do_sample=True, temperature=3.0, top_k=0, num_return_sequences=2, seed=1)
     outputs = [
-        generate(torch_step(twin), twin.input_ids, twin.attention_mask, replace(options, seed=seed))
+        generate(torch_step(tiny), tiny.input_ids, tiny.attention_mask, replace(options, seed=seed))
         for seed in (1, 1, 2)
     ]
     assert len(outputs[0]) == 8
@@ -137,13 +137,13 @@ def test_sampling_repeats_with_its_seed_and_varies_with_another(twin_of: Any, to
     assert not np.array_equal(outputs[0][0::2], outputs[0][1::2]), "samples of one sentence are all alike"
 
 
-def test_stops_with_the_last_row_and_streams_every_step(twin_of: Any, torch_step: Any) -> None:
-    twin, streamed = twin_of("untied-gated", seed=3), []
-    model = torch_step(twin)
+def test_stops_with_the_last_row_and_streams_every_step(tiny_model_of: Any, torch_step: Any) -> None:
+    tiny, streamed = tiny_model_of("untied-gated", seed=3), []
+    model = torch_step(tiny)
     output = generate(
         model,
-        twin.input_ids,
-        twin.attention_mask,
+        tiny.input_ids,
+        tiny.attention_mask,
         GenerationOptions(max_new_tokens=50, eos_token_id=MANY_ENDS),
         on_token=lambda step, tokens: streamed.append((step, tokens.copy())),
     )
@@ -153,19 +153,19 @@ def test_stops_with_the_last_row_and_streams_every_step(twin_of: Any, torch_step
     assert np.array_equal(np.stack([tokens for _, tokens in streamed], axis=1), output[:, 1:])
 
 
-def test_beam_search_moves_caches_only_when_beams_move(twin_of: Any, torch_step: Any) -> None:
-    twin = twin_of("deep-decoder")
-    model = torch_step(twin)
-    generate(model, twin.input_ids, twin.attention_mask, GenerationOptions(num_beams=3))
+def test_beam_search_moves_caches_only_when_beams_move(tiny_model_of: Any, torch_step: Any) -> None:
+    tiny = tiny_model_of("deep-decoder")
+    model = torch_step(tiny)
+    generate(model, tiny.input_ids, tiny.attention_mask, GenerationOptions(num_beams=3))
     assert 0 < model.reorders < model.steps
 
 
-def test_padding_and_batch_do_not_change_a_sentence(twin: Any, torch_step: Any) -> None:
+def test_padding_and_batch_do_not_change_a_sentence(tiny: Any, torch_step: Any) -> None:
     options = GenerationOptions(max_new_tokens=10, num_beams=2)
-    together = generate(torch_step(twin), twin.input_ids, twin.attention_mask, options)
-    for row, length in enumerate(twin.attention_mask.sum(axis=1)):
+    together = generate(torch_step(tiny), tiny.input_ids, tiny.attention_mask, options)
+    for row, length in enumerate(tiny.attention_mask.sum(axis=1)):
         alone = generate(
-            torch_step(twin), twin.input_ids[row : row + 1, :length], np.ones((1, length), np.int64), options
+            torch_step(tiny), tiny.input_ids[row : row + 1, :length], np.ones((1, length), np.int64), options
         )
         assert np.array_equal(alone[0], together[row, : alone.shape[1]])
         assert (together[row, alone.shape[1] :] == 1).all()
@@ -255,10 +255,10 @@ def random_options(random: np.random.Generator) -> GenerationOptions:
     return GenerationOptions(**chosen)
 
 
-def check_equal(twin: Any, model: Any, options: GenerationOptions) -> None:
+def check_equal(tiny: Any, model: Any, options: GenerationOptions) -> None:
     """Ours against transformers', exactly, and stopping as soon as it does."""
-    expected, steps = twin.expected(options)
-    actual = generate(model, twin.input_ids, twin.attention_mask, options)
+    expected, steps = tiny.expected(options)
+    actual = generate(model, tiny.input_ids, tiny.attention_mask, options)
     np.testing.assert_array_equal(actual, expected)
     assert actual.dtype == np.int64
     assert model.steps == steps

@@ -9,9 +9,9 @@ import numpy as np
 TOKENS = np.array([[0, 5, 9, 4], [0, 8, 8, 2], [0, 3, 90, 7], [0, 6, 1, 1]])
 
 
-def start(twin: Any, torch_step: Any, copies: int = 1) -> tuple[Any, Any]:
-    model = torch_step(twin)
-    return model, model.encode(twin.input_ids[: 4 // copies], twin.attention_mask[: 4 // copies], copies)
+def start(tiny: Any, torch_step: Any, copies: int = 1) -> tuple[Any, Any]:
+    model = torch_step(tiny)
+    return model, model.encode(tiny.input_ids[: 4 // copies], tiny.attention_mask[: 4 // copies], copies)
 
 
 def steps(model: Any, state: Any, tokens: np.ndarray) -> np.ndarray:
@@ -20,22 +20,22 @@ def steps(model: Any, state: Any, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([model.step(state, column) for column in columns], axis=1)
 
 
-def test_tokens_at_once_equal_tokens_one_by_one(twin: Any, torch_step: Any) -> None:
-    together = (lambda pair: pair[0].step(pair[1], TOKENS))(start(twin, torch_step))
-    np.testing.assert_allclose(steps(*start(twin, torch_step), TOKENS), together, rtol=1e-4, atol=1e-4)
+def test_tokens_at_once_equal_tokens_one_by_one(tiny: Any, torch_step: Any) -> None:
+    together = (lambda pair: pair[0].step(pair[1], TOKENS))(start(tiny, torch_step))
+    np.testing.assert_allclose(steps(*start(tiny, torch_step), TOKENS), together, rtol=1e-4, atol=1e-4)
 
 
-def test_copies_share_a_sentence_and_part_by_their_tokens(twin: Any, torch_step: Any) -> None:
-    logits = steps(*start(twin, torch_step, copies=2), TOKENS)
+def test_copies_share_a_sentence_and_part_by_their_tokens(tiny: Any, torch_step: Any) -> None:
+    logits = steps(*start(tiny, torch_step, copies=2), TOKENS)
     np.testing.assert_allclose(logits[0::2, 0], logits[1::2, 0], rtol=1e-5, atol=1e-5)
     assert np.abs(logits[0::2, 1] - logits[1::2, 1]).max() > 0.1
 
 
-def test_reorder_continues_the_other_rows_cache(twin: Any, torch_step: Any) -> None:
+def test_reorder_continues_the_other_rows_cache(tiny: Any, torch_step: Any) -> None:
     rows = np.array([1, 1, 2, 2])
-    model, state = start(twin, torch_step, copies=2)
+    model, state = start(tiny, torch_step, copies=2)
     steps(model, state, TOKENS[:, :3])
     model.reorder(state, rows)
     moved = steps(model, state, TOKENS[:, 3:])
-    replayed = steps(*start(twin, torch_step, copies=2), np.hstack((TOKENS[rows, :3], TOKENS[:, 3:])))
+    replayed = steps(*start(tiny, torch_step, copies=2), np.hstack((TOKENS[rows, :3], TOKENS[:, 3:])))
     np.testing.assert_allclose(moved[:, 0], replayed[:, 3], rtol=1e-4, atol=1e-4)

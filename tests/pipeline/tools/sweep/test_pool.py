@@ -83,7 +83,7 @@ def test_leaving_early_stops_the_workers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signal", ["KILL", "INT"])
 def test_workers_end_with_a_driver_that_is_killed_or_interrupted(tmp_path: Path, signal: str) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])],
+        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[3])],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=hear_interrupts,

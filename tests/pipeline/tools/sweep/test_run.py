@@ -25,19 +25,19 @@ from t5edge.tools.sweep.jobs import run_job
 from t5edge.tools.sweep.options import SweepOptions
 from t5edge.tools.sweep.run import plan_jobs
 
-CLI = Path(__file__).parents[3] / "cli.py"
+CLI = Path(__file__).parents[4] / "cli.py"
 PLAIN = ("--target", "onnxruntime", "--no-verify", "--json")
 Found = dict[str, Any]
 
 
-def save_twins(folder: Path, count: int) -> list[Path]:
+def save_tiny_models(folder: Path, count: int) -> list[Path]:
     """Checkpoints of ``count`` tiny_models; past the ten there are, with other weights."""
     known = tiny_models()
     made = []
     for index in range(count):
-        twin = known[index % len(known)]
-        name = twin.name if index < len(known) else f"{twin.name}-{index // len(known)}"
-        made.append(save_tiny_model(TinyModel(name, twin.family, twin.config), folder / name, seed=index))
+        tiny = known[index % len(known)]
+        name = tiny.name if index < len(known) else f"{tiny.name}-{index // len(known)}"
+        made.append(save_tiny_model(TinyModel(name, tiny.family, tiny.config), folder / name, seed=index))
     return made
 
 
@@ -74,7 +74,7 @@ def statuses(found: Found) -> dict[str, str]:
 
 
 def test_a_poisoned_variant_fails_alone_and_a_second_run_does_the_rest(tmp_path: Path) -> None:
-    sound, broken = save_twins(tmp_path / "in", 2)
+    sound, broken = save_tiny_models(tmp_path / "in", 2)
     truncate(broken)
     out = tmp_path / "out"
     code, found = run_sweep([sound, broken], out)
@@ -95,7 +95,7 @@ def test_a_poisoned_variant_fails_alone_and_a_second_run_does_the_rest(tmp_path:
 @pytest.mark.timeout(900)
 def test_twelve_variants_in_two_precisions(tmp_path: Path) -> None:
     """22 bundles, two named failures, exit 1; the second run redoes the failed, which are fixed."""
-    checkpoints, out = save_twins(tmp_path / "in", 12), tmp_path / "out"
+    checkpoints, out = save_tiny_models(tmp_path / "in", 12), tmp_path / "out"
     broken = checkpoints[4]
     put_nan(broken)
     code, found = run_sweep(checkpoints, out)
@@ -117,7 +117,7 @@ def test_twelve_variants_in_two_precisions(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_that_ends_half_way_leaves_whole_bundles_and_resumes(tmp_path: Path, how: signal.Signals) -> None:
-    checkpoints, out = save_twins(tmp_path / "in", 3), tmp_path / "out"
+    checkpoints, out = save_tiny_models(tmp_path / "in", 3), tmp_path / "out"
     driver = subprocess.Popen(
         command(checkpoints, out, "--jobs", "2"),
         stdout=subprocess.PIPE,
@@ -157,7 +157,7 @@ def _wait_for_partial_after_bundle(out: Path) -> None:
 
 @pytest.mark.slow
 def test_other_inputs_need_force(tmp_path: Path) -> None:
-    checkpoints, out = save_twins(tmp_path / "in", 1), tmp_path / "out"
+    checkpoints, out = save_tiny_models(tmp_path / "in", 1), tmp_path / "out"
     assert run_sweep(checkpoints, out)[0] == 0
     code, found = run_sweep(checkpoints, out, "--max-batch", "3")
     assert (code, found["failed"]) == (1, 2)
@@ -168,7 +168,7 @@ def test_other_inputs_need_force(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bundles_go_to_a_url(tmp_path: Path) -> None:
-    checkpoints = save_twins(tmp_path / "in", 1)
+    checkpoints = save_tiny_models(tmp_path / "in", 1)
     code, found = run_sweep(checkpoints, f"file://{tmp_path}/out")
     assert (code, found["exported"]) == (0, 2)
     assert not any(damaged_files(path) for path in (tmp_path / "out").iterdir())
@@ -182,7 +182,7 @@ def test_a_ray_cluster_of_two_nodes_makes_the_same_bundles(tmp_path: Path) -> No
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    checkpoints = save_twins(tmp_path / "in", 12)
+    checkpoints = save_tiny_models(tmp_path / "in", 12)
     put_nan(checkpoints[4])
     truncate(checkpoints[1])
     local = run_sweep(checkpoints, tmp_path / "local")[1]

@@ -98,12 +98,12 @@ def test_plans_fit_exported_bundles(name: str, tmp_path: Path) -> None:
     from t5edge.pipeline import export
 
     row = precision(name)
-    for twin in tiny_models()[:1] if row.quantized else (tiny_models()[0], tiny_models()[5]):
-        folder = save_tiny_model(twin, tmp_path / twin.name, seed=0)
-        out = tmp_path / f"{twin.name}-{name}"
+    for tiny in tiny_models()[:1] if row.quantized else (tiny_models()[0], tiny_models()[5]):
+        folder = save_tiny_model(tiny, tmp_path / tiny.name, seed=0)
+        out = tmp_path / f"{tiny.name}-{name}"
         bundle = export(str(folder), name, out=out, no_verify=True, target=("onnxruntime",))
         assert not row.quantized or not bundle.manifest["quantization"]["kept"]
-        plan = plan_variant(Variant(twin.name, twin.family, twin.architecture), row, DEVICE, Lengths(32, 7))
+        plan = plan_variant(Variant(tiny.name, tiny.family, tiny.architecture), row, DEVICE, Lengths(32, 7))
         files = sum((out / file).stat().st_size for file in ("weights.safetensors", "encoder.onnx", "decoder.onnx"))
         assert plan.bundle_bytes == pytest.approx(files, rel=0.1)
         sizes = {"batch": 1, "source": 32, "target": 1, "past": 7}
