@@ -22,6 +22,7 @@ from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.reference.texts import bundled_examples, read_examples, target_mask
+from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
 from t5edge.parity.measures import LogitErrors, compare_logits
 from t5edge.parity.reference import Outputs, TorchModel

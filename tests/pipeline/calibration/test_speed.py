@@ -79,7 +79,6 @@ def test_a_bundle_in_float16_is_not_timed_on_the_cpu(bundle: Path) -> None:
 def test_a_slower_encoder_warns_and_the_export_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model
 ) -> None:
-    demo.graphs(precision("int8"))
     partly = {**SLOW, "fp32": {"encoder_ms": 3.0, "step_ms": 3.0}, "speedup": 1.4}
     monkeypatch.setattr("t5edge.pipeline.measure_speed", lambda *_: partly)
     monkeypatch.setattr("t5edge.pipeline.check", lambda *_: True)
@@ -94,7 +93,6 @@ def test_a_slower_encoder_warns_and_the_export_is_done(
 def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model
 ) -> None:
-    demo.graphs(precision("int8"))
     monkeypatch.setattr("t5edge.pipeline.measure_speed", lambda *_: SLOW)
     settings = {"out": tmp_path / "b", "target": ("onnxruntime",), "no_verify": True}
     assert t5edge.export("t5-demo", "int8-weight", **settings).manifest["speed"] is None
@@ -107,7 +105,6 @@ def test_require_speedup_fails_a_slower_bundle_and_keeps_it(
 
 
 def test_a_float_bundle_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo: Model) -> None:
-    demo.graphs(precision("int8"))
     bundle = t5edge.export(
         "t5-demo", "fp32", out=tmp_path / "f", target=("onnxruntime",), no_verify=True, require_speedup=True
     )

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from t5edge.errors import UserError
-from t5edge.exporter.graph.weight_expressions import DistanceTable, evaluate
 from t5edge.exporter.graph.write import attach, check_room, plan_weights, write_weights
-from t5edge.kernels.weights import PlannedTensor, Source, Stack, planned_value, stack_of
+from t5edge.kernels.weights import Source, Stack, planned_value, stack_of
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 CHECKPOINT = {
@@ -29,25 +28,6 @@ QK = stack_of("q", (3, 4)).join(stack_of("k", (3, 4))).transpose()
 def model(*values: ir.Value) -> ir.Model:
     graph = ir.Graph([], [], nodes=[], initializers=list(values), opset_imports={"": 23})
     return ir.Model(graph, ir_version=10)
-
-
-def test_expressions_stack_transpose_and_scale() -> None:
-    scaled = QK.scaled({"k": 0.25})
-    built = evaluate(scaled, CHECKPOINT.__getitem__)
-    assert tuple(built.shape) == scaled.shape == (4, 6)
-    torch.testing.assert_close(built, torch.cat([CHECKPOINT["q"], CHECKPOINT["k"] * 0.25]).T)
-    assert scaled.key == "T(q+k*0.25)"
-
-
-def test_stacks_of_different_width_do_not_join() -> None:
-    with pytest.raises(ValueError, match="cannot join"):
-        stack_of("q", (3, 4)).join(stack_of("o", (4, 3)))
-
-
-def test_distance_tables_look_buckets_up_once() -> None:
-    table = DistanceTable("bias", (2, 2, 1, 0), heads=2, masked=-9.0)
-    built = evaluate(table, CHECKPOINT.__getitem__)
-    assert built.tolist() == [[4, 4, 2, 0, -9], [5, 5, 3, 1, -9]]
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, HALF, BRAIN])
@@ -66,11 +46,6 @@ def test_one_file_is_safetensors_and_external_data(tmp_path: Path, dtype: ir.Dat
             expected = stored["norm" if value.name == "norm" else "T(q+k)"]
             array = value.const_value.numpy()  # type: ignore[union-attr]
             np.testing.assert_array_equal(array.astype(np.float32), expected.float().numpy())
-
-
-def test_planned_tensors_have_no_data() -> None:
-    with pytest.raises(RuntimeError, match="has an expression"):
-        PlannedTensor(QK, FLOAT, "qk").numpy()
 
 
 @pytest.mark.parametrize(

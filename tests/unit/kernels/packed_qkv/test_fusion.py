@@ -9,7 +9,6 @@ from support.projections import INNER, project
 from t5edge.kernels.fusion import FusionError
 from t5edge.kernels.packed_qkv.contract import packed_projection
 from t5edge.kernels.packed_qkv.fusion import FUSION, QUERY_FUSION
-from t5edge.kernels.projection import pack_projections
 
 
 def names(count: int) -> list[str]:
@@ -36,24 +35,6 @@ def test_fuses_and_keeps_the_numbers(count: int, fusion, kind) -> None:
     for old, new, reference in zip(before, after, expected, strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(new, reference, rtol=1e-5, atol=1e-5)
-
-
-def test_heads_of_another_size_are_left_alone_and_say_why() -> None:
-    sketch = Sketch()
-    x = sketch.input("x", "batch", "seq", FACTS.d_model)
-    block = sketch.block(*(project(sketch, x, name, d_kv=12) for name in names(3)))
-    outcome = pack_projections(block, FACTS, 3)
-    assert outcome.matched == 0
-    assert "reshaped into heads of another size than d_kv = 8" in outcome.refusals[0]
-
-
-def test_a_transpose_that_moves_no_heads_is_left_alone_and_says_why() -> None:
-    sketch = Sketch()
-    x = sketch.input("x", "batch", "seq", FACTS.d_model)
-    block = sketch.block(*(project(sketch, x, name, perm=(0, 1, 3, 2)) for name in names(3)))
-    outcome = pack_projections(block, FACTS, 3)
-    assert outcome.matched == 0
-    assert "does not move the heads" in outcome.refusals[0]
 
 
 def test_two_of_three_projections_fail_the_export() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import GenerationConfig
 
 from t5edge.errors import UserError
-from t5edge.runtime.generation.options import NEUTRAL, GenerationOptions, read_options
+from t5edge.runtime.generation.options import GenerationOptions, read_options
 
 
 @pytest.mark.parametrize(
@@ -98,16 +97,3 @@ def test_unknown_options_and_unsupported_settings_are_errors() -> None:
         read_options({}, num_beam=2)
     with pytest.raises(UserError, match=r"sets suppress_tokens to \[5\].*typical_p to 0.9.*remove it"):
         read_options({"suppress_tokens": [5], "typical_p": 0.9})
-
-
-def test_defaults_and_unsupported_settings_are_those_of_transformers() -> None:
-    config = GenerationConfig()
-    theirs = config.to_dict() | config._get_default_generation_params()
-    ours = vars(GenerationOptions()) | {"eos_token_id": None, "pad_token_id": None, "max_length": 20}
-    ours |= {"decoder_start_token_id": None}
-    assert {name: theirs[name] for name in ours if name != "seed"} == {
-        name: value for name, value in ours.items() if name != "seed"
-    }
-    read_options(theirs)
-    harmless = {"use_cache", "bos_token_id", "cache_implementation", "return_dict_in_generate"}
-    assert not harmless & NEUTRAL.keys()
