@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,23 @@ from t5edge.runtime.tensorrt.run import Engine, EngineModel
 FORMS = {"concat": "decoder", "in-place": "decoder_in_place"}
 
 
-def open_on_host(folder: Path, form: str, record: bool = True) -> EngineModel:
+class Hasty(HostDevice):
+    """Does not wait where the runtime does so in one of its functions, as if that call were missing."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function, self.skipped = function, 0
+
+    def synchronize(self) -> None:
+        if sys._getframe(1).f_code.co_name == self.function:
+            self.skipped += 1
+        else:
+            super().synchronize()
+
+
+def open_on_host(folder: Path, form: str, record: bool = True, device: HostDevice | None = None) -> EngineModel:
     """The engines' runtime over ONNX Runtime and host memory."""
-    manifest, device = read_manifest(folder), HostDevice()
+    manifest, device = read_manifest(folder), device or HostDevice()
     engines = []
     for graph in ("encoder", FORMS[form]):
         ports = GraphPorts.from_dict(manifest["ports"][graph])
@@ -147,6 +162,36 @@ def test_two_states_do_not_disturb_each_other(demo: Workshop, form: str) -> None
     for column in range(8):
         assert np.array_equal(model.step(first, tokens[:, [column]]), expected[column])
         model.step(second, tokens[:, [7 - column]])
+
+
+def beam_logits(model: EngineModel) -> np.ndarray:
+    """Four beams of two sentences through five steps, two of them after a reordering."""
+    state, found = model.encode(*batch(2), copies=2), []
+    for step, token in enumerate((5, 9, 30, 7, 11)):
+        found.append(model.step(state, np.array([[token], [token + 1], [token + 2], [token]])).copy())
+        if step in (1, 2):
+            model.reorder(state, np.array([1, 0, 3, 3]))
+    return np.concatenate(found, axis=1)
+
+
+def difference(model: EngineModel, expected: np.ndarray) -> str:
+    """What is wrong with a run: nothing, its logits, or the memory it works on."""
+    try:
+        found = beam_logits(model)
+    except AssertionError as error:
+        return str(error)
+    return "" if np.allclose(found, expected) else "other logits"
+
+
+@pytest.mark.parametrize("function", ["_run_encoder", "encode", "reorder", "_fetched"])
+def test_a_missing_synchronize_is_noticed(demo: Workshop, form: str, function: str) -> None:
+    """Guards the tests of this file: on a device that is never behind they would pass without any waiting."""
+    folder, hasty = demo.bundle("fp32"), Hasty(function)
+    expected = beam_logits(open_on_host(folder, form))
+    assert difference(open_on_host(folder, form), expected) == ""
+    found = difference(open_on_host(folder, form, device=hasty), expected)
+    assert found == "other logits" or "outside every allocation" in found
+    assert hasty.skipped > 0
 
 
 def test_memory_is_given_back(demo: Workshop, form: str) -> None:

@@ -153,6 +153,29 @@ def test_without_the_cuda_runtime_the_message_says_what_to_install() -> None:
         CudaDevice()
 
 
+def test_the_test_device_works_when_it_is_waited_for() -> None:
+    device = HostDevice()
+    buffer, other = Buffer(device, 8), Buffer(device, 8)
+    sent, received = np.array([1]), np.empty(1, np.int64)
+    device.upload(buffer.address, sent)
+    device.copy(other.address, buffer.address, 8)
+    device.download(received, other.address)
+    sent[0] = 2  # a real copy may be this late
+    assert received[0] == -1
+    device.synchronize()
+    assert received[0] == 2
+
+
+def test_the_test_device_refuses_to_work_on_freed_memory() -> None:
+    device = HostDevice()
+    buffer = Buffer(device, 8)
+    device.clear(buffer.address, 8)
+    del buffer
+    gc.collect()
+    with pytest.raises(AssertionError, match="outside every allocation"):
+        device.synchronize()
+
+
 def test_the_test_device_refuses_what_is_outside_its_memory() -> None:
     device = HostDevice()
     buffer = Buffer(device, 8)
