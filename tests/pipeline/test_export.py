@@ -95,7 +95,7 @@ def test_the_checked_models_have_every_ffn() -> None:
 def test_weights_are_stored_once(exported: tuple[Checkpoint, Path]) -> None:
     checkpoint, folder = exported
     distinct = 4 * checkpoint.architecture.parameters
-    assert (folder / "weights.safetensors").stat().st_size <= 1.05 * distinct + 64_000
+    assert 0.95 * distinct <= (folder / "weights.safetensors").stat().st_size <= 1.05 * distinct + 64_000
 
 
 @pytest.fixture(scope="module")

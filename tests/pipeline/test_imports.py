@@ -50,4 +50,7 @@ def test_the_demo_checkpoint_ships_with_the_package() -> None:
     import t5edge
 
     folder = Path(t5edge.__file__).parent / "exporter" / "data" / "t5-demo"
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 5e6
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= sizes.keys()
+    assert sizes["model.safetensors"] > 1e6
+    assert sum(sizes.values()) <= 5e6

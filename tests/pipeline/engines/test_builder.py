@@ -75,7 +75,10 @@ def test_a_split_decoder_has_one_profile() -> None:
 @pytest.mark.parametrize("limits", [Limits(1, 1, 1), Limits(2, 8, 16), Limits(8, 2048, 1024)])
 def test_profiles_are_ordered_for_any_limits(limits: Limits) -> None:
     for graph, num_heads in product(GRAPHS, (1, 8)):
-        for profile in engine_profiles(limits, graph, "fused", num_heads):
+        profiles = engine_profiles(limits, graph, "fused", num_heads)
+        assert len(profiles) == (1 if graph == "encoder" else 2)
+        for profile in profiles:
+            assert {"batch", "source"} <= profile.keys()
             for low, middle, high in profile.values():
                 assert low <= middle <= high
 

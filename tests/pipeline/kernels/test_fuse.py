@@ -38,4 +38,5 @@ def test_cross_keys_and_values_are_one_projection() -> None:
 
 
 def test_every_fusion_says_why_it_stands_where_it_stands() -> None:
-    assert all(fusion.why_here for fusion in FUSIONS)
+    assert len(FUSIONS) >= 7
+    assert [fusion.name for fusion in FUSIONS if len(fusion.why_here.split()) < 4] == []

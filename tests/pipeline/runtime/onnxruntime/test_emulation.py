@@ -74,6 +74,8 @@ def test_weights_stay_in_their_file(demo: Workshop, precision: str) -> None:
     compute = read_manifest(folder)["precision"]["compute"]
     model = emulate(ir.load(folder / "decoder.onnx"), compute)
     assert len(ir.to_proto(model).SerializeToString()) < 200_000
+    assert (folder / "weights.safetensors").stat().st_size > 2_000_000
+    assert sum(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values()) > 10
     assert all(
         port.dtype in (ir.DataType.FLOAT, ir.DataType.INT64) for port in (*model.graph.inputs, *model.graph.outputs)
     )
