@@ -18,6 +18,31 @@ if TYPE_CHECKING:
     from t5edge.runtime.tensorrt.flavor import TensorRT
 
 
+TESTS = Path(__file__).parent
+LONGEST = (
+    "pipeline/calibration",
+    "pipeline/test_cli.py",
+    "pipeline/tools/sweep",
+    "pipeline/test_export.py",
+    "pipeline/parity",
+    "pipeline/engines",
+    "install",
+    "pipeline",
+    "unit",
+)
+"""The order in which files are handed out: what takes long comes first, so no worker is left with it at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run on one worker, and those of calibration, which share plans, on one."""
+    places = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    for item, place in places.items():
+        shared = place.startswith(LONGEST[0])
+        item.add_marker(pytest.mark.xdist_group(LONGEST[0] if shared else place))
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if places[item].startswith(name)), 0))
+
+
 @pytest.fixture(scope="session")
 def rtx() -> TensorRT:
     """TensorRT-RTX, which builds engines without a GPU."""

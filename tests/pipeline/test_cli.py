@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from support.bundles import Workshop
+from support.exports import RELU, Exports
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import cli
 
@@ -44,7 +45,7 @@ def spoil(checkpoint: Path, **changes: torch.Tensor | None) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_export_generate_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_generate_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     code, text, err = call(
         capsys,
@@ -79,11 +80,16 @@ def test_export_generate_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFi
     facts = json.loads(text)
     assert code == 0
     assert facts["graphs"]["decoder"]["operators"]["Attention"] == 2 * facts["architecture"]["decoder_layers"]
+
+
+def test_verify_reports_every_check(exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     junit = tmp_path / "junit.xml"
-    code, text, err = call(capsys, "verify", str(out), "--json", "--junit", str(junit))
+    code, text, err = call(capsys, "verify", str(exports.bundle(RELU)), "--json", "--junit", str(junit))
     assert code == 0, err
-    assert json.loads(text)["passed"] is True
-    assert "<testcase" in junit.read_text()
+    report = json.loads(text)
+    assert report["passed"] is True
+    assert {rung["name"] for rung in report["rungs"]} >= {"files", "2 encoder", "3 logits", "4 cache", "7 generation"}
+    assert junit.read_text().count("<testcase") == len(report["rungs"])
 
 
 def test_export_to_an_existing_folder_needs_force(demo: Workshop, tmp_path: Path, capsys) -> None:
@@ -185,7 +191,7 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_clears_up(tmp_path: P
     process.wait()
     assert not out.exists()
     assert [path.name[:13] for path in out.parent.iterdir()] == [".demo.partial"]
-    subprocess.run(command, check=True, capture_output=True)
+    assert cli.main(command[2:]) == 0
     assert [path.name for path in out.parent.iterdir()] == ["demo"]
 
 

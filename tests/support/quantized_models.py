@@ -43,6 +43,7 @@ class Model:
     checkpoint: Checkpoint
     folder: Path
     answers: list[Outputs] = field(default_factory=list)
+    made: dict[str, tuple[Path, Plan]] = field(default_factory=dict)
 
     @property
     def texts(self) -> CalibrationTexts:
@@ -56,12 +57,18 @@ class Model:
         return pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x"))
 
     def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
-        """A bundle quantized as ``row``, without the export's parity run."""
+        """A bundle quantized as ``row``, without the export's parity run; to be read only.
+
+        The one that an earlier caller made with the same row and settings, under that caller's name.
+        """
         row = row or precision("int8")
-        graphs = self.graphs(row)
-        plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
-        apply_plan(plan, graphs)
-        return self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+        key = repr((row, settings or Settings()))
+        if key not in self.made:
+            graphs = self.graphs(row)
+            plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
+            apply_plan(plan, graphs)
+            self.made[key] = self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+        return self.made[key]
 
     def write(self, name: str, graphs: Graphs, row: Precision, facts: dict[str, Any]) -> Path:
         folder = self.folder / name

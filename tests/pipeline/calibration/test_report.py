@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def with_facts(folder: Path, **facts: object) -> Path:
     return folder
 
 
-def test_a_page_shows_what_was_kept_and_why(outliers: Model) -> None:
-    folder, plan = outliers.bundle("page", row_with(max_kl=0.02, min_top1=0.9), Settings(smooth=False))
+def test_a_page_shows_what_was_kept_and_why(outliers: Model, tmp_path: Path) -> None:
+    made, plan = outliers.bundle("page", row_with(max_kl=0.02, min_top1=0.9), Settings(smooth=False))
+    folder = Path(shutil.copytree(made, tmp_path / "page"))
     rungs = [
         {"name": "3 logits", "measure": "mean KL (nats)", "value": 0.01, "limit": 0.05, "verdict": "pass"},
         {"name": "8 task", "measure": "-", "value": None, "limit": None, "verdict": "not run: no <task>"},
@@ -90,7 +92,8 @@ def test_engines_and_what_they_compute_in_are_shown(plain: Model) -> None:
 def test_the_command_leaves_the_bundle_as_it_is(
     plain: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, _ = plain.bundle("command", precision("int8-weight"))
+    made, _ = plain.bundle("command", precision("int8-weight"), Settings(gate=False))
+    folder = Path(shutil.copytree(made, tmp_path / "command"))
     assert main(["report", str(folder)]) == 0
     page = folder.with_name("command.html")
     assert "int8-weight" in read(page.read_text(encoding="utf-8"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from support.kernel_facts import with_ffn
+from support.tiny_models import find_tiny_model
 from t5edge.exporter.graph import trace
+from t5edge.kernels.block import BlockKind
 from t5edge.kernels.fuse import FUSIONS, expected_operator_counts, fuse
 from t5edge.kernels.fusion import FusionError
 
@@ -15,24 +18,26 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize(("activation", "gated"), [("relu", False), ("gelu_tanh", True), ("silu", True)])
+@pytest.mark.parametrize("name", ["t5-tiny", "v1.1-tiny", "ul2-tiny"])
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_traced_blocks_fuse_completely(kind, activation: str, gated: bool) -> None:
-    architecture = with_ffn(activation, gated)
+def test_traced_blocks_fuse_completely(kind: BlockKind, name: str) -> None:
+    """Plain ReLU, gated tanh-GELU and gated SiLU."""
+    architecture = find_tiny_model(name).architecture
     block = trace.trace_block(architecture, kind)
-    ffn = {"gated_ffn" if gated else "relu_ffn": 1}
+    ffn = {"gated_ffn" if architecture.gated else "relu_ffn": 1}
     assert fuse(block, architecture) == {**COUNTS[kind], **ffn}
     assert block.operator_counts() == expected_operator_counts(architecture, kind)
 
 
 def test_a_block_of_another_architecture_fails_the_export() -> None:
-    block = trace.trace_block(with_ffn("silu", gated=True), "encoder")
+    architecture = find_tiny_model("ul2-tiny").architecture
+    block = trace.trace_block(architecture, "encoder")
     with pytest.raises(FusionError, match="relu_ffn matched 0 times"):
-        fuse(block, with_ffn("relu", gated=False))
+        fuse(block, replace(architecture, activation="relu", gated=False))
 
 
 def test_cross_keys_and_values_are_one_projection() -> None:
-    architecture = with_ffn("relu", gated=False)
+    architecture = find_tiny_model("t5-tiny").architecture
     block = trace.trace_block(architecture, "cross_kv")
     assert fuse(block, architecture) == {"cross_kv": 1}
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from support.kernel_facts import FACTS
+from support.tiny_models import find_tiny_model
 from support.traces import from_bytes, kept_in, to_bytes
 from t5edge.exporter.graph import trace
 from t5edge.kernels.block import BlockKind
 from t5edge.kernels.weights import expression_of
+
+FACTS = find_tiny_model("v1.1-tiny").architecture
 
 
 def axes(value: ir.Value) -> list[str | int]:

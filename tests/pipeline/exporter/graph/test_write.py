@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from support.bundles import Workshop
+from t5edge import cli
 from t5edge.errors import UserError
 from t5edge.exporter.graph.write import attach, check_room, plan_weights, write_weights
 from t5edge.kernels.weights import Source, Stack, planned_value, stack_of
@@ -78,19 +80,26 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path) -> None:
         check_room(tmp_path, 1 << 60)
 
 
-def test_a_disk_that_fills_up_leaves_one_line_and_nothing_half_written(tmp_path: Path) -> None:
-    """The kernel's own refusal: a file-size limit makes the write fail half-way."""
-    code = """
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-from t5edge import cli
-sys.exit(cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", sys.argv[1]]))
-"""
-    assert hasattr(resource, "RLIMIT_FSIZE")
+@pytest.fixture
+def small_files(demo: Workshop) -> Iterator[None]:
+    """The kernel's own refusal: no file of this process can grow beyond 100 kB."""
+    demo.blocks()  # stored where others find them, before the limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_disk_that_fills_up_leaves_one_line_and_nothing_half_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "bundles" / "demo"
-    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    assert (
+        cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", str(out)]) == 2
+    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("t5edge export: writing weights.safetensors failed: File too large; it needs 6 MB.")
     assert list(out.parent.iterdir()) == []

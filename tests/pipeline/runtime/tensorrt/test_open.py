@@ -194,16 +194,3 @@ def test_loading_imports_nothing_of_the_export(demo: Workshop, rtx: TensorRT) ->
     code = LOAD.format(folder=str(demo.bundle("fp16")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.gpu
-def test_engines_agree_with_onnxruntime_on_this_gpu(demo: Workshop, rtx: TensorRT, tmp_path: Path) -> None:
-    if not find_gpus().gpus:
-        pytest.skip(find_gpus().reason)
-    folder = demo.fresh(tmp_path / "bundle", "fp16", "both")
-    build_engines(folder, "tensorrt-rtx")
-    ids = np.random.default_rng(0).integers(3, 180, (2, 20))
-    targets = np.random.default_rng(1).integers(3, 180, (2, 40))
-    expected = load(folder).logits(ids, None, targets)
-    found = load(folder, target="tensorrt-rtx").logits(ids, None, targets)
-    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
