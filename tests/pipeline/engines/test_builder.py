@@ -215,7 +215,7 @@ def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_every_family_on_every_generation(member: Workshop, rtx: TensorRT, precision: str) -> None:
     for capability in rtx.flavor.compute_capabilities:
         if capability == "7.5" and precision != "fp16":
-            continue  # refused before the build: test_tensorrt_guards
+            continue  # refused before the build: test_guards
         for graph in GRAPHS:
             build_and_check(rtx, member.bundle(precision), graph, capability)
 
