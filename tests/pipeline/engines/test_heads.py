@@ -23,7 +23,9 @@ FUSED = {"encoder": 1, "decoder": 8, "decoder_in_place": 8}
 """Encoder: one layer. Decoders: two layers, self and cross attention, two profiles."""
 
 
-@pytest.fixture(scope="module", params=[64, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[16, pytest.param(64, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)]
+)
 def one_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A tiny model with a single head, as t5-efficient's ``nh1`` models have it."""
     folder = tmp_path_factory.mktemp(f"one-head-{request.param}")

@@ -1,6 +1,6 @@
 """optimum's layout read by the clients it is for: their tokens are ours.
 
-    T5EDGE_PEER_PYTHON=PEERS/bin/python T5EDGE_TRANSFORMERS_JS=FOLDER python -m pytest -m peer tests/pipeline/exporter/layouts
+    T5EDGE_PEER_PYTHON=PEERS/bin/python T5EDGE_TRANSFORMERS_JS=FOLDER pytest -m peer tests/pipeline/exporter/layouts
 
 ``FOLDER`` is where ``npm install @huggingface/transformers`` ran; see benchmarks/README.md.
 """
