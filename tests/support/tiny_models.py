@@ -96,7 +96,7 @@ SHAPES = (
     _Shape("v1.1-tiny", "t5-v1.1",             104, 2,  64,  88, 3, 2, 149),
     _Shape("ul2-tiny", "ul2",                   96, 2, 256, 136, 2, 3, 113, activation="silu"),
     _Shape("mt5-tiny", "mt5",                  152, 2,  64, 112, 2, 3, 509, model_type="mt5"),
-    _Shape("umt5-tiny", "umt5",                 88, 3,  64, 120, 3, 2, 523, model_type="umt5"),
+    _Shape("umt5-tiny", "umt5",                104, 2,  64,  88, 3, 2, 523, model_type="umt5"),  # blocks as v1.1's
     _Shape("byt5-tiny", "byt5",                184, 2,  64, 216, 6, 2, 384),
 )
 # fmt: on

@@ -64,13 +64,17 @@ def test_engines_in_float16_fuse_every_attention_on_the_other_generations(half: 
     assert all(build(half, graph, capability) for graph in ("encoder", "decoder"))
 
 
-def test_turing_takes_eight_bits_in_float16_and_refuses_four(half: Path) -> None:
-    dtypes = dtypes_of(read_manifest(half), [half / "decoder.onnx"])
-    if "int4" in dtypes:
-        with pytest.raises(UserError, match="no 4-bit weights for Turing"):
-            check_dtypes(load_tensorrt("tensorrt-rtx").flavor, ["7.5"], dtypes)
-        return
-    assert all(build(half, graph, "7.5") for graph in ("encoder", "decoder"))
+def test_turing_takes_eight_bits_in_float16(demo: Model) -> None:
+    folder = made(demo, precision("int8").computing("float16"))
+    assert all(build(folder, graph, "7.5") for graph in ("encoder", "decoder"))
+
+
+def test_turing_refuses_four_bits(demo: Model) -> None:
+    folder = made(demo, precision("int4-weight").computing("float16"))
+    dtypes = dtypes_of(read_manifest(folder), [folder / "decoder.onnx"])
+    assert "int4" in dtypes
+    with pytest.raises(UserError, match="no 4-bit weights for Turing"):
+        check_dtypes(load_tensorrt("tensorrt-rtx").flavor, ["7.5"], dtypes)
 
 
 @pytest.mark.slow

@@ -133,8 +133,14 @@ def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) 
     assert failed(report) == {"3 logits", "4 cache"}
 
 
-@pytest.mark.parametrize("tiny", [GATED, RELU])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-weight"])
+ROWS = ("fp32", "fp16", "bf16", "int8-weight")
+GOOD = [
+    *((GATED, row) for row in ROWS),
+    *(pytest.param(RELU, row, marks=[pytest.mark.slow] if row in ("bf16", "int8-weight") else []) for row in ROWS),
+]
+
+
+@pytest.mark.parametrize(("tiny", "precision"), GOOD)
 def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny: str, precision: str) -> None:
     report = exports.verify(exports.bundle(tiny, precision), tiny)
     assert report.passed, [result.describe() for result in report.failures]

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from support.exports import GATED, RELU, Exports
+from t5edge.bundle.ports import Limits
 from t5edge.exporter.graph.rescale import FP16_MAX, Rescale, StackScale, exponent, measure_rescale
 from t5edge.exporter.reference.texts import Batch
 from t5edge.parity.workload import build_workload
@@ -37,7 +38,8 @@ def test_factors_shrink_the_residual_and_undo_each_other_in_the_ffn() -> None:
 
 
 def batches(exports: Exports, tiny: str) -> list[Batch]:
-    return list(build_workload(exports.checkpoint(tiny)).batches(("texts",)).values())
+    limits = Limits(max_source_length=40, max_target_length=20)
+    return [build_workload(exports.checkpoint(tiny), limits).texts]
 
 
 @pytest.mark.parametrize(("tiny", "source"), [(GATED, "wi_1"), (RELU, "wi")])

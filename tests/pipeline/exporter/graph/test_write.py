@@ -3,6 +3,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,26 +81,27 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path: Path) -> None:
         check_room(tmp_path, 1 << 60)
 
 
-@pytest.fixture
-def small_files(demo: Workshop) -> Iterator[None]:
-    """The kernel's own refusal: no file of this process can grow beyond 100 kB."""
-    demo.blocks()  # stored where others find them, before the limit
+@contextmanager
+def small_files() -> Iterator[None]:
+    """The kernel's own refusal: no file of this process grows beyond 100 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_disk_that_fills_up_leaves_one_line_and_nothing_half_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    demo.blocks()  # traced, and stored for others, before the limit
     out = tmp_path / "bundles" / "demo"
-    assert (
-        cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", str(out)]) == 2
-    )
+    with small_files():
+        code = cli.main(["export", "--variant", "t5-demo", "--no-verify", "--target", "onnxruntime", "--out", str(out)])
+    assert code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("t5edge export: writing weights.safetensors failed: File too large; it needs 6 MB.")
     assert list(out.parent.iterdir()) == []

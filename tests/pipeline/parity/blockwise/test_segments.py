@@ -30,7 +30,7 @@ def test_a_piece_runs_alone_and_loads_its_own_weights(
     sublayer = graph.sublayers[5][1]
     named: list[str] = []
     monkeypatch.setattr(ir, "to_proto", _spy(ir.to_proto, named))
-    hidden = np.random.default_rng(0).standard_normal((1, 4, 88)).astype(np.float32)
+    hidden = np.random.default_rng(0).standard_normal((1, 4, 104)).astype(np.float32)
     added, out = graph.run({sublayer.hidden: hidden}, [sublayer.added, sublayer.out])
     np.testing.assert_allclose(out, hidden + added, rtol=1e-6)
     weights = [name for name in named if "weight" in name]

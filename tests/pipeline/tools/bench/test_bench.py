@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,13 @@ def test_every_size_is_measured_against_the_machine(demo: Workshop, tmp_path: Pa
     assert report["peak_mib"]["end"] >= report["peak_mib"]["loaded"] > 0
 
 
-def test_a_step_reads_the_decoder_but_not_the_encoder(demo: Workshop) -> None:
-    report = bench_bundle(load(demo.bundle("fp32")), batches=(1,), sources=(4,), new_tokens=2, rounds=(1, 1))
+@pytest.fixture(scope="module")
+def report(demo: Workshop) -> dict[str, Any]:
+    """The least that can be measured."""
+    return bench_bundle(load(demo.bundle("fp32")), batches=(1,), sources=(4,), new_tokens=2, rounds=(1, 1))
+
+
+def test_a_step_reads_the_decoder_but_not_the_encoder(demo: Workshop, report: dict[str, Any]) -> None:
     stored = (demo.bundle("fp32") / "weights.safetensors").stat().st_size
     assert 0.2 * stored < report["rows"][0]["step_bytes"] < stored
 
@@ -77,9 +83,8 @@ def test_wrong_flags_say_what_to_do(
     assert message in capsys.readouterr().err
 
 
-def test_an_unwritable_image_is_the_users_error(demo: Workshop, tmp_path: Path) -> None:
+def test_an_unwritable_image_is_the_users_error(report: dict[str, Any], tmp_path: Path) -> None:
     from t5edge.tools.bench.plot import draw
 
-    report = bench_bundle(load(demo.bundle("fp32")), batches=(1,), sources=(4,), new_tokens=2, rounds=(1, 1))
     with pytest.raises(UserError, match="cannot be written"):
         draw(report, tmp_path / "missing" / "bench.png")
