@@ -83,7 +83,9 @@ def no_gpu(set_gpus: SetGpus) -> None:
 
 
 @pytest.fixture(autouse=True)
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or left in the user's caches."""
+def caches(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or left in the user's caches, but for pip's where packages are installed."""
+    if TESTS / "install" in request.path.parents:
+        return
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("T5EDGE_CACHE", str(tmp_path / "caches"))
