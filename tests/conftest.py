@@ -1,4 +1,4 @@
-"""What every test shares: one thread per process (two cores, two workers), and one traced model."""
+"""What every test shares: one thread per process (two cores, two workers), and pretended GPUs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,86 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from support.bundles import Workshop
+    from support.gpus import SetGpus
+    from t5edge.runtime.tensorrt.flavor import TensorRT
+
+
+TESTS = Path(__file__).parent
+LONGEST = (
+    "pipeline/calibration",
+    "pipeline/test_cli.py",
+    "pipeline/tools/sweep",
+    "pipeline/test_export.py",
+    "pipeline/parity",
+    "pipeline/engines",
+    "install",
+    "pipeline",
+    "unit",
+)
+"""The order in which files are handed out: what takes long comes first, so no worker is left with it at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run on one worker, and those of calibration, which share plans, on one."""
+    places = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    for item, place in places.items():
+        shared = place.startswith(LONGEST[0])
+        item.add_marker(pytest.mark.xdist_group(LONGEST[0] if shared else place))
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if places[item].startswith(name)), 0))
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """t5-demo's bundles in any precision; its blocks are traced on first use."""
-    from support.bundles import demo_workshop
+def rtx() -> TensorRT:
+    """TensorRT-RTX, which builds engines without a GPU."""
+    from t5edge.runtime.tensorrt.flavor import load_tensorrt
 
-    return demo_workshop(tmp_path_factory.mktemp("demo"))
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
+    return load_tensorrt("tensorrt-rtx")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """For tests that drive the builder themselves: see ``collector_paused``."""
+    from t5edge.runtime.tensorrt.flavor import collector_paused
+
+    with collector_paused():
+        yield
+
+
+@pytest.fixture
+def set_gpus(monkeypatch: pytest.MonkeyPatch) -> SetGpus:
+    """Pretend that the machine has GPUs of these compute capabilities; none without arguments."""
+    from support.gpus import FINDERS, NO_GPU
+    from t5edge.runtime.gpu import Gpu, GpuReport
+
+    def use(*capabilities: str) -> None:
+        gpus = tuple(Gpu(f"Test GPU {capability}", capability, "13.0") for capability in capabilities)
+        report = GpuReport(gpus) if gpus else NO_GPU
+        for finder in FINDERS:
+            monkeypatch.setattr(finder, lambda: report)
+
+    return use
+
+
+@pytest.fixture
+def no_gpu(set_gpus: SetGpus) -> None:
+    set_gpus()
+
+
+@pytest.fixture(autouse=True)
+def caches(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or left in the user's caches, but for pip's where packages are installed."""
+    if TESTS / "install" in request.path.parents:
+        return
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setenv("T5EDGE_CACHE", str(tmp_path / "caches"))

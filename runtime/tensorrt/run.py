@@ -186,15 +186,17 @@ class EngineModel:
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; copies on the device, moved rows only."""
         moved = [(row, int(old)) for row, old in enumerate(rows) if row != old]
+        spares = []
         for port in self._own:
             size = size_of(port, {**state.sizes(1), "batch": 1})
             cache = state.past[port.name].address
             spare = Buffer(self.device, size * len(moved))
+            spares.append(spare)
             for slot, (_, old) in enumerate(moved):
                 self.device.copy(spare.address + slot * size, cache + old * size, size)
             for slot, (row, _) in enumerate(moved):
                 self.device.copy(cache + row * size, spare.address + slot * size, size)
-        self.device.synchronize()
+        self.device.synchronize()  # until then the copies need every spare
 
     def _advance(self, state: State, tokens: Tokens) -> None:
         """Queue one decoder run over ``tokens`` [rows, target] and move the state on."""

@@ -1,11 +1,12 @@
-"""Bundles for the tests of the targets: every block traced once per model, then assembled in any precision."""
+"""Bundles of one checkpoint in any precision, written by the stages of the export."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
 from t5edge.bundle.manifest import write_manifest
@@ -19,30 +20,23 @@ from t5edge.progress import Silent
 
 @dataclass
 class Workshop:
-    """Makes bundles of one checkpoint in ``folder``; traces once."""
+    """Bundles of one checkpoint in ``folder``, made once by all processes that share it."""
 
     folder: Path
     checkpoint: Checkpoint
-    made: dict[tuple[str, str], Path] = field(default_factory=dict)
-    traced: dict[BlockKind, Block] = field(default_factory=dict)
 
     def blocks(self) -> dict[BlockKind, Block]:
-        if not self.traced:
-            self.traced = pipeline.trace_blocks(self.checkpoint, Silent())
-        return self.traced
+        return pipeline.trace_blocks(self.checkpoint, Silent())
 
     def bundle(self, name: str, cache: str = "both") -> Path:
         """The bundle in precision ``name``, made on first use. Tests that change it take ``fresh``."""
-        if (name, cache) not in self.made:
-            self.made[name, cache] = self._write(name, cache)
-        return self.made[name, cache]
+        return once(self.folder / f"{name}-{cache}", lambda folder: self._write(folder, name, cache))
 
     def fresh(self, out: Path, name: str, cache: str = "concat") -> Path:
         """A copy of its own, to change."""
         return Path(shutil.copytree(self.bundle(name, cache), out))
 
-    def _write(self, name: str, cache: str) -> Path:
-        folder = self.folder / f"{name}-{cache}"
+    def _write(self, folder: Path, name: str, cache: str) -> None:
         folder.mkdir(parents=True)
         row = precision(name)
         options = ExportOptions(
@@ -53,7 +47,6 @@ class Workshop:
         pipeline.copy_small_files(self.checkpoint, folder)
         manifest = pipeline.describe(self.checkpoint, options, row, Rescale(), graphs)
         write_manifest(folder, manifest, {"weights.safetensors": digest})
-        return folder
 
 
 def demo_workshop(folder: Path) -> Workshop:
@@ -62,6 +55,6 @@ def demo_workshop(folder: Path) -> Workshop:
 
 
 def tiny_workshop(folder: Path, name: str) -> Workshop:
-    """A tiny twin of a family, random weights."""
-    saved = save_tiny_model(find_tiny_model(name), folder / "checkpoint", seed=0)
+    """A tiny model of a family, random weights."""
+    saved = once(folder / "checkpoint", lambda path: save_tiny_model(find_tiny_model(name), path, seed=0))
     return Workshop(folder, open_checkpoint(str(saved), random_weights=None, revision=None))

@@ -15,11 +15,11 @@ from t5edge.exporter.family.config import config_from_architecture
 LAYERS = 24
 
 
-def deep_twin(name: str, layers: int = LAYERS) -> TinyModel:
-    """A twin with ``layers`` in the decoder and one fewer in the encoder."""
-    twin = find_tiny_model(name)
-    deep = replace(twin.architecture, encoder_layers=layers - 1, decoder_layers=layers)
-    return TinyModel(f"{name}-{layers}", twin.family, config_from_architecture(deep, twin.config["model_type"]))
+def deep_model(name: str, layers: int = LAYERS) -> TinyModel:
+    """A tiny model with ``layers`` in the decoder and one fewer in the encoder."""
+    tiny = find_tiny_model(name)
+    deep = replace(tiny.architecture, encoder_layers=layers - 1, decoder_layers=layers)
+    return TinyModel(f"{name}-{layers}", tiny.family, config_from_architecture(deep, tiny.config["model_type"]))
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,20 @@
-"""Bundles of two tiny models that between them have every kind of block, traced once; and ways to damage one."""
+"""Bundles of two tiny models that between them have every kind of block; and ways to damage one."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
-from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import read_manifest, write_manifest
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
@@ -25,7 +25,7 @@ from t5edge.parity.subject import Subject
 from t5edge.pipeline import trace_blocks
 from t5edge.progress import Silent
 
-GATED, RELU = "v1.1-twin", "t5-tiny-twin"
+GATED, RELU = "v1.1-tiny", "t5-tiny"
 """Gated and untied; plain ReLU and tied."""
 
 
@@ -39,58 +39,50 @@ def rungs(*names: str) -> tuple[Rung, ...]:
 
 @dataclass
 class Exports:
-    """Checkpoints and bundles of tiny_models; an architecture is traced once, and a plain bundle exported once."""
+    """Checkpoints and bundles of tiny models in ``root``, made once by all processes that share it."""
 
     root: Path
-    traces: dict[Architecture, Mapping[BlockKind, Block]] = field(default_factory=dict)
-    folders: dict[Any, Path] = field(default_factory=dict)
 
-    def checkpoint(self, twin: str) -> Checkpoint:
-        folder = self.root / twin
-        if not folder.exists():
-            save_tiny_model(find_tiny_model(twin), folder, seed=0)
+    def checkpoint(self, tiny: str) -> Checkpoint:
+        folder = once(self.root / tiny, lambda path: save_tiny_model(find_tiny_model(tiny), path, seed=0))
         return open_checkpoint(str(folder))
 
     def blocks(self, checkpoint: Checkpoint) -> Mapping[BlockKind, Block]:
-        key = checkpoint.architecture
-        if key not in self.traces:
-            self.traces[key] = trace_blocks(checkpoint, Silent())
-        return self.traces[key]
+        return trace_blocks(checkpoint, Silent())
 
     def export(self, source: str, precision: str, out: Path, rescale: Rescale | None = None, **options: Any) -> Path:
-        """As ``t5edge.export`` for ONNX Runtime, with a trace that is at hand and, on request, a given rescale."""
+        """As ``t5edge.export`` for ONNX Runtime and, on request, with a given rescale."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "trace_blocks", lambda checkpoint, progress: self.blocks(checkpoint))
             if rescale is not None:
                 patch.setattr(pipeline, "choose_rescale", lambda *_: rescale)
             return pipeline.export(source, precision, out=out, target=("onnxruntime",), **options).folder
 
-    def bundle(self, twin: str, precision: str = "fp32") -> Path:
+    def bundle(self, tiny: str, precision: str = "fp32") -> Path:
         """An unverified bundle, to be read only."""
-        key = (twin, precision)
-        if key not in self.folders:
-            self.checkpoint(twin)
-            out = self.root / f"{twin}-{precision}"
-            self.folders[key] = self.export(str(self.root / twin), precision, out, no_verify=True)
-        return self.folders[key]
+        self.checkpoint(tiny)
 
-    def spoilt(self, twin: str, precision: str, out: Path, tensor: str, spoil: Spoil) -> Path:
+        def make(out: Path) -> None:
+            self.export(str(self.root / tiny), precision, out, no_verify=True)
+
+        return once(self.root / f"{tiny}-{precision}", make)
+
+    def spoilt(self, tiny: str, precision: str, out: Path, tensor: str, spoil: Spoil) -> Path:
         """A copy with one tensor changed and the hash fixed: nothing but numbers can tell."""
-        folder = Path(shutil.copytree(self.bundle(twin, precision), out))
+        folder = Path(shutil.copytree(self.bundle(tiny, precision), out))
         spoil(stored_tensor(folder, tensor))
         manifest = read_manifest(folder)
         write_manifest(folder, manifest)
         return folder
 
-    def subject(self, twin: str, precision: str = "fp32", *names: str) -> Subject:
+    def subject(self, tiny: str, precision: str = "fp32", *names: str) -> Subject:
         """What the named rungs would work on."""
-        checkpoint = self.checkpoint(twin)
-        folder = self.bundle(twin, precision)
+        checkpoint = self.checkpoint(tiny)
+        folder = self.bundle(tiny, precision)
         return open_subject(folder, checkpoint, "onnxruntime", Silent(), self.blocks(checkpoint), rungs(*names))
 
-    def verify(self, folder: Path, twin: str, *names: str) -> ParityReport:
-        """The named rungs of the ladder on a bundle of ``twin``; all of them without names."""
-        checkpoint = self.checkpoint(twin)
+    def verify(self, folder: Path, tiny: str, *names: str) -> ParityReport:
+        """The named rungs of the ladder on a bundle of ``tiny``; all of them without names."""
+        checkpoint = self.checkpoint(tiny)
         chosen = rungs(*names) if names else RUNGS
         return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), rungs=chosen)
 

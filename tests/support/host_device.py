@@ -1,13 +1,13 @@
 """A device whose memory is the host's, and an engine that is ONNX Runtime behind raw addresses.
 
-With these the engines' runtime runs for real without a GPU: every address, size, offset and swap of it is checked by
-the logits that come out.
+With these the engines' runtime runs for real without a GPU: every address, size, offset, swap and wait of it is checked
+by the logits that come out.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,17 @@ STORED = {"float": np.float32, "float16": np.float16, "int64": np.int64}
 
 
 class HostDevice:
-    """Memory of this process; everything happens at once, so there is nothing to wait for."""
+    """Memory of this process and a stream that runs at ``synchronize``, in order, and not a moment earlier.
+
+    So whatever a GPU may still be doing, this device surely is: host memory is read late, results come late, and memory
+    that is freed while queued work needs it fails that work.
+    """
 
     stream = 77
 
     def __init__(self) -> None:
         self.blocks: dict[int, Any] = {}
+        self.queue: list[Callable[[], None]] = []
         self.copied = self.uploaded = self.downloaded = self.captures = 0
 
     def allocate(self, size: int) -> int:
@@ -40,27 +45,27 @@ class HostDevice:
         del self.blocks[address]
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        self._inside(address, array.nbytes)
+        self.inside(address, array.nbytes)
         self.uploaded += array.nbytes
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        self.queue.append(lambda: self.write(address, array))
 
     def download(self, array: np.ndarray, address: int) -> None:
-        self._inside(address, array.nbytes)
+        self.inside(address, array.nbytes)
         self.downloaded += array.nbytes
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+        self.queue.append(lambda: self.read(array, address))
 
     def copy(self, target: int, source: int, size: int) -> None:
-        self._inside(target, size)
-        self._inside(source, size)
         self.copied += size
-        ctypes.memmove(target, source, size)
+        self.queue.append(lambda: self._copy(target, source, size))
 
     def clear(self, address: int, size: int) -> None:
-        self._inside(address, size)
-        ctypes.memset(address, 0, size)
+        self.queue.append(lambda: self.write(address, np.zeros(size, np.uint8)))
 
     def synchronize(self) -> None:
-        """Everything is done already."""
+        queued, self.queue = self.queue, []
+        for work in queued:
+            work()
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None] | None:
         """A recorded run keeps the addresses and shapes that were bound when it was recorded, as a CUDA graph does."""
@@ -76,7 +81,23 @@ class HostDevice:
 
         return replay
 
-    def _inside(self, address: int, size: int) -> None:
+    def write(self, address: int, array: np.ndarray) -> None:
+        """Now, as a part of queued work."""
+        data = np.ascontiguousarray(array)
+        self.inside(address, data.nbytes)
+        ctypes.memmove(address, data.ctypes.data, data.nbytes)
+
+    def read(self, array: np.ndarray, address: int) -> None:
+        """Now, as a part of queued work."""
+        self.inside(address, array.nbytes)
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        self.inside(target, size)
+        self.inside(source, size)
+        ctypes.memmove(target, source, size)
+
+    def inside(self, address: int, size: int) -> None:
         fits = any(start <= address and address + size <= start + len(block) for start, block in self.blocks.items())
         assert fits, f"{size} bytes at {address} are outside every allocation"
 
@@ -109,28 +130,24 @@ class HostContext:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
+        """Queue a run over the shapes and addresses of this moment."""
         assert stream == self.device.stream
         self.runs += 1
-        feeds = {port.name: self._read(port.name, port.dtype) for port in self.ports.inputs}
-        names = [output.name for output in self.session.get_outputs()]
-        for name, array in zip(names, self.session.run(None, feeds), strict=True):
-            self._write(name, array)
-            if name == "logits" and BEST_TOKENS in self.addresses:
-                self._write(BEST_TOKENS, array.argmax(axis=-1))
-                self._write(BEST_SCORES, array.max(axis=-1))
+        shapes, addresses = dict(self.shapes), dict(self.addresses)
+        self.device.queue.append(lambda: self._run(shapes, addresses))
         return True
 
-    def _read(self, name: str, dtype: str) -> np.ndarray:
-        array = np.empty(self.shapes[name], STORED[dtype])
-        if array.nbytes:
-            self.device._inside(self.addresses[name], array.nbytes)
-            ctypes.memmove(array.ctypes.data, self.addresses[name], array.nbytes)
-        return array
-
-    def _write(self, name: str, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array)
-        self.device._inside(self.addresses[name], data.nbytes)
-        ctypes.memmove(self.addresses[name], data.ctypes.data, data.nbytes)
+    def _run(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
+        feeds = {port.name: np.empty(shapes[port.name], STORED[port.dtype]) for port in self.ports.inputs}
+        for name, array in feeds.items():
+            if array.nbytes:
+                self.device.read(array, addresses[name])
+        names = [output.name for output in self.session.get_outputs()]
+        for name, array in zip(names, self.session.run(None, feeds), strict=True):
+            self.device.write(addresses[name], array)
+            if name == "logits" and BEST_TOKENS in addresses:
+                self.device.write(addresses[BEST_TOKENS], array.argmax(axis=-1))
+                self.device.write(addresses[BEST_SCORES], array.max(axis=-1))
 
 
 class FakeCache:

@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from t5edge.exporter.graph.weight_expressions import evaluate
 from t5edge.kernels.block import OPSET, Block, BlockKind
-from t5edge.kernels.weights import PlannedTensor, planned_value, stack_of
+from t5edge.kernels.weights import PlannedTensor, Stack, planned_value, stack_of
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -59,16 +58,20 @@ class Sketch:
         return Block(self.kind, ir.Model(graph, ir_version=10))
 
 
+def stacked(expression: object, weights: Arrays) -> np.ndarray:
+    """The numbers of a ``Stack``, from tensors in the checkpoint's layout."""
+    assert isinstance(expression, Stack)
+    rows = np.concatenate([weights[source.name] * np.float32(source.scale) for source in expression.sources])
+    return np.ascontiguousarray(rows.T if expression.transposed else rows)
+
+
 def run(block: Block, feeds: Arrays, weights: Arrays) -> list[np.ndarray]:
     """Run a block whose planned weights take their numbers from ``weights`` (checkpoint layout)."""
-    import torch
-
     model = block.model.clone()
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, PlannedTensor):
-            built = evaluate(tensor.expression, lambda name: torch.from_numpy(weights[name]))
-            value.const_value = ir.tensor(built.contiguous().numpy(), name=value.name)
+            value.const_value = ir.tensor(stacked(tensor.expression, weights), name=value.name)
     for index, output in enumerate(model.graph.outputs):
         output.name = f"output_{index}"
         output.type = output.type or ir.TensorType(ir.DataType.FLOAT)

@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests of calibration, and bundles of them under any plan. Blocks are traced once."""
+"""Small checkpoints for the tests of calibration, and bundles of them under any plan."""
 
 from __future__ import annotations
 
@@ -38,30 +38,37 @@ OUTLIERS = (3, 40, 77)
 
 @dataclass
 class Model:
-    """A checkpoint with its traced blocks, its float32 reference and texts."""
+    """A checkpoint with its float32 reference and texts."""
 
     checkpoint: Checkpoint
     folder: Path
-    traced: dict[BlockKind, Block] = field(default_factory=dict)
     answers: list[Outputs] = field(default_factory=list)
+    made: dict[str, tuple[Path, Plan]] = field(default_factory=dict)
 
     @property
     def texts(self) -> CalibrationTexts:
         examples = read_examples(path) if (path := self.checkpoint.file("calibration.jsonl")) else bundled_examples()
         return calibration_texts(self.checkpoint, examples, ExportOptions("x").limits, "test")
 
+    def blocks(self) -> dict[BlockKind, Block]:
+        return pipeline.trace_blocks(self.checkpoint, Silent())
+
     def graphs(self, row: Precision) -> Graphs:
-        if not self.traced:
-            self.traced = pipeline.trace_blocks(self.checkpoint, Silent())
-        return pipeline.assemble_graphs(self.checkpoint, self.traced, row, Rescale(), ExportOptions("x"))
+        return pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x"))
 
     def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
-        """A bundle quantized as ``row``, without the export's parity run."""
+        """A bundle quantized as ``row``, without the export's parity run; to be read only.
+
+        The one that an earlier caller made with the same row and settings, under that caller's name.
+        """
         row = row or precision("int8")
-        graphs = self.graphs(row)
-        plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
-        apply_plan(plan, graphs)
-        return self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+        key = repr((row, settings or Settings()))
+        if key not in self.made:
+            graphs = self.graphs(row)
+            plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
+            apply_plan(plan, graphs)
+            self.made[key] = self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+        return self.made[key]
 
     def write(self, name: str, graphs: Graphs, row: Precision, facts: dict[str, Any]) -> Path:
         folder = self.folder / name
@@ -83,8 +90,8 @@ class Model:
         return compare_logits(logits[mask], self.answers[0].logits[mask])
 
 
-def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) -> Model:
-    """A tiny twin with random weights; with ``outliers``, the same function through channels that are far apart."""
+def tiny_model(folder: Path, name: str = "v1.1-tiny", outliers: bool = False) -> Model:
+    """A tiny model with random weights; with ``outliers``, the same function through channels that are far apart."""
     saved = save_tiny_model(find_tiny_model(name), folder / "checkpoint", seed=0)
     if outliers:
         state = load_file(saved / "model.safetensors")
@@ -92,15 +99,14 @@ def twin_model(folder: Path, name: str = "v1.1-twin", outliers: bool = False) ->
     return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
 
 
-def outlier_demo(folder: Path, demo: Model) -> Model:
+def outlier_demo(folder: Path) -> Model:
     """t5-demo, the same function in float32, with outlier channels in front of both stacks' matrices and of lm_head."""
     shutil.copytree(DEMO_FOLDER, folder / "checkpoint")
     weights = folder / "checkpoint" / "model.safetensors"
     state = {name: tensor.float() for name, tensor in load_file(weights).items()}
     save_file(add_outliers(state, ("encoder.block", "decoder", "lm_head")), weights, metadata={"format": "pt"})
     checkpoint = open_checkpoint(str(folder / "checkpoint"), random_weights=None, revision=None)
-    demo.graphs(precision("fp32"))
-    return Model(checkpoint, folder, demo.traced)
+    return Model(checkpoint, folder)
 
 
 def add_outliers(

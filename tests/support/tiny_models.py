@@ -1,6 +1,6 @@
 """Tiny models that stand for the family: every distinct structure of the table, with its odd ratios kept.
 
-Square toys hide bugs, so no twin has heads x d_kv = d_model, equal depths, or a vocabulary that is a power
+Square toys hide bugs, so no tiny model has heads x d_kv = d_model, equal depths, or a vocabulary that is a power
 of two.
 
     save_tiny_model(tiny_models()[0], folder, seed=0)                                   as transformers 5 writes it
@@ -52,7 +52,7 @@ class Structure(NamedTuple):
 
 
 def structure(architecture: Architecture) -> Structure:
-    """The key under which architectures share a twin."""
+    """The key under which architectures share a tiny model."""
     return Structure(*(getattr(architecture, field) for field in Structure._fields))
 
 
@@ -66,7 +66,7 @@ def group_by_structure(rows: Iterable[Variant]) -> dict[Structure, list[Variant]
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of one twin, and what its family fixes."""
+    """Sizes of one tiny model, and what its family fixes."""
 
     name: str
     family: str
@@ -88,16 +88,16 @@ RELU: Any = {"activation": "relu", "gated": False, "tied": True}
 # fmt: off
 SHAPES = (
     #                                     d_model heads d_kv d_ff el dl vocabulary
-    _Shape("t5-tiny-twin", "t5-v1.0",           72, 3,  64, 104, 3, 2, 131, **RELU),
-    _Shape("t5-11b-twin", "t5-v1.0",            40, 5, 128, 296, 2, 3, 99, **RELU),  # inner = 16 x d_model
-    _Shape("efficient-kv16-twin", "t5-efficient", 72, 3, 16, 88, 2, 4, 101, **RELU),  # inner < d_model
-    _Shape("efficient-kv32-twin", "t5-efficient", 56, 3, 32, 120, 5, 1, 107, **RELU),
-    _Shape("efficient-kv256-twin", "t5-efficient", 48, 1, 256, 80, 1, 2, 97, **RELU),
-    _Shape("v1.1-twin", "t5-v1.1",             104, 2,  64,  88, 3, 2, 149),
-    _Shape("ul2-twin", "ul2",                   96, 2, 256, 136, 2, 3, 113, activation="silu"),
-    _Shape("mt5-twin", "mt5",                  152, 2,  64, 112, 2, 3, 509, model_type="mt5"),
-    _Shape("umt5-twin", "umt5",                 88, 3,  64, 120, 3, 2, 523, model_type="umt5"),
-    _Shape("byt5-twin", "byt5",                184, 2,  64, 216, 6, 2, 384),
+    _Shape("t5-tiny", "t5-v1.0",           72, 3,  64, 104, 3, 2, 131, **RELU),
+    _Shape("t5-11b-tiny", "t5-v1.0",            40, 5, 128, 296, 2, 3, 99, **RELU),  # inner = 16 x d_model
+    _Shape("efficient-kv16-tiny", "t5-efficient", 72, 3, 16, 88, 2, 4, 101, **RELU),  # inner < d_model
+    _Shape("efficient-kv32-tiny", "t5-efficient", 56, 3, 32, 120, 5, 1, 107, **RELU),
+    _Shape("efficient-kv256-tiny", "t5-efficient", 48, 1, 256, 80, 1, 2, 97, **RELU),
+    _Shape("v1.1-tiny", "t5-v1.1",             104, 2,  64,  88, 3, 2, 149),
+    _Shape("ul2-tiny", "ul2",                   96, 2, 256, 136, 2, 3, 113, activation="silu"),
+    _Shape("mt5-tiny", "mt5",                  152, 2,  64, 112, 2, 3, 509, model_type="mt5"),
+    _Shape("umt5-tiny", "umt5",                104, 2,  64,  88, 3, 2, 523, model_type="umt5"),  # blocks as v1.1's
+    _Shape("byt5-tiny", "byt5",                184, 2,  64, 216, 6, 2, 384),
 )
 # fmt: on
 
@@ -108,8 +108,8 @@ def tiny_models() -> tuple[TinyModel, ...]:
 
 
 def find_tiny_model(name: str) -> TinyModel:
-    """The twin called ``name``."""
-    return next(twin for twin in tiny_models() if twin.name == name)
+    """The tiny model called ``name``."""
+    return next(tiny for tiny in tiny_models() if tiny.name == name)
 
 
 def _config(shape: _Shape) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _config(shape: _Shape) -> dict[str, Any]:
 
 
 def save_tiny_model(
-    twin: TinyModel,
+    tiny: TinyModel,
     folder: Path | str,
     seed: int,
     layout: Layout = "transformers5",
@@ -140,7 +140,7 @@ def save_tiny_model(
     sharded: bool = False,
     bin: bool = False,
 ) -> Path:
-    """Write ``twin`` with random weights as a checkpoint folder, and return the folder.
+    """Write ``tiny`` with random weights as a checkpoint folder, and return the folder.
 
     ``transformers5`` claims tied embeddings whatever the truth; ``transformers4`` stores the embedding three
     times, a tied output layer as well, and the dead bias of cross-attention. ``bin`` writes ``torch.save``
@@ -148,28 +148,28 @@ def save_tiny_model(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config_of_layout(twin, layout)
+    config = _config_of_layout(tiny, layout)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = _state(twin, seed, layout)
+    state = _state(tiny, seed, layout)
     shards = [dict(list(state.items())[part::SHARDS]) for part in range(SHARDS)] if sharded else [state]
     _save_shards(folder, shards, "bin" if bin else "safetensors")
     return folder
 
 
-def _config_of_layout(twin: TinyModel, layout: Layout) -> dict[str, Any]:
+def _config_of_layout(tiny: TinyModel, layout: Layout) -> dict[str, Any]:
     """As that version writes it for this model; UMT5's published configs lack ``model_type``."""
     if layout == "transformers5":
-        return {**twin.config, "tie_word_embeddings": True, "transformers_version": "5.0.0"}
-    dropped = {"scale_decoder_outputs"} | ({"model_type"} if twin.config["model_type"] == "umt5" else set())
-    kept = {key: value for key, value in twin.config.items() if key not in dropped}
+        return {**tiny.config, "tie_word_embeddings": True, "transformers_version": "5.0.0"}
+    dropped = {"scale_decoder_outputs"} | ({"model_type"} if tiny.config["model_type"] == "umt5" else set())
+    kept = {key: value for key, value in tiny.config.items() if key not in dropped}
     return {**kept, "transformers_version": "4.40.0"}
 
 
-def _state(twin: TinyModel, seed: int, layout: Layout) -> dict[str, torch.Tensor]:
+def _state(tiny: TinyModel, seed: int, layout: Layout) -> dict[str, torch.Tensor]:
     """Float32 weights under the names of that layout."""
     import torch
 
-    architecture = twin.architecture
+    architecture = tiny.architecture
     store = RandomStore(architecture, seed)
     state = {name: store.read(name) for name in store.tensors}
     if layout == "transformers4":

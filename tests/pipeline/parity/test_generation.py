@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from support.bundles import Workshop
+from support.exports import GATED, RELU, Exports, rungs
+from t5edge.parity.generation import (
+    NoisyStep,
+    Pair,
+    _cut,
+    _judge_beams,
+    _judge_greedy,
+    _margin,
+    _pairs,
+    _preference,
+    _row_logits,
+    generation,
+    task,
+)
+from t5edge.parity.ladder import open_subject
+from t5edge.parity.subject import Subject
+from t5edge.progress import Silent
+from t5edge.runtime.generation.options import read_options
+from t5edge.runtime.generation.search import generate
+
+SETTINGS = {"max_new_tokens": 12, "do_sample": False, "num_return_sequences": 1}
+
+
+@pytest.fixture(scope="module")
+def subject(exports: Exports) -> Subject:
+    return exports.subject(GATED, "fp32", "7")
+
+
+def theirs(subject: Subject, beams: int = 1) -> list[Pair]:
+    prompts = subject.workload.prompts
+    tokens = subject.reference.model.generate(prompts.input_ids, prompts.attention_mask, num_beams=beams, **SETTINGS)
+    return _pairs(subject, tokens, tokens)
+
+
+def test_the_first_difference_may_be_the_end() -> None:
+    assert Pair(0, [0, 5, 1], [0, 5, 1]).first_difference is None
+    assert Pair(0, [0, 5, 6], [0, 5, 7]).first_difference == 2
+    assert Pair(0, [0, 5], [0, 5, 7]).first_difference == 2
+
+
+def test_rows_end_behind_the_end_token_even_where_they_start_with_it() -> None:
+    assert _cut([1, 5, 1, 0, 0], {1}) == [1, 5, 1]
+    assert _cut([0, 5, 6], {1}) == [0, 5, 6]
+
+
+@pytest.mark.parametrize("tiny", [GATED, RELU])
+def test_a_good_bundle_generates_the_same_tokens(exports: Exports, tiny: str) -> None:
+    results = list(generation(exports.subject(tiny, "fp32", "7"), "7 generation"))
+    assert [result.measure for result in results] == ["greedy tokens equal", "beam-4 hypotheses equal"]
+    assert {result.verdict for result in results} == {"pass"}
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_noisy_reference_without_noise_is_transformers(subject: Subject, beams: int) -> None:
+    prompts = subject.workload.prompts
+    options = read_options(subject.manifest["generation"], num_beams=beams, **SETTINGS)
+    tokens = generate(NoisyStep(subject.reference.model, 0.0, 0), prompts.input_ids, prompts.attention_mask, options)
+    assert [pair.ours for pair in _pairs(subject, tokens, tokens)] == [pair.ours for pair in theirs(subject, beams)]
+
+
+def test_another_token_is_a_fault_unless_the_margin_explains_it(subject: Subject) -> None:
+    pair = theirs(subject)[0]
+    place = 4
+    order = np.argsort(_row_logits(subject, 0, pair.theirs[:place])[-1])[::-1]
+    assert order[0] == pair.theirs[place]
+    second = Pair(0, [*pair.theirs[:place], int(order[1]), 5, 6], pair.theirs)
+    gap = _preference(subject, second, place)
+    assert gap > 0
+    found = _judge_greedy(subject, "7 generation", [second], {})
+    assert found.verdict == "fail"
+    assert found.details["wrong_margins"] == [pytest.approx(gap)]
+
+    row = subject.row
+    lenient = replace(row, max_relative_error=1.01 * gap * (row.max_relative_error or 0) / _margin(subject))
+    found = _judge_greedy(replace(subject, row=lenient), "7 generation", [second], {})
+    assert (found.verdict, found.details["ties"]) == ("pass", 1)
+
+
+def test_a_worse_hypothesis_is_a_fault_and_an_equally_good_one_a_tie(subject: Subject) -> None:
+    settings = {"num_beams": 4, **SETTINGS}
+    pairs = theirs(subject, 4)
+    worse = Pair(0, [*pairs[0].theirs[:3], *[7] * 9], pairs[0].theirs)
+    found = _judge_beams(subject, "7 generation", [worse, *pairs[1:]], settings)
+    assert found.verdict == "fail"
+    assert found.value == pytest.approx(1 - 1 / len(pairs))
+    lenient = replace(subject, row=replace(subject.row, max_relative_error=1.0))
+    found = _judge_beams(lenient, "7 generation", [worse, *pairs[1:]], settings)
+    assert (found.verdict, found.details["ties"]) == ("pass", 1)
+
+
+def test_a_setting_that_the_runtime_lacks_is_not_run(subject: Subject) -> None:
+    manifest = {**subject.manifest, "generation": {**subject.manifest["generation"], "bad_words_ids": [[5]]}}
+    model = type(subject.model)(subject.folder, manifest, subject.model.step_model)
+    (result,) = generation(replace(subject, manifest=manifest, model=model), "7 generation")
+    assert result.verdict.startswith("not run: generate: the generation config sets bad_words_ids")
+
+
+def test_a_checkpoint_without_a_task_is_not_run(subject: Subject) -> None:
+    (result,) = task(subject, "8 task")
+    assert result.verdict == "not run: the checkpoint has no task (heldout.jsonl)"
+
+
+def test_the_demo_loses_nothing_of_its_task(demo: Workshop) -> None:
+    chosen = rungs("8")
+    found = open_subject(demo.bundle("fp16", "concat"), demo.checkpoint, "onnxruntime", Silent(), demo.blocks(), chosen)
+    (result,) = task(found, "8 task")
+    assert result.verdict == "pass"
+    assert result.details["examples"] == 200
+    assert result.details["pytorch"] > 90.0

@@ -1,0 +1,148 @@
+"""Each rung passes on a good bundle and fails on the error it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from support.exports import GATED, RELU, Exports, Spoil
+from t5edge.bundle.manifest import read_manifest, write_manifest
+from t5edge.bundle.parity_report import ParityReport
+
+
+def failed(report: ParityReport) -> set[str]:
+    return {name for name, verdict in report.verdicts().items() if verdict == "fail"}
+
+
+def swap_halves(array: np.ndarray) -> None:
+    array[...] = np.roll(array.copy(), array.shape[1] // 2, axis=1)
+
+
+def mistaken_transpose(array: np.ndarray) -> None:
+    array[...] = array.T.copy().reshape(array.shape)
+
+
+def scale(factor: float) -> Spoil:
+    def spoil(array: np.ndarray) -> None:
+        array *= factor
+
+    return spoil
+
+
+def put_nan(array: np.ndarray) -> None:
+    array.reshape(-1)[3] = np.nan
+
+
+def farthest(array: np.ndarray) -> None:
+    """The bias of distance -128, which no shorter input has."""
+    array[:, 0] += 0.5
+
+
+def far_off(array: np.ndarray) -> None:
+    """The same by much."""
+    array[:, 0] += 4.0
+
+
+ENCODER_BIAS = "distance(encoder.block.0"
+DECODER_BIAS = "distance(decoder.block.0"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "spoil", "caught", "spared"),
+    [
+        ("encoder.block.1.layer.1.DenseReluDense.wi_0", swap_halves, {"2 encoder", "3 logits"}, {"4 cache"}),
+        ("lm_head", mistaken_transpose, {"3 logits", "7 generation"}, {"2 encoder", "4 cache", "5 padding"}),
+        ("lm_head", scale(1.001), {"3 logits"}, {"2 encoder", "4 cache", "7 generation"}),
+        ("decoder.final_layer_norm", put_nan, {"3 logits", "4 cache", "7 generation"}, {"2 encoder"}),
+        (ENCODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
+        (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
+    ],
+)
+def test_a_wrong_weight_is_caught_by_its_checks(
+    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str]
+) -> None:
+    folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", tensor, spoil)
+    report = exports.verify(folder, GATED, "2", "3 logits", "4", "5", "6", "7")
+    assert not report.passed
+    assert caught <= failed(report)
+    assert not spared & failed(report)
+
+
+def test_a_wrong_logit_scale_hides_from_top1_and_tokens_but_not_from_the_rest(exports: Exports, tmp_path: Path) -> None:
+    folder = exports.spoilt(GATED, "fp16", tmp_path / "bundle", "lm_head", scale(1.25))
+    report = exports.verify(folder, GATED, "3 logits", "7")
+    verdicts = {result.measure.partition(",")[0]: result.verdict for result in report.results}
+    assert verdicts["top-1 agreement"] == verdicts["greedy tokens equal"] == "pass"
+    assert verdicts["mean KL (nats)"] == verdicts["relative error"] == verdicts["log-probability error"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "spoil", "caught"),
+    [
+        ("decoder.final_layer_norm", scale(1.25), "3 logits"),
+        (ENCODER_BIAS, far_off, "6 lengths"),
+        (DECODER_BIAS, far_off, "6 lengths"),
+    ],
+)
+def test_a_quantized_bundle_is_not_let_off(
+    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: str
+) -> None:
+    folder = exports.spoilt(GATED, "int8-weight", tmp_path / "bundle", tensor, spoil)
+    assert caught in failed(exports.verify(folder, GATED, "3 logits", "6"))
+
+
+def edit_graph(exports: Exports, out: Path, name: str, edit: Callable[[onnx.GraphProto], None]) -> Path:
+    """A copy of the gated bundle with one graph changed."""
+    import shutil
+
+    folder = Path(shutil.copytree(exports.bundle(GATED), out))
+    path = folder / f"{name}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    edit(model.graph)
+    path.write_bytes(model.SerializeToString())
+    write_manifest(folder, read_manifest(folder))
+    return folder
+
+
+def show_padding(graph: onnx.GraphProto) -> None:
+    """The mask of a hidden key becomes 0."""
+    (masked,) = (value for value in graph.initializer if "-3.4" in value.name and "distance" not in value.name)
+    masked.CopyFrom(onnx.numpy_helper.from_array(np.zeros((), np.float32), masked.name))
+
+
+def new_before_old(graph: onnx.GraphProto) -> None:
+    """One layer's keys and values are appended in front of the past."""
+    for node in graph.node:
+        if node.op_type == "Concat" and node.input[0].startswith("past_key_values.1.decoder"):
+            node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def test_padding_that_shows_through_is_caught(exports: Exports, tmp_path: Path) -> None:
+    folder = edit_graph(exports, tmp_path / "bundle", "encoder", show_padding)
+    report = exports.verify(folder, GATED, "5", "6")
+    assert failed(report) == {"5 padding"}
+
+
+def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) -> None:
+    folder = edit_graph(exports, tmp_path / "bundle", "decoder", new_before_old)
+    report = exports.verify(folder, GATED, "2", "3 logits", "4", "5")
+    assert failed(report) == {"3 logits", "4 cache"}
+
+
+ROWS = ("fp32", "fp16", "bf16", "int8-weight")
+GOOD = [
+    *((GATED, row) for row in ROWS),
+    *(pytest.param(RELU, row, marks=[pytest.mark.slow] if row in ("bf16", "int8-weight") else []) for row in ROWS),
+]
+
+
+@pytest.mark.parametrize(("tiny", "precision"), GOOD)
+def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny: str, precision: str) -> None:
+    report = exports.verify(exports.bundle(tiny, precision), tiny)
+    assert report.passed, [result.describe() for result in report.failures]
+    idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
+    assert idle == {"8 task"} if precision == "fp16" else {"3 range", "8 task"}

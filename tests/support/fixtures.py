@@ -1,0 +1,76 @@
+"""Checkpoints and bundles of the whole run: each traced and exported once, by whichever worker asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from support.bundles import Workshop, demo_workshop
+from support.deep_models import Exported, deep_model
+from support.exports import Exports
+from support.optimum_layout import write_layout
+from support.shared import once, shared_folder
+from support.tiny_models import save_tiny_model
+from support.traces import shared_traces
+from t5edge.pipeline import export
+
+
+class OneThread(onnxruntime.InferenceSession):
+    """A session with one thread unless told otherwise: for tiny models more only wait for each other."""
+
+    def __init__(self, model: Any, sess_options: Any = None, *arguments: Any, **settings: Any) -> None:
+        options = sess_options or onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.intra_op_num_threads or 1
+        super().__init__(model, options, *arguments, **settings)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", OneThread)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever exports in this process traces what no worker has traced before."""
+    with shared_traces(shared_folder(tmp_path_factory, "traces")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """t5-demo's bundles in any precision."""
+    return demo_workshop(shared_folder(tmp_path_factory, "demo"))
+
+
+@pytest.fixture(scope="session")
+def optimum_demo(demo: Workshop) -> Callable[[str], Path]:
+    """t5-demo in a precision and optimum's layout. Tests that change it copy it."""
+    return lambda name: once(demo.folder / f"{name}-optimum", lambda out: write_layout(demo, name, out))
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Two tiny models that between them have every kind of block, in any precision."""
+    return Exports(shared_folder(tmp_path_factory, "tiny"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """A tiny model of 24 layers, each with a position bias and a gated feed-forward: any kind of error can be made."""
+    shared = shared_folder(tmp_path_factory, "deep")
+
+    def make(name: str = "umt5-tiny", precision: str = "fp32") -> Exported:
+        checkpoint = once(shared / name, lambda path: save_tiny_model(deep_model(name), path, seed=3))
+        bundle = once(
+            shared / f"{name}-{precision}",
+            lambda out: export(str(checkpoint), precision, out=out, target=("onnxruntime",), no_verify=True),
+        )
+        return Exported(checkpoint, bundle)
+
+    return make
