@@ -21,6 +21,7 @@ import pytest
 
 from support.host_device import HostDevice
 from t5edge.errors import UserError
+from t5edge.runtime.gpu import find_gpus
 from t5edge.runtime.tensorrt.device import Buffer, CudaDevice
 
 STREAM = 5
@@ -226,7 +227,11 @@ def test_a_failing_step_ends_the_recording() -> None:
 def real_cuda() -> Any:
     """The real module, where no GPU would get made-up addresses."""
     cuda = pytest.importorskip("cuda.bindings.runtime")
-    if cuda.cudaGetDeviceCount()[0] == cuda.cudaError_t.cudaSuccess:
+    try:
+        status, _ = cuda.cudaGetDeviceCount()
+    except RuntimeError:
+        pytest.skip("this version looks for the driver before it converts its arguments")
+    if status == cuda.cudaError_t.cudaSuccess:
         pytest.skip("this machine has a GPU")
     return cuda
 
@@ -255,8 +260,11 @@ def test_the_real_functions_of_graphs_take_these_arguments(real_cuda: Any) -> No
     assert len(real_cuda.cudaGraphDestroy(graph)) == len(real_cuda.cudaGraphExecDestroy(ready)) == 1
 
 
-def test_without_a_driver_the_message_says_what_to_do(real_cuda: Any) -> None:
-    with pytest.raises(UserError, match=r"the GPU cannot be used: cudaStreamCreate failed: .*driver"):
+def test_without_a_driver_the_message_says_what_to_do() -> None:
+    pytest.importorskip("cuda.bindings.runtime")
+    if find_gpus().gpus:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match=r"the GPU cannot be used: .*(driver|libcuda).*update it"):
         CudaDevice()
 
 
