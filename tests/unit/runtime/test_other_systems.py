@@ -43,28 +43,19 @@ MODULES = {"win32": ("fcntl", "grp", "pwd", "resource"), "darwin": ()}
 
 
 class FileLocks(types.ModuleType):
-    """``msvcrt``: a region of a file that is locked already is refused."""
+    """``msvcrt`` by this system's own locks: a region of a file that is locked already is refused."""
 
     LK_NBLCK = 2
 
-    def __init__(self) -> None:
+    def __init__(self, own: Any) -> None:
         super().__init__("msvcrt")
-        self.taken: dict[int, tuple[int, int]] = {}
+        self.own = own
 
     def locking(self, descriptor: int, mode: int, size: int) -> None:
-        file = os.fstat(descriptor)
-        named = (file.st_dev, file.st_ino)
-        if any(_is_open_as(other, name) and name == named for other, name in self.taken.items()):
-            raise PermissionError(13, "Permission denied")
-        self.taken[descriptor] = named
-
-
-def _is_open_as(descriptor: int, name: tuple[int, int]) -> bool:
-    try:
-        file = os.fstat(descriptor)
-    except OSError:
-        return False
-    return (file.st_dev, file.st_ino) == name
+        try:
+            self.own.flock(descriptor, self.own.LOCK_EX | self.own.LOCK_NB)
+        except BlockingIOError as error:
+            raise PermissionError(13, "Permission denied") from error
 
 
 class Library(ctypes.CDLL):
@@ -86,6 +77,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         raise OSError("a required privilege is not held by the client")
 
     name: str = request.param
+    fcntl = pytest.importorskip("fcntl", reason="this is Windows itself")
     for owner, absent in ABSENT[name].items():
         for attribute in absent:
             monkeypatch.delattr(owner, attribute)
@@ -93,7 +85,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setitem(sys.modules, module, None)
     if name == "win32":
         monkeypatch.setattr(os, "symlink", refuse)
-        monkeypatch.setitem(sys.modules, "msvcrt", FileLocks())
+        monkeypatch.setitem(sys.modules, "msvcrt", FileLocks(fcntl))
     monkeypatch.setattr(ctypes, "CDLL", Library)
     monkeypatch.setattr(sys, "platform", name)
     return name
@@ -103,7 +95,7 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_a_bundle_answers(system: str, bundle: Path) -> None:
     recorded = np.load(bundle.with_suffix(".npz"))
     model = load(bundle)
-    generated = model.generate(recorded["ids"], recorded["mask"], max_new_tokens=12)
+    generated = model.generate(recorded["ids"], recorded["mask"], max_new_tokens=12, num_beams=3)
     assert generated.tolist() == recorded["generated"].tolist()
 
 
@@ -123,7 +115,7 @@ def test_a_bundle_is_written_and_replaced(system: str, tmp_path: Path) -> None:
 def test_memory_and_cores_are_known(system: str) -> None:
     assert available_cores() >= 1
     peak = peak_mib()
-    assert peak is None if system == "win32" else peak and peak > 1
+    assert peak is None if system == "win32" else peak and peak > 0
 
 
 def test_on_windows_the_peak_is_that_of_the_working_set(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
