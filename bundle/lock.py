@@ -24,8 +24,8 @@ def locked(path: Path) -> Iterator[bool]:
     file = path.open("ab")
     try:
         held = _lock(file.fileno())
-        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise FileNotFoundError
+        if sys.platform != "win32" and not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise FileNotFoundError  # its last holder has removed it since it was opened
     except (BlockingIOError, PermissionError, FileNotFoundError) as error:
         file.close()
         raise BlockingIOError(f"'{path}' is locked") from error
