@@ -18,6 +18,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from t5edge.bundle.lock import locked
@@ -27,7 +28,8 @@ from t5edge.errors import GateError, UserError
 FAILED_SUFFIX = ".failed"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing, which name no file."""
-OF_FILE_MANAGERS = (".DS_Store", "desktop.ini", "Thumbs.db")
+LEFTOVERS = ("*.partial", "engines/*/*/*.engine", "engines/*/*/*.engine.json", "*.DS_Store", "*desktop.ini", "*Thumbs.db")
+"""What a killed ``t5edge build`` or a file manager leaves in a bundle without the manifest listing it."""
 
 
 def check_target_folder(out: Path, force: bool) -> None:
@@ -67,11 +69,10 @@ def _problem(out: Path, force: bool) -> str | None:
 
 
 def _files_besides(folder: Path) -> list[str]:
-    """Names of the files in a bundle's folder that its manifest does not list."""
-    listed = {MANIFEST, *read_manifest(folder)["files"]}
+    """Names of a user's own files in a bundle's folder: those that its manifest does not list."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    names = {path.relative_to(folder).as_posix() for path in files if path.name not in OF_FILE_MANAGERS}
-    return sorted(names - listed)
+    names = {path.relative_to(folder).as_posix() for path in files} - {MANIFEST, *read_manifest(folder)["files"]}
+    return sorted(name for name in names if not any(fnmatchcase(name, pattern) for pattern in LEFTOVERS))
 
 
 @contextmanager

@@ -141,7 +141,10 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 def test_a_users_own_file_in_a_bundle_is_never_deleted(tmp_path: Path) -> None:
     out = make_bundle(tmp_path / "out")
-    (out / ".DS_Store").write_text("a file manager's")
+    engines = out / "engines" / "tensorrt" / "8.6"
+    engines.mkdir(parents=True)
+    for left in (out / ".DS_Store", engines / "encoder.engine", engines / "decoder.engine.partial"):
+        left.write_text("nobody's")
     with pytest.raises(UserError, match=r"kept as .*finished.* besides the bundle's: notes/mine\.txt; move them"):
         write(out, force=True, meanwhile=lambda folder: put_note(out))
     with pytest.raises(UserError, match=r"besides the bundle's: notes/mine\.txt; move them"):
