@@ -28,7 +28,14 @@ from t5edge.errors import GateError, UserError
 FAILED_SUFFIX = ".failed"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of writing, which name no file."""
-LEFTOVERS = ("*.partial", "engines/*/*/*.engine", "engines/*/*/*.engine.json", "*.DS_Store", "*desktop.ini", "*Thumbs.db")
+LEFTOVERS = (
+    "*.partial",
+    "engines/*/*/*.engine",
+    "engines/*/*/*.engine.json",
+    "*.DS_Store",
+    "*desktop.ini",
+    "*Thumbs.db",
+)
 """What a killed ``t5edge build`` or a file manager leaves in a bundle without the manifest listing it."""
 
 

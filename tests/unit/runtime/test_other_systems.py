@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -70,7 +71,7 @@ class Library(ctypes.CDLL):
 
 
 @pytest.fixture(params=ABSENT)
-def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The system's name as ``sys.platform`` has it, in a process that lacks what that system lacks."""
 
     def refuse(*arguments: object, **more: object) -> NoReturn:
@@ -88,7 +89,11 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setitem(sys.modules, "msvcrt", FileLocks(fcntl))
     monkeypatch.setattr(ctypes, "CDLL", Library)
     monkeypatch.setattr(sys, "platform", name)
-    return name
+    loaded = set(sys.modules)
+    yield name
+    for module in sys.modules.keys() - loaded:
+        if module.startswith("tensorrt"):  # did not find its libraries, and is to look again in later tests
+            del sys.modules[module]
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
