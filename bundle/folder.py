@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ def _problem(out: Path, force: bool) -> str | None:
         return f"'{out}' exists; pass --force to replace this bundle, or choose another --out."
     kept = _files_besides(out)
     if kept:
-        return f"'{out}' holds files besides the bundle's: {', '.join(kept)}; move them, or choose another --out."
+        names = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+        return f"'{out}' holds files besides the bundle's: {names}; move them, or choose another --out."
     return None
 
 
@@ -131,11 +133,11 @@ def _beside(out: Path, what: str) -> Path:
 
 def _recover(out: Path) -> None:
     """Clear what a killed export left beside ``out``; a bundle that it had moved away and not replaced comes back."""
-    names = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}.")]
-    for path in names:
-        if path.name.startswith(f".{out.name}.old-") and not out.exists():
+    ours = re.compile(rf"\.{re.escape(out.name)}\.(old|partial)-[\w-]+")
+    for path, match in [(path, ours.fullmatch(path.name)) for path in out.parent.iterdir()]:
+        if match and match[1] == "old" and not out.exists():
             path.rename(out)
-        elif path.name.startswith((f".{out.name}.old-", f".{out.name}.partial-")):
+        elif match:
             shutil.rmtree(path, ignore_errors=True)
 
 

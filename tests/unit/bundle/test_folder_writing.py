@@ -282,8 +282,9 @@ def test_what_cannot_be_a_new_folder_is_refused(
 def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
     (tmp_path / ".a.partial-0123").mkdir()
     (tmp_path / ".[a].partial-0123").mkdir()
+    (tmp_path / ".[a].old-1.partial-0123").mkdir()  # of a bundle "[a].old-1"
     write(tmp_path / "[a]")
-    assert names(tmp_path) == [".a.partial-0123", "[a]"]
+    assert names(tmp_path) == [".[a].old-1.partial-0123", ".a.partial-0123", "[a]"]
 
 
 def test_the_folder_gets_the_mode_that_the_user_gives_folders(tmp_path: Path) -> None:
