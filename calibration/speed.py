@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import psutil
 
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, OnnxRuntimeModel, session_options
@@ -63,7 +64,7 @@ def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def _memory() -> int:
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(psutil.virtual_memory().total)
 
 
 def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:

@@ -18,11 +18,12 @@ from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import BuiltEngine, EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.check import require_right, run_state
 from t5edge.engines.guards import check_dtypes, check_sources, choose_capabilities, dtypes_of
+from t5edge.engines.polygraphy_backend import load_builder
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.gpu import GpuReport, find_gpus
-from t5edge.runtime.tensorrt.flavor import TensorRT, flavor_of, load_tensorrt
+from t5edge.runtime.tensorrt.flavor import TensorRT, flavor_of
 from t5edge.runtime.tensorrt.records import (
     engine_path,
     graphs_of,
@@ -62,7 +63,7 @@ def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: s
     flavor = flavor_of(target)
     capabilities = choose_capabilities(flavor, compute_capabilities, find_gpus())
     check_dtypes(flavor, capabilities, set(dtypes))
-    load_tensorrt(target)
+    load_builder(target)
     return capabilities
 
 
@@ -93,7 +94,7 @@ def build_engines(
     with progress.stage("check the bundle", len(files) + 1, "files") as stage:
         sources = check_sources(folder, manifest, [*files, "weights.safetensors"], stage.advance)
     check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
-    tool = load_tensorrt(target)
+    tool = load_builder(target)
     job = Job(folder, manifest, sources, no_fuse, separate_weights, force)
     return {capability: _build_for(job, tool, capability, found, progress) for capability in capabilities}
 

@@ -20,10 +20,11 @@ from t5edge.engines.embedding import lift_dequantize
 from t5edge.engines.heads import SMALLEST_BATCH
 from t5edge.engines.monitor import make_monitor
 from t5edge.engines.plan import AttentionProof, prove_attention, read_kernels
+from t5edge.engines.polygraphy_backend import point_polygraphy
 from t5edge.engines.weights import weights_to_inputs
 from t5edge.errors import GateError
 from t5edge.progress import Progress
-from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, point_polygraphy
+from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused
 from t5edge.runtime.tensorrt.log import builder_error, make_log, parser_error
 from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
 

@@ -84,6 +84,9 @@ def _engines(flavor: Flavor, found: GpuReport) -> Row:
         missing = f"{flavor.module} is not installed; pip install {flavor.install}"
         return _row(flavor.target, None, False, False, missing)
     reason = _why_not_run(flavor, found)
+    if _version("polygraphy") is None:
+        missing = "polygraphy is not installed, which builds its engines; pip install polygraphy"
+        return _row(flavor.target, tool.version, False, not reason, f"{reason}; {missing}" if reason else missing)
     builds = bool(flavor.compute_capabilities or found.gpus)
     if reason and flavor.compute_capabilities:
         reason += f"; builds for {', '.join(flavor.compute_capabilities)}"
@@ -94,6 +97,8 @@ def _why_not_run(flavor: Flavor, found: GpuReport) -> str:
     """Empty when this machine's GPUs run the flavor's engines."""
     if not found.gpus:
         return found.reason
+    if _version("cuda-bindings") is None:
+        return "cuda-bindings is not installed; pip install cuda-bindings"
     try:
         choose_capabilities(flavor, (), found)
     except UserError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
+
+import psutil
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
@@ -49,17 +50,8 @@ def known_architecture(variant: str) -> Architecture:
 
 def free_bytes() -> int:
     """Memory that new processes can have now: what the system calls available, within the container's limit."""
-    found = [_available(), _container_left()]
-    return min(value for value in found if value is not None)
-
-
-def _available() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        entries = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines)}
-        return entries["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    available, left = int(psutil.virtual_memory().available), _container_left()
+    return available if left is None else min(available, left)
 
 
 def _container_left() -> int | None:

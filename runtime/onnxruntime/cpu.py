@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from packaging.version import Version
 
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
@@ -158,8 +159,8 @@ def _give_back_memory() -> None:
     """Return to the system what packing the weights has freed and glibc keeps: t5-base, int8-weight: 82 of 456 MiB."""
     import ctypes
 
-    with suppress(OSError, AttributeError):  # other C libraries have no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError, AttributeError):  # other systems and C libraries have no such file or no malloc_trim
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def open(
@@ -215,8 +216,7 @@ def _session(path: Path, entries: Entries, threads: int | None, providers: Seque
 
 def is_recent(version: str) -> bool:
     """Whether an ONNX Runtime is at least ``SINCE``."""
-    major, minor, *_ = version.split(".")
-    return (int(major), int(minor)) >= SINCE
+    return Version(version).release >= SINCE
 
 
 def rows_share_cross(manifest: Mapping[str, Any]) -> bool:

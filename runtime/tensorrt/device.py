@@ -1,11 +1,10 @@
-"""Device memory and one stream: what running an engine needs of CUDA, as a protocol and on polygraphy's wrapper.
+"""Device memory and one stream: what running an engine needs of CUDA, as a protocol and on ``cuda-bindings``.
 
 Addresses are plain integers, sizes are bytes. Everything is queued on the one stream, in order.
 """
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,9 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from t5edge.errors import UserError
-
-RELAXED = 2
-"""cudaStreamCaptureModeRelaxed: other threads may allocate while the stream is captured."""
 
 
 class Device(Protocol):
@@ -28,7 +24,7 @@ class Device(Protocol):
     def free(self, address: int) -> None: ...
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        """Queue a copy of a contiguous array to the device."""
+        """Queue a copy of a contiguous array to the device; the array must not change until ``synchronize``."""
         ...
 
     def download(self, array: np.ndarray, address: int) -> None:
@@ -63,72 +59,103 @@ class Buffer:
 
 
 class CudaDevice:
-    """The current CUDA device through polygraphy's wrapper of the CUDA runtime."""
+    """The current CUDA device, through the CUDA runtime that ``cuda-bindings`` brings along.
 
-    def __init__(self) -> None:
-        """Raises ``UserError`` when the CUDA runtime library is missing or the device cannot be used."""
-        from polygraphy import cuda
-        from polygraphy.exception import PolygraphyException
-        from polygraphy.logger import G_LOGGER
+    Copies from and to numpy's memory, which is pageable: CUDA may still read or write it after the call. The arrays are
+    kept until ``synchronize``.
+    """
 
+    def __init__(self, cuda: Any = None) -> None:
+        """``cuda``: the module ``cuda.bindings.runtime``, or what stands in for it.
+
+        Raises:
+            UserError: it is not installed, or the device cannot be used.
+        """
+        self._cuda = cuda or _load_cuda()
+        self._in_flight: list[np.ndarray] = []
         try:
-            with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
-                self._cuda: Any = cuda.wrapper()
-                self.stream = int(cuda.wrapper().create_stream())
-        except (OSError, PolygraphyException) as error:
+            self.stream = int(_call(self._cuda, "cudaStreamCreate"))
+        except RuntimeError as error:
             raise UserError(
-                f"the CUDA runtime cannot be used ({' '.join(str(error).split())[:200]}); "
-                "pip install nvidia-cuda-runtime, or put libcudart on the library path."
+                f"the GPU cannot be used: {error}. The NVIDIA driver must be as new as cuda-bindings: "
+                "update it, or pip install an older cuda-bindings."
             ) from error
-        self._kinds: Any = cuda.MemcpyKind
-        when_unused(self, self._cuda.destroy_stream, self.stream)
+        when_unused(self, _call, self._cuda, "cudaStreamDestroy", self.stream)
 
     def allocate(self, size: int) -> int:
         """Raises ``UserError`` when the GPU's memory is full."""
-        from polygraphy.exception import PolygraphyException
-
-        try:
-            return int(self._cuda.malloc(size))
-        except PolygraphyException as error:
-            raise UserError(
-                f"the GPU has no {size / 1e6:.0f} MB left; build for a smaller --max-batch or --max-target-length."
-            ) from error
+        return int(_call(self._cuda, "cudaMalloc", size))
 
     def free(self, address: int) -> None:
-        self._cuda.free(address)
+        _call(self._cuda, "cudaFree", address)
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        self._cuda.memcpy(address, array.ctypes.data, array.nbytes, self._kinds.HostToDevice, self.stream)
+        self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+        self._in_flight.append(array)
 
     def download(self, array: np.ndarray, address: int) -> None:
-        self._cuda.memcpy(array.ctypes.data, address, array.nbytes, self._kinds.DeviceToHost, self.stream)
+        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+        self._in_flight.append(array)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        self._cuda.memcpy(target, source, size, self._kinds.DeviceToDevice, self.stream)
+        self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        direction = getattr(self._cuda.cudaMemcpyKind, kind)
+        _call(self._cuda, "cudaMemcpyAsync", target, source, size, direction, self.stream)
 
     def clear(self, address: int, size: int) -> None:
-        pointer, stream = ctypes.c_void_p(address), ctypes.c_void_p(self.stream)
-        self._cuda.check(self._cuda.handle.cudaMemsetAsync(pointer, 0, ctypes.c_size_t(size), stream))
+        _call(self._cuda, "cudaMemsetAsync", address, 0, size, self.stream)
 
     def synchronize(self) -> None:
-        self._cuda.stream_synchronize(self.stream)
+        _call(self._cuda, "cudaStreamSynchronize", self.stream)
+        self._in_flight.clear()
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None] | None:
-        """A CUDA graph of what ``enqueue`` queues."""
-        library, stream = self._cuda.handle, ctypes.c_void_p(self.stream)
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        if library.cudaStreamBeginCapture(stream, RELAXED) != 0:
+        """A CUDA graph of what ``enqueue`` queues. Relaxed: other threads may allocate meanwhile."""
+        cuda, stream, success = self._cuda, self.stream, self._cuda.cudaError_t.cudaSuccess
+        relaxed = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        (status,) = cuda.cudaStreamBeginCapture(stream, relaxed)
+        if status != success:
             return None
         try:
             enqueue()
         finally:
-            status = library.cudaStreamEndCapture(stream, ctypes.byref(graph))
-        if status != 0 or library.cudaGraphInstantiate(ctypes.byref(ready), graph, ctypes.c_ulonglong(0)) != 0:
+            status, graph = cuda.cudaStreamEndCapture(stream)
+        if status != success:
             return None
-        library.cudaGraphDestroy(graph)
+        status, ready = cuda.cudaGraphInstantiate(graph, 0)
+        _call(cuda, "cudaGraphDestroy", graph)
+        if status != success:
+            return None
 
         def launch() -> None:
-            self._cuda.check(library.cudaGraphLaunch(ready, stream))
+            _call(cuda, "cudaGraphLaunch", ready, stream)
 
-        when_unused(launch, library.cudaGraphExecDestroy, ready)
+        when_unused(launch, _call, cuda, "cudaGraphExecDestroy", ready)
         return launch
+
+
+def _load_cuda() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise UserError(f"the CUDA runtime does not load ({error}); pip install cuda-bindings") from error
+    return runtime
+
+
+def _call(cuda: Any, name: str, *arguments: Any) -> Any:
+    """One function of the CUDA runtime; returns its result.
+
+    Raises:
+        UserError: the GPU's memory is full.
+        RuntimeError: any other failure, in CUDA's words.
+    """
+    status, *results = getattr(cuda, name)(*arguments)
+    if status == cuda.cudaError_t.cudaErrorMemoryAllocation:
+        size = f"{arguments[0] / 1e6:.0f} MB" if name == "cudaMalloc" else "memory"
+        raise UserError(f"the GPU has no {size} left; build for a smaller --max-batch or --max-target-length.")
+    if status != cuda.cudaError_t.cudaSuccess:
+        _, text = cuda.cudaGetErrorString(status)
+        raise RuntimeError(f"{name} failed: {text.decode()}")
+    return results[0] if results else None

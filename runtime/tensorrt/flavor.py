@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from packaging.version import Version
 
 from t5edge.errors import UserError
 
@@ -42,11 +43,11 @@ class Flavor:
 FLAVORS = {
     row.target: row
     for row in (
-        Flavor("tensorrt", "tensorrt", "tensorrt polygraphy", (), (10, 14), (10, 15), jit=False),
+        Flavor("tensorrt", "tensorrt", "tensorrt cuda-bindings", (), (10, 14), (10, 15), jit=False),
         Flavor(
             "tensorrt-rtx",
             "tensorrt_rtx",
-            "tensorrt-rtx-cu13 polygraphy",
+            "tensorrt-rtx-cu13 cuda-bindings",
             ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
             (0, 0),
             (0, 0),
@@ -87,25 +88,18 @@ class TensorRT:
         return f"{self.flavor.target} {self.version}"
 
     def at_least(self, version: tuple[int, int]) -> bool:
-        return version_pair(self.version) >= version
-
-
-def version_pair(text: str) -> tuple[int, int]:
-    """Major and minor of ``10.14.1.48``."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+        return Version(self.version).release >= version
 
 
 def load_tensorrt(target: str) -> TensorRT:
     """Import the target's module.
 
     Raises:
-        UserError: it or polygraphy is not installed, or it is too old.
+        UserError: it is not installed, or it is too old.
     """
     flavor = flavor_of(target)
-    for name in (flavor.module, "polygraphy"):
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name} is not installed, target {target} needs it; pip install {flavor.install}")
+    if importlib.util.find_spec(flavor.module) is None:
+        raise UserError(f"{flavor.module} is not installed, target {target} needs it; pip install {flavor.install}")
     try:
         loaded = TensorRT(flavor, importlib.import_module(flavor.module))
     except (ImportError, OSError) as error:
@@ -135,20 +129,3 @@ def collector_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def point_polygraphy(flavor: Flavor) -> None:
-    """Polygraphy serves one of the two modules per process, chosen before its TensorRT backend is imported.
-
-    Raises:
-        UserError: it already serves the other module.
-    """
-    import polygraphy.config
-
-    rtx = flavor.module == "tensorrt_rtx"
-    if "polygraphy.backend.trt" in sys.modules and rtx != polygraphy.config.USE_TENSORRT_RTX:
-        raise UserError(
-            "one process serves either tensorrt or tensorrt-rtx, and this one has loaded the other; "
-            f"run 't5edge build BUNDLE --target {flavor.target}' by itself."
-        )
-    polygraphy.config.USE_TENSORRT_RTX = rtx

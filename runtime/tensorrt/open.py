@@ -11,7 +11,7 @@ from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import GpuReport, find_gpus
 from t5edge.runtime.tensorrt.device import CudaDevice, Device
-from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tensorrt, point_polygraphy
+from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tensorrt
 from t5edge.runtime.tensorrt.guards import check_engine
 from t5edge.runtime.tensorrt.log import make_log, shorten
 from t5edge.runtime.tensorrt.records import engine_path, graphs_of, read_record, runtime_cache
@@ -34,7 +34,6 @@ def open(folder: Path, manifest: dict[str, Any], target: str) -> EngineModel:
         )
     tool = load_tensorrt(target)
     records = find_records(folder, manifest, tool, found)
-    point_polygraphy(tool.flavor)
     device = CudaDevice()
     decoder = next(name for name in ("decoder_in_place", "decoder") if name in records)
     weights = DeviceWeights(device, folder / WEIGHTS_FILE)

@@ -11,6 +11,7 @@ Token ids are random, so any bundle will do and none needs its tokenizer. Every 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from t5edge.errors import UserError
 from t5edge.progress import Progress, Silent
@@ -202,11 +204,12 @@ def _step_bytes(model: BundleModel, batch: int, source: int, new_tokens: int) ->
 
 def peak_mib() -> float | None:
     """Largest resident set of this process so far; None where the system does not tell."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset / 2**20
     try:
         import resource
     except ImportError:
         return None
-    import sys
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

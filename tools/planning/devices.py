@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from t5edge.errors import UserError
 
@@ -114,9 +115,15 @@ def measure_this_cpu() -> Device:
 
     The processor's int8 rate is not measured: it is planned at the float32 rate.
     """
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available_cores()
     source = f"measured: {threads} threads, numpy's BLAS"
     return Device(THIS_CPU, _read_bandwidth(threads), {"float": _matmul_rate()}, source)
+
+
+def available_cores() -> int:
+    """Logical processors that this process may use; macOS does not say, so all of them there."""
+    process = psutil.Process()
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
 
 
 def measure_this_cpu_apart() -> Device:

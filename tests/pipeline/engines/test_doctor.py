@@ -73,6 +73,20 @@ def test_a_package_that_does_not_load_says_why(no_gpu: None, monkeypatch: pytest
     assert "does not load" in rows()["tensorrt"]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("package", "can_build", "can_run"), [("polygraphy", False, True), ("cuda-bindings", True, False)]
+)
+def test_what_only_building_or_running_needs_is_missed_there(
+    package: str, can_build: bool, can_run: bool, set_gpus: SetGpus, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_gpus("8.9")
+    installed = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda *names: None if package in names else installed(*names))
+    row = rows()["tensorrt-rtx"]
+    assert (row["can_build"], row["can_run"]) == (can_build, can_run)
+    assert f"pip install {package}" in row["reason"]
+
+
 def test_looking_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"

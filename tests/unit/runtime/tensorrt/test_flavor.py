@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from t5edge.engines.polygraphy_backend import load_builder, point_polygraphy
 from t5edge.errors import UserError
-from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, point_polygraphy, version_pair
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt
 
 
 def test_both_flavors_are_rows() -> None:
@@ -24,13 +25,26 @@ def test_another_target_has_no_engines() -> None:
 
 @pytest.mark.parametrize(("text", "pair"), [("10.14.1.48", (10, 14)), ("1.7.1.116", (1, 7)), ("11.2.0", (11, 2))])
 def test_versions_compare_as_numbers(text: str, pair: tuple[int, int]) -> None:
-    assert version_pair(text) == pair
+    class Module:
+        __version__ = text
+
+    loaded, (major, minor) = TensorRT(FLAVORS["tensorrt"], Module), pair
+    assert loaded.at_least(pair)
+    assert not loaded.at_least((major, minor + 1))
 
 
 def test_a_missing_package_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tensorrt is not installed.*pip install tensorrt polygraphy"):
+    with pytest.raises(UserError, match=r"tensorrt is not installed.*pip install tensorrt cuda-bindings"):
         load_tensorrt("tensorrt")
+
+
+def test_polygraphy_is_asked_for_only_where_engines_are_built(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "polygraphy" else found(name))
+    assert load_tensorrt("tensorrt-rtx").version == rtx.version
+    with pytest.raises(UserError, match=r"polygraphy is not installed.*pip install polygraphy"):
+        load_builder("tensorrt-rtx")
 
 
 def test_a_package_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +74,8 @@ def test_the_installed_module_loads(rtx: TensorRT) -> None:
 
 def test_one_process_serves_one_flavor(rtx: TensorRT) -> None:
     code = (
-        "from t5edge.runtime.tensorrt.flavor import FLAVORS, point_polygraphy\n"
+        "from t5edge.engines.polygraphy_backend import point_polygraphy\n"
+        "from t5edge.runtime.tensorrt.flavor import FLAVORS\n"
         "from t5edge.errors import UserError\n"
         "point_polygraphy(FLAVORS['tensorrt-rtx'])\n"
         "import polygraphy.backend.trt\n"
