@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5edge.bundle.ports import GraphPorts
-from t5edge.errors import UserError
+from t5edge.errors import UserError, missing_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -181,7 +181,7 @@ def open(
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
+        raise missing_package("onnxruntime") from error
     from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])

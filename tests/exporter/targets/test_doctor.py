@@ -73,12 +73,12 @@ def test_a_package_that_does_not_load_says_why(no_gpu: None, monkeypatch: pytest
     assert "does not load" in rows()["tensorrt"]["reason"]
 
 
-def test_looking_imports_nothing_heavy() -> None:
+def test_looking_for_engine_targets_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from t5edge.engines.doctor import targets_report\n"
-        "targets_report()\n"
-        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'onnx_ir', 'numpy'}\n"
+        "from t5edge.engines.doctor import engine_targets\n"
+        "engine_targets()\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'onnx_ir'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
