@@ -64,6 +64,11 @@ def test_another_import_that_failed_is_a_bug(name: str | None) -> None:
             ["export", "--variant", "t5-demo"],
             'torch is not installed; pip install "t5edge[export,onnxruntime]"',
         ),
+        (
+            "onnxruntime",
+            ["export", "--variant", "t5-demo"],
+            'onnxruntime is not installed; pip install "t5edge[onnxruntime]"',
+        ),
         ("onnx", ["verify", str(BUNDLE)], 'onnx is not installed; pip install "t5edge[export,onnxruntime]"'),
         (
             "onnxruntime",
