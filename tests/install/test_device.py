@@ -10,7 +10,7 @@ import pytest
 
 from support.environments import ROOT, Environment, find_python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BUNDLES = ROOT / "tests" / "bundles-0.1"
 TEXT_BUNDLE, FLOAT_BUNDLE = BUNDLES / "byt5-int8", BUNDLES / "efficient-kv16-fp32"

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from support.environments import ROOT, TORCH, Environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 EXTRAS = ("export", "onnxruntime")
 
 
