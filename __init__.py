@@ -30,10 +30,17 @@ _HOMES = {
     "load": "t5edge.runtime.model",
 }
 
+_EXPORTER = ("Bundle", "export", "verify")
+"""What needs the packages of the ``export`` extra: without them, looking it up raises ``UserError``."""
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 't5edge' has no attribute '{name}'")
     import importlib
 
+    from t5edge.errors import EXPORT, require_extra
+
+    if name in _EXPORTER:
+        require_extra(EXPORT)
     return getattr(importlib.import_module(_HOMES[name]), name)

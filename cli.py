@@ -47,17 +47,18 @@ from t5edge.commands.inspect import InspectOptions
 from t5edge.commands.report import ReportOptions
 from t5edge.commands.variants import VariantsOptions
 from t5edge.commands.verify import VerifyOptions
-from t5edge.errors import GateError, UserError
+from t5edge.errors import EXPORT, GateError, UserError, explain_import, require_extra
 from t5edge.tools.sweep.options import SweepOptions
 
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: its options, the module that runs it, and its line in ``--help``."""
+    """One subcommand: its options, the module that runs it, its line in ``--help``, and the extra it needs."""
 
     name: str
     options: type[Any]
     help: str
+    extra: str = ""
 
     @property
     def module(self) -> str:
@@ -66,8 +67,8 @@ class Command:
 
 
 COMMANDS = (
-    Command("export", SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many"),
-    Command("verify", VerifyOptions, "run the parity ladder on a finished bundle"),
+    Command("export", SweepOptions, "turn a checkpoint into a bundle and prove it against PyTorch; or many", EXPORT),
+    Command("verify", VerifyOptions, "run the parity ladder on a finished bundle", EXPORT),
     Command("build", BuildOptions, "build engines from a bundle, on the device; needs no torch"),
     Command("generate", GenerateOptions, "answer prompts with a bundle; needs no torch"),
     Command("bench", BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
@@ -86,6 +87,11 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; loads nothing heavy."""
+    return _build_parsers()[0]
+
+
+def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and the parser of each command."""
     parser = _Parser(prog="t5edge", description="T5 checkpoints to bundles for edge devices, proven equal to PyTorch.")
     from t5edge import __version__
 
@@ -97,7 +103,19 @@ def build_parser() -> argparse.ArgumentParser:
         for entry in fields(command.options):
             _add_flag(sub, entry, hints[entry.name])
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    return parser
+    return parser, commands.choices
+
+
+def parse(arguments: Sequence[str]) -> tuple[Command, dict[str, Any]]:
+    """The command and its options. Flags may stand before, between and after the positionals, as in
+    ``generate BUNDLE --num-beams 4 "text"``; argparse offers that for parsers without subcommands only.
+    """
+    parser, parsers = _build_parsers()
+    command = next((entry for entry in COMMANDS if arguments and entry.name == arguments[0]), None)
+    if command is None:
+        parser.parse_args(arguments)  # --help, --version, and what is no command
+        parser.error("the command comes first")
+    return command, vars(parsers[command.name].parse_intermixed_args(arguments[1:]))
 
 
 def _add_flag(parser: argparse.ArgumentParser, entry: Field[Any], hint: Any) -> None:
@@ -138,14 +156,17 @@ def _scalar_type(hint: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = vars(build_parser().parse_args(arguments))
-    name = given.pop("command")
-    command = next(entry for entry in COMMANDS if entry.name == name)
+    command, given = parse(sys.argv[1:] if arguments is None else list(arguments))
     as_json = given.pop("json")
     try:
         return _run(command, given, as_json)
     except UserError as error:
         return _complain(command, error, 2)
+    except ModuleNotFoundError as error:
+        explained = explain_import(error)
+        if explained is None:
+            raise
+        return _complain(command, explained, 2)
     except GateError as error:
         return _complain(command, error, 1)
     except KeyboardInterrupt:
@@ -163,6 +184,8 @@ def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
     chosen = command.options(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     )
+    if command.extra:
+        require_extra(command.extra)
     progress = Bars(Console(stderr=True))
     result = importlib.import_module(command.module).run(chosen, progress)
     if as_json:

@@ -55,8 +55,11 @@ def is_bundle(folder: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     """Hash of a file, hex."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -26,12 +26,13 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
     data = {"targets": report, "tools": tool_versions()}
 
     def show(console: Console) -> None:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("target", "version", "builds here", "runs here", "why not", title_justify="left")
         for row in report:
             marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
-            table.add_row(row["target"], row["version"] or "not installed", *marks, row["reason"] or "")
+            table.add_row(row["target"], row["version"] or "not installed", *marks, escape(row["reason"]))
         console.print(table)
 
     return Result(data, show)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from t5edge.bundle.manifest import stored_bytes
 from t5edge.commands.result import Result
+from t5edge.errors import require_extra
 from t5edge.options import ExportOptions
 from t5edge.progress import Progress
 from t5edge.tools.sweep.options import SweepOptions
@@ -21,6 +22,8 @@ PIPED_WIDTH = 160
 
 def run(options: SweepOptions, progress: Progress) -> Result:
     """Export, then show what came of it and where it lies."""
+    if not options.no_verify:
+        require_extra("onnxruntime")
     if options.is_sweep:
         return _many(options, progress)
     return _single(options.one(options.variant[0], options.precisions[0], options.out), progress)

@@ -7,8 +7,9 @@ from importlib import metadata
 from typing import Any
 
 from t5edge.engines.guards import choose_capabilities
-from t5edge.errors import UserError
+from t5edge.errors import UserError, install, missing_package
 from t5edge.runtime.gpu import GpuReport, find_gpus
+from t5edge.runtime.onnxruntime.cuda import PROVIDER, no_provider, reinstall
 from t5edge.runtime.tensorrt.flavor import FLAVORS, Flavor, load_tensorrt
 
 Row = dict[str, Any]
@@ -21,13 +22,16 @@ def targets_report() -> list[Row]:
     engines "builds" wherever it is installed.
     """
     found = find_gpus()
-    rows = [_onnxruntime(), _onnxruntime_cuda(found), _onnxruntime_rtx(found)]
+    loaded, missing = _load_onnxruntime()
+    rows = [_onnxruntime(loaded, missing), _onnxruntime_cuda(loaded, found), _onnxruntime_rtx(found)]
     return [*rows, *(_engines(flavor, found) for flavor in FLAVORS.values())]
 
 
 def engine_targets() -> tuple[str, ...]:
     """Engine targets that build and run here: what an export builds when no target is named."""
-    return tuple(row["target"] for row in targets_report() if row["target"] in FLAVORS and row["can_run"])
+    found = find_gpus()
+    rows = [_engines(flavor, found) for flavor in FLAVORS.values()]
+    return tuple(row["target"] for row in rows if row["can_run"])
 
 
 def _row(target: str, version: str | None, can_build: bool, can_run: bool, reason: str) -> Row:
@@ -51,25 +55,35 @@ def _version(*packages: str) -> str | None:
     return None
 
 
-def _onnxruntime() -> Row:
-    version = _version("onnxruntime", "onnxruntime-gpu")
-    if version is None:
-        return _row("onnxruntime", None, False, False, "onnxruntime is not installed; pip install onnxruntime")
-    return _row("onnxruntime", version, True, True, "")
+def _load_onnxruntime() -> tuple[Any, str]:
+    """The package, or None and why not. What it says of itself counts: two packages can own its files."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None, str(missing_package("onnxruntime"))
+    try:
+        loaded = importlib.import_module("onnxruntime")
+        loaded.get_available_providers()
+    except (ImportError, OSError, AttributeError) as error:
+        return None, f"onnxruntime is installed and does not load ({error}); {reinstall('onnxruntime')}"
+    return loaded, ""
 
 
-def _onnxruntime_cuda(found: GpuReport) -> Row:
-    version = _version("onnxruntime-gpu")
-    if version is None:
-        missing = "onnxruntime-gpu is not installed; pip install onnxruntime-gpu (in place of onnxruntime)"
-        return _row("onnxruntime-cuda", None, False, False, missing)
-    return _row("onnxruntime-cuda", version, True, bool(found.gpus), found.reason)
+def _onnxruntime(loaded: Any, missing: str) -> Row:
+    if loaded is None:
+        return _row("onnxruntime", None, False, False, missing)
+    return _row("onnxruntime", loaded.__version__, True, True, "")
+
+
+def _onnxruntime_cuda(loaded: Any, found: GpuReport) -> Row:
+    if loaded is not None and PROVIDER in loaded.get_available_providers():
+        return _row("onnxruntime-cuda", loaded.__version__, True, bool(found.gpus), found.reason)
+    absent = f"onnxruntime-gpu is not installed; {install('onnxruntime-gpu')}"
+    return _row("onnxruntime-cuda", None, False, False, no_provider(loaded.__version__) if loaded else absent)
 
 
 def _onnxruntime_rtx(found: GpuReport) -> Row:
     version = _version("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx-cu12")
     if version is None:
-        missing = "its provider is not installed; pip install onnxruntime-ep-nv-tensorrt-rtx"
+        missing = "its provider is not installed; pip install onnxruntime-ep-nv-tensorrt-rtx beside onnxruntime"
         return _row("onnxruntime-rtx", None, False, False, missing)
     return _row("onnxruntime-rtx", version, True, bool(found.gpus), found.reason)
 
@@ -81,8 +95,7 @@ def _engines(flavor: Flavor, found: GpuReport) -> Row:
     except UserError as error:
         return _row(flavor.target, None, False, False, str(error))
     if tool is None:
-        missing = f"{flavor.module} is not installed; pip install {flavor.install}"
-        return _row(flavor.target, None, False, False, missing)
+        return _row(flavor.target, None, False, False, str(missing_package(flavor.module)))
     reason = _why_not_run(flavor, found)
     if _version("polygraphy") is None:
         missing = "polygraphy is not installed, which builds its engines; pip install polygraphy"

@@ -15,7 +15,7 @@ import numpy as np
 from packaging.version import Version
 
 from t5edge.bundle.ports import GraphPorts
-from t5edge.errors import UserError
+from t5edge.errors import UserError, missing_package
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -182,7 +182,7 @@ def open(
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("onnxruntime is not installed; pip install onnxruntime") from error
+        raise missing_package("onnxruntime") from error
     from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from t5edge.errors import UserError
+from t5edge.errors import UserError, install
 from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
 
@@ -23,14 +24,34 @@ def open(folder: Path, manifest: dict[str, Any], target: str = NAME) -> DeviceMo
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError("onnxruntime-gpu is not installed; pip install onnxruntime-gpu") from error
+        raise UserError(f"onnxruntime-gpu is not installed; {install('onnxruntime-gpu')}") from error
     if PROVIDER not in onnxruntime.get_available_providers():
-        raise UserError(
-            f"onnxruntime {onnxruntime.__version__} has no CUDA provider; "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-        )
+        raise UserError(no_provider(onnxruntime.__version__))
 
     def start(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), session_options(), providers=[PROVIDER, "CPUExecutionProvider"])
 
     return open_on_gpu(folder, manifest, PROVIDER, start)
+
+
+def no_provider(version: str) -> str:
+    """Why the onnxruntime that is imported has no CUDA provider, and what to do."""
+    packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(packages) > 1:
+        problem = "onnxruntime and onnxruntime-gpu, both installed, overwrite each other: no CUDA provider is left"
+    else:
+        problem = f"onnxruntime {version} has no CUDA provider"
+    return f"{problem}; {reinstall('onnxruntime-gpu')}"
+
+
+def reinstall(extra: str) -> str:
+    """How to get from any of the packages that own ``import onnxruntime``, or both, to one of them."""
+    return f"pip uninstall onnxruntime onnxruntime-gpu, then {install(extra)}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from t5edge.errors import UserError
+from t5edge.errors import EXTRAS, UserError, install
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class Flavor:
     Attributes:
         target: the target's name.
         module: the Python module with the builder and the runtime.
-        install: what to install, for messages.
         compute_capabilities: what its builder targets without that GPU in the machine; empty when it builds only for
             the GPU in the machine.
         oldest: the first version whose ONNX parser has ``Attention``, by its release notes; (0, 0) where they do not
@@ -33,7 +32,6 @@ class Flavor:
 
     target: str
     module: str
-    install: str
     compute_capabilities: tuple[str, ...]
     oldest: tuple[int, int]
     oldest_in_place: tuple[int, int]
@@ -43,11 +41,10 @@ class Flavor:
 FLAVORS = {
     row.target: row
     for row in (
-        Flavor("tensorrt", "tensorrt", "tensorrt cuda-bindings", (), (10, 14), (10, 15), jit=False),
+        Flavor("tensorrt", "tensorrt", (), (10, 14), (10, 15), jit=False),
         Flavor(
             "tensorrt-rtx",
             "tensorrt_rtx",
-            "tensorrt-rtx-cu13 cuda-bindings",
             ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
             (0, 0),
             (0, 0),
@@ -99,12 +96,12 @@ def load_tensorrt(target: str) -> TensorRT:
     """
     flavor = flavor_of(target)
     if importlib.util.find_spec(flavor.module) is None:
-        raise UserError(f"{flavor.module} is not installed, target {target} needs it; pip install {flavor.install}")
+        raise UserError(f"{flavor.module} is not installed, target {target} needs it; {install(EXTRAS[flavor.module])}")
     try:
         loaded = TensorRT(flavor, importlib.import_module(flavor.module))
     except (ImportError, OSError) as error:
         raise UserError(
-            f"{flavor.module} is installed and does not load ({error}); pip install {flavor.install}"
+            f"{flavor.module} is installed and does not load ({error}); {install(EXTRAS[flavor.module])}"
         ) from error
     if not loaded.at_least(flavor.oldest):
         wanted = ".".join(map(str, flavor.oldest))

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -100,16 +97,3 @@ def test_a_gate_that_fails_before_there_is_a_bundle_leaves_nothing(tmp_path: Pat
     with pytest.raises(GateError, match=r"^too early$"), writing(tmp_path / "out", force=False):
         raise GateError("too early")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_export_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    stale = tmp_path / f".out.partial-{int(gone.stdout)}-x"
-    alive = tmp_path / f".out.partial-{os.getpid()}-x"
-    for folder in (stale, alive):
-        folder.mkdir()
-        (folder / "weights.safetensors").write_bytes(b"half")
-    with writing(tmp_path / "out", force=False) as folder:
-        (folder / "a").write_text("a")
-    assert not stale.exists()
-    assert alive.exists()

@@ -35,7 +35,7 @@ def test_versions_compare_as_numbers(text: str, pair: tuple[int, int]) -> None:
 
 def test_a_missing_package_names_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tensorrt is not installed.*pip install tensorrt cuda-bindings"):
+    with pytest.raises(UserError, match=r"tensorrt is not installed.*pip install \"t5edge\[tensorrt\]\""):
         load_tensorrt("tensorrt")
 
 
