@@ -20,7 +20,9 @@ GRACE_SECONDS = 30.0
 def end_with_parent() -> None:
     """Where ``T5EDGE_PARENT_PIPE`` is set, interrupt this process when its standard input closes."""
     if os.environ.pop(PARENT_PIPE, None):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit it ignored,
+        if hasattr(signal, "pthread_sigmask"):  # and children of Ray's workers blocked
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         threading.Thread(target=_interrupt_at_end, daemon=True).start()
 
 

@@ -73,10 +73,16 @@ def test_jobs_wait_for_memory(tmp_path: Path) -> None:
     assert begin["small"] < begin["other"]
 
 
-def test_leaving_early_ends_the_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocked", [set(), {signals.SIGINT}])
+def test_leaving_early_ends_the_processes(tmp_path: Path, blocked: set[signals.Signals]) -> None:
+    """Also where the sweep passes Ctrl-C on blocked, as in a worker of Ray's."""
     jobs = [job("quick", tmp_path), job("slow", tmp_path, revision="60")]
     running = run_here(jobs, 2, 4 * GIB, 1, PROGRAM)
-    assert next(running).name == "quick"
+    mask = signals.pthread_sigmask(signals.SIG_BLOCK, blocked)
+    try:
+        assert next(running).name == "quick"
+    finally:
+        signals.pthread_sigmask(signals.SIG_SETMASK, mask)
     wait_for((tmp_path / "slow.partial").exists)
     begin = time.monotonic()
     running.close()
