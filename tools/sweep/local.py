@@ -80,7 +80,8 @@ class _Process:
         output, errors = self.process.communicate()
         self.pipe.close()
         try:
-            return Outcome(**json.loads(output.strip().rpartition("\n")[2])["exports"][0])
+            found = json.loads(output.strip().rpartition("\n")[2])["exports"][0]
+            return Outcome(**{**found, "name": self.job.name})
         except (ValueError, LookupError, TypeError):
             return outcome_of(self.job, status="failed", error=_why(self.process.returncode, errors))
 

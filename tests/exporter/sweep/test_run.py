@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.sweep_fakes import hear_interrupts
+from support.sweep_fakes import PROGRAM, hear_interrupts
 from support.tiny_models import TinyModel, save_tiny_model, tiny_models
 from t5edge.bundle.manifest import damaged_files, is_bundle
 from t5edge.errors import UserError
+from t5edge.progress import Silent
+from t5edge.tools.sweep import local
 from t5edge.tools.sweep.jobs import run_job
 from t5edge.tools.sweep.options import SweepOptions
-from t5edge.tools.sweep.run import plan_jobs
+from t5edge.tools.sweep.run import plan_jobs, sweep
 
 CLI = Path(__file__).parents[3] / "cli.py"
 PLAIN = ("--target", "onnxruntime", "--no-verify", "--json")
@@ -222,6 +224,26 @@ def test_patterns_and_lists_are_expanded() -> None:
     memory = {job.name: job.memory for job in jobs}
     assert memory["t5-small-fp16"] < memory["t5-base-fp16"]
     assert all(Path(job.out).is_absolute() for job in jobs)
+
+
+class Lines(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_outcomes_are_told_as_they_come_and_reported_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "CLI", PROGRAM[0])
+    told = Lines()
+    report = sweep(options("a", "b", "c", no_verify=True, revision="refuse", out=str(tmp_path)), told)
+    assert [outcome.name for outcome in report.outcomes] == ["a-fp32", "b-fp32", "c-fp32"]
+    assert report.counts() == {"exported": 0, "kept": 0, "failed": 3}
+    assert [line[:6] for line in told.lines] == ["[1/3] ", "[2/3] ", "[3/3] "]
+    assert {line[6:] for line in told.lines} == {f"{name}-fp32: failed, {name} cannot be had" for name in "abc"}
 
 
 def test_a_sweep_that_cannot_start_says_so() -> None:
