@@ -49,6 +49,7 @@ from t5edge.commands.variants import VariantsOptions
 from t5edge.commands.verify import VerifyOptions
 from t5edge.errors import EXPORT, GateError, UserError, explain_import, require_extra
 from t5edge.tools.sweep.options import SweepOptions
+from t5edge.tools.sweep.parent import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ def entry() -> NoReturn:
     Imports make a million objects that stay: collecting garbage rarely saves a second. Leaving without tearing torch
     down piece by piece saves another.
     """
+    end_with_parent()
     gc.set_threshold(200_000, 20, 100)
     exit_code = main()
     logging.shutdown()

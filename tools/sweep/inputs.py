@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from t5edge.bundle.manifest import stored_bytes
 from t5edge.bundle.versions import tool_versions
 from t5edge.options import ExportOptions, recorded_options, wanted_row
 
@@ -32,6 +33,19 @@ def known_inputs(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return _compared({"checkpoint": known, **{key: manifest.get(key) for key in KEYS}})
 
 
+def changed_inputs(manifest: Mapping[str, Any], options: ExportOptions) -> list[str]:
+    """Dotted names of what a bundle was made from that an export would have otherwise now.
+
+    Raises:
+        UserError: the checkpoint cannot be opened.
+    """
+    from t5edge.exporter.checkpoint.open import open_checkpoint
+
+    checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
+    wanted = wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
+    return differences(known_inputs(manifest), wanted)
+
+
 def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:
     tools = {name: version for name, version in (inputs["tools"] or {}).items() if name not in NEUTRAL_TOOLS}
     plain: dict[str, Any] = json.loads(json.dumps({**inputs, "tools": tools}))
@@ -48,3 +62,13 @@ def differences(known: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
         elif old != new:
             found.append(f"{prefix}{key}")
     return found
+
+
+def bundle_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What an outcome says of a bundle."""
+    parity = manifest["parity"]
+    return {
+        "bytes": stored_bytes(manifest),
+        "passed": None if parity is None else bool(parity["passed"]),
+        "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
+    }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from t5edge.bundle.manifest import stored_bytes
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 
@@ -30,7 +28,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. ``error`` is one line; ``trace`` a defect's traceback; ``node`` the cluster's name of it."""
+    """What came of a job. ``error`` is one line; ``trace`` a bug's traceback; ``node`` the cluster's name of it."""
 
     name: str
     variant: str
@@ -49,58 +47,36 @@ class Outcome:
         return {key: value for key, value in asdict(self).items() if key not in ("trace", "node") or value is not None}
 
 
+def outcome_of(job: Job, **facts: Any) -> Outcome:
+    """``facts``: the fields of an outcome that the job does not tell."""
+    return Outcome(job.name, job.options.variant, job.options.precision, **facts)
+
+
 def run_job(job: Job) -> Outcome:
-    """Do one job; never raises but for an interruption. A finished bundle of the same inputs is kept."""
+    """Do one job in this process; raises for an interruption only. A finished bundle of the same inputs is kept."""
     begin = time.monotonic()
     try:
-        found = _run(job)
+        facts = _run(job)
     except (UserError, GateError) as error:
-        return _failed(job, begin, " ".join(str(error).split()))
-    except Exception as error:  # noqa: BLE001 - a defect in one export must not end the others
-        return _failed(job, begin, f"{type(error).__name__}: {error}", traceback.format_exc())
-    seconds = round(time.monotonic() - begin, 2)
-    return Outcome(job.name, job.options.variant, job.options.precision, seconds=seconds, **found)
-
-
-def _failed(job: Job, begin: float, error: str, trace: str | None = None) -> Outcome:
-    line = " ".join(error.split())
-    seconds = round(time.monotonic() - begin, 2)
-    return Outcome(job.name, job.options.variant, job.options.precision, "failed", seconds, error=line, trace=trace)
-
-
-def lost(job: Job, why: str) -> Outcome:
-    """The outcome of a job whose worker died."""
-    return Outcome(job.name, job.options.variant, job.options.precision, "failed", error=why)
+        facts = {"status": "failed", "error": " ".join(str(error).split())}
+    except Exception as error:  # noqa: BLE001 - reported like the others, with its traceback
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        facts = {"status": "failed", "error": line, "trace": traceback.format_exc()}
+    return outcome_of(job, seconds=round(time.monotonic() - begin, 2), **facts)
 
 
 def _run(job: Job) -> dict[str, Any]:
-    """Fields of the outcome."""
-    from t5edge.exporter.checkpoint.open import open_checkpoint
-    from t5edge.tools.sweep.inputs import content, differences, known_inputs, wanted_inputs
-    from t5edge.tools.sweep.store import open_store
+    from t5edge.tools.sweep.inputs import bundle_facts, changed_inputs
+    from t5edge.tools.sweep.store import Store
 
-    store, options = open_store(job.out), job.options
-    manifest = store.manifest(job.name)
-    if manifest is not None:
-        checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
-        changed = differences(
-            known_inputs(manifest), wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
+    store, status = Store(job.out), "kept"
+    place, manifest = store.place(job.name), store.manifest(job.name)
+    changed = [] if manifest is None else changed_inputs(manifest, job.options)
+    if changed and not job.options.force:
+        raise UserError(
+            f"'{place}' was made from other inputs ({', '.join(changed[:4])}); "
+            "pass --force to replace such bundles, or choose another --out."
         )
-        if not changed and store.complete(job.name, manifest):
-            return {"status": "kept", **_facts(store.place(job.name), manifest)}
-        if changed and not options.force:
-            raise UserError(
-                f"'{store.place(job.name)}' was made from other inputs ({', '.join(changed[:4])}); "
-                "pass --force to replace such bundles, or choose another --out."
-            )
-    return {"status": "exported", **_facts(store.place(job.name), store.export(job.name, options))}
-
-
-def _facts(place: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    parity = manifest["parity"]
-    return {
-        "bundle": place,
-        "bytes": stored_bytes(manifest),
-        "passed": None if parity is None else bool(parity["passed"]),
-        "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
-    }
+    if manifest is None or changed or not store.complete(job.name, manifest):
+        status, manifest = "exported", store.export(job.name, job.options)
+    return {"status": status, "bundle": place, **bundle_facts(manifest)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from t5edge.bundle.precision import precision
 from t5edge.errors import UserError
 from t5edge.options import wanted_row
 from t5edge.parity import memory
-from t5edge.progress import Progress, Silent, Stage
+from t5edge.progress import Progress, Silent
+from t5edge.tools.sweep.cluster import run_on_ray
 from t5edge.tools.sweep.jobs import Job, Outcome, run_job
+from t5edge.tools.sweep.local import run_here
 from t5edge.tools.sweep.options import SweepOptions
 from t5edge.tools.sweep.store import is_url
 
@@ -114,30 +117,23 @@ def sweep(options: SweepOptions, progress: Progress | None = None) -> SweepRepor
     """
     progress, jobs = progress or Silent(), plan_jobs(options)
     found: dict[str, Outcome] = {}
-    with progress.stage("sweep", len(jobs), "exports") as stage:
-        for outcome in _outcomes(jobs, options, stage):
+    with progress.stage("sweep", len(jobs), "exports") as stage, closing(_outcomes(jobs, options)) as outcomes:
+        for outcome in outcomes:
             found[outcome.name] = outcome
             stage.advance()
-            progress.message(f"[{len(found)}/{len(jobs)}] {_line(outcome)}")
+            detail = outcome.error or f"{(outcome.bytes or 0) / 1e6:.1f} MB, {outcome.seconds:.1f} s"
+            progress.message(f"[{len(found)}/{len(jobs)}] {outcome.name}: {outcome.status}, {detail}")
     return SweepReport(_destination(options), [found[job.name] for job in jobs])
 
 
-def _line(outcome: Outcome) -> str:
-    detail = outcome.error or f"{(outcome.bytes or 0) / 1e6:.1f} MB, {outcome.seconds:.1f} s"
-    return f"{outcome.name}: {outcome.status}, {detail}"
-
-
-def _outcomes(jobs: Sequence[Job], options: SweepOptions, stage: Stage) -> Iterator[Outcome]:
-    def note(job: Job) -> None:
-        stage.note(job.name)
-
+def _outcomes(jobs: Sequence[Job], options: SweepOptions) -> Generator[Outcome, None, None]:
+    """Several exports in a process each; a single one in this process."""
     if options.ray is not None:
-        from t5edge.tools.sweep.cluster import run_on_ray
-
-        return run_on_ray(jobs, run_job, options.ray, note)
-    from t5edge.tools.sweep.pool import run_in_processes
-
-    cores = os.cpu_count() or 1
-    workers = min(options.jobs or cores, len(jobs))
-    budget = int(memory.USABLE * memory.free_bytes())
-    return run_in_processes(jobs, run_job, workers, budget, max(1, cores // max(1, workers)), note)
+        yield from run_on_ray(jobs, options.ray)
+    elif len(jobs) == 1:
+        yield run_job(jobs[0])
+    else:
+        cores = os.cpu_count() or 1
+        workers = min(options.jobs or cores, len(jobs))
+        budget = int(memory.USABLE * memory.free_bytes())
+        yield from run_here(jobs, workers, budget, max(1, cores // workers))

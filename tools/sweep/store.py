@@ -1,115 +1,87 @@
-"""Where a sweep's bundles go: a folder that all workers see, or a URL that fsspec can write to."""
+"""Where a sweep's bundles go: a folder that all processes see, or a URL; both are read through fsspec."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from t5edge.bundle.folder import FAILED_SUFFIX
-from t5edge.bundle.manifest import MANIFEST, is_bundle, read_manifest
+from t5edge.bundle.manifest import FORMAT, MANIFEST, sha256_of
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 
-
-class Store(Protocol):
-    """A place for bundles."""
-
-    def place(self, name: str) -> str:
-        """The bundle's folder or URL."""
-        ...
-
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
-        """The manifest of a bundle that is there; None when there is none."""
-        ...
-
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
-        """Whether every file of the manifest is there at its size."""
-        ...
-
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
-        """Make the bundle; returns its manifest. Raises as ``export_bundle``."""
-        ...
+HASHED_BYTES = 4 * 2**20
+"""Of files at a URL, those up to this size are read again to compare their hash; of larger ones the size counts."""
 
 
 def is_url(out: str) -> bool:
     return "://" in out
 
 
-def open_store(out: str) -> Store:
-    """The place that ``--out`` names.
+class Store:
+    """A place for bundles. In a folder a bundle appears whole, by a rename.
 
-    Raises:
-        UserError: fsspec or the driver of the URL's protocol is missing, or the protocol is unknown.
+    At a URL it is uploaded from a temporary folder; its manifest goes last, so a part of one never counts.
     """
-    return UrlStore(out) if is_url(out) else FolderStore(Path(out))
 
+    def __init__(self, out: str) -> None:
+        """``out``: as ``--out`` names it.
 
-class FolderStore:
-    """A folder. Bundles appear in it whole, by a rename."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def place(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
-        path = self.folder / name
-        return read_manifest(path) if is_bundle(path) else None
-
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
-        files = {self.folder / name / file: facts["bytes"] for file, facts in manifest["files"].items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
-        from t5edge.pipeline import export_bundle
-
-        known = self.manifest(name) is not None  # a damaged bundle of ours may be replaced without --force
-        made = export_bundle(replace(options, out=self.place(name), force=options.force or known))
-        return made.manifest
-
-
-class UrlStore:
-    """A URL. A bundle is made in a temporary folder and uploaded; its manifest goes last, so a part never counts."""
-
-    def __init__(self, url: str) -> None:
+        Raises:
+            UserError: fsspec or the driver of the URL's protocol is missing, or the protocol is unknown.
+        """
         try:
             import fsspec
 
-            self._files, self._root = fsspec.core.url_to_fs(url)
+            self._files, self._root = fsspec.core.url_to_fs(out)
         except (ImportError, ValueError) as error:
             raise UserError(
-                f"'{url}' cannot be opened ({error}); install fsspec and that protocol's driver."
+                f"'{out}' cannot be opened ({error}); install fsspec and that protocol's driver."
             ) from error
-        self._url = url.rstrip("/")
+        self._out, self._url = out.rstrip("/"), is_url(out)
 
     def place(self, name: str) -> str:
-        return f"{self._url}/{name}"
+        """The bundle's folder or URL."""
+        return f"{self._out}/{name}" if self._url else str(Path(self._out) / name)
 
     def _path(self, name: str, file: str) -> str:
         return f"{self._root.rstrip('/')}/{name}/{file}"
 
     def manifest(self, name: str) -> Mapping[str, Any] | None:
+        """The manifest of a bundle that is there; None when there is none."""
         try:
             found = json.loads(self._files.cat_file(self._path(name, MANIFEST)))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) and "files" in found else None
+        return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
     def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
+        """Whether every file has the size and sha256 of the manifest; see ``HASHED_BYTES`` for URLs."""
         try:
-            sizes = {file: self._files.size(self._path(name, file)) for file in manifest["files"]}
+            return all(self._sound(self._path(name, file), facts) for file, facts in manifest["files"].items())
         except FileNotFoundError:
             return False
-        return all(size == manifest["files"][file]["bytes"] for file, size in sizes.items())
+
+    def _sound(self, path: str, facts: Mapping[str, Any]) -> bool:
+        if self._files.size(path) != facts["bytes"]:
+            return False
+        if not self._url:
+            return sha256_of(Path(path)) == facts["sha256"]
+        large = facts["bytes"] > HASHED_BYTES
+        return large or hashlib.sha256(self._files.cat_file(path)).hexdigest() == facts["sha256"]
 
     def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
+        """Make the bundle; returns its manifest. Raises as ``export_bundle``."""
         from t5edge.pipeline import export_bundle
 
+        if not self._url:
+            known = self.manifest(name) is not None  # a damaged bundle of ours may be replaced without --force
+            return export_bundle(replace(options, out=self.place(name), force=options.force or known)).manifest
         with tempfile.TemporaryDirectory(prefix="t5edge-sweep-") as folder:
             local = Path(folder) / name
             try:

@@ -11,7 +11,7 @@ import pytest
 from t5edge import pipeline
 from t5edge.cli import main
 from t5edge.options import ExportOptions
-from t5edge.tools.sweep import Outcome
+from t5edge.tools.sweep.jobs import Outcome
 from t5edge.tools.sweep.options import SweepOptions
 from t5edge.tools.sweep.run import SweepReport
 

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.sweep_fakes import hear_interrupts
+from support.sweep_fakes import PROGRAM, hear_interrupts
 from support.tiny_models import TinyModel, save_tiny_model, tiny_models
 from t5edge.bundle.manifest import damaged_files, is_bundle
 from t5edge.errors import UserError
+from t5edge.progress import Silent
+from t5edge.tools.sweep import local
 from t5edge.tools.sweep.jobs import run_job
 from t5edge.tools.sweep.options import SweepOptions
-from t5edge.tools.sweep.run import plan_jobs
+from t5edge.tools.sweep.run import plan_jobs, sweep
 
 CLI = Path(__file__).parents[4] / "cli.py"
 PLAIN = ("--target", "onnxruntime", "--no-verify", "--json")
@@ -53,17 +55,20 @@ def put_nan(checkpoint: Path) -> None:
         file.write(np.float32("nan").tobytes())
 
 
-def command(checkpoints: Sequence[Path], out: Path | str, *flags: str) -> list[str]:
+def command(checkpoints: Sequence[Path], out: Path | str, *flags: str, precision: str = "fp32 fp16") -> list[str]:
     start = [sys.executable, str(CLI), "export", "--out", str(out), "--variant", *map(str, checkpoints)]
-    return [*start, "--precision", "fp32", "fp16", *PLAIN, *flags]
+    return [*start, "--precision", *precision.split(), *PLAIN, *flags]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run_sweep(checkpoints: Sequence[Path], out: Path | str, *flags: str) -> tuple[int, Found]:
-    done = subprocess.run(command(checkpoints, out, *flags), capture_output=True, text=True, env=environment())
+def run_sweep(
+    checkpoints: Sequence[Path], out: Path | str, *flags: str, precision: str = "fp32 fp16"
+) -> tuple[int, Found]:
+    line = command(checkpoints, out, *flags, precision=precision)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
     assert done.returncode in (0, 1), done.stderr
     found: Found = json.loads(done.stdout)
     return done.returncode, found
@@ -77,18 +82,16 @@ def test_a_poisoned_variant_fails_alone_and_a_second_run_does_the_rest(tmp_path:
     sound, broken = save_tiny_models(tmp_path / "in", 2)
     truncate(broken)
     out = tmp_path / "out"
-    code, found = run_sweep([sound, broken], out)
+    code, found = run_sweep([sound, broken], out, precision="fp32")
     assert code == 1
-    assert (found["exported"], found["kept"], found["failed"]) == (2, 0, 2)
-    errors = {entry["name"]: entry["error"] for entry in found["exports"] if entry["status"] == "failed"}
-    assert set(errors) == {f"{broken.name}-fp32", f"{broken.name}-fp16"}
-    assert all("is truncated" in error for error in errors.values())
-    assert sorted(path.name for path in out.iterdir()) == [f"{sound.name}-fp16", f"{sound.name}-fp32"]
-    assert not any(damaged_files(path) for path in out.iterdir())
-    again = options(
-        str(sound), str(broken), precision=("fp32", "fp16"), target=("onnxruntime",), no_verify=True, out=str(out)
-    )
-    assert [run_job(job).status for job in plan_jobs(again)] == ["kept", "kept", "failed", "failed"]
+    assert (found["exported"], found["kept"], found["failed"]) == (1, 0, 1)
+    made, failed = found["exports"]
+    assert (made["name"], made["status"], failed["name"]) == (f"{sound.name}-fp32", "exported", f"{broken.name}-fp32")
+    assert "is truncated" in failed["error"]
+    assert [path.name for path in out.iterdir()] == [made["name"]]
+    assert not damaged_files(out / made["name"])
+    again = options(str(sound), str(broken), target=("onnxruntime",), no_verify=True, out=str(out))
+    assert [run_job(job).status for job in plan_jobs(again)] == ["kept", "failed"]
 
 
 @pytest.mark.slow
@@ -221,6 +224,26 @@ def test_patterns_and_lists_are_expanded() -> None:
     memory = {job.name: job.memory for job in jobs}
     assert memory["t5-small-fp16"] < memory["t5-base-fp16"]
     assert all(Path(job.out).is_absolute() for job in jobs)
+
+
+class Lines(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_outcomes_are_told_as_they_come_and_reported_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "CLI", PROGRAM[0])
+    told = Lines()
+    report = sweep(options("a", "b", "c", no_verify=True, revision="refuse", out=str(tmp_path)), told)
+    assert [outcome.name for outcome in report.outcomes] == ["a-fp32", "b-fp32", "c-fp32"]
+    assert report.counts() == {"exported": 0, "kept": 0, "failed": 3}
+    assert [line[:6] for line in told.lines] == ["[1/3] ", "[2/3] ", "[3/3] "]
+    assert {line[6:] for line in told.lines} == {f"{name}-fp32: failed, {name} cannot be had" for name in "abc"}
 
 
 def test_a_sweep_that_cannot_start_says_so() -> None:

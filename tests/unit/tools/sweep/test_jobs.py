@@ -14,7 +14,7 @@ def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(store.FolderStore, "export", refuse)
+    monkeypatch.setattr(store.Store, "export", refuse)
 
 
 @pytest.mark.parametrize("error", [UserError("no\nsuch thing"), GateError("no such thing")])
@@ -36,6 +36,6 @@ def test_an_interruption_is_no_outcome(tmp_path: Path, monkeypatch: pytest.Monke
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store.FolderStore, "export", interrupt)
+    monkeypatch.setattr(store.Store, "export", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_job(Job("a-fp32", str(tmp_path), ExportOptions(variant="a"), 1))

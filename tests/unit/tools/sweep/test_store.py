@@ -12,7 +12,8 @@ from t5edge.bundle.folder import writing
 from t5edge.bundle.manifest import is_bundle, read_manifest, write_manifest
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
-from t5edge.tools.sweep.store import FolderStore, Store, UrlStore, is_url, open_store
+from t5edge.tools.sweep import store as stores
+from t5edge.tools.sweep.store import Store, is_url
 
 OPTIONS = ExportOptions(variant="a")
 
@@ -34,9 +35,7 @@ def write_bundle(options: ExportOptions, fail: bool = False) -> SimpleNamespace:
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Path]:
     """A store and the folder it writes to."""
     monkeypatch.setattr(pipeline, "export_bundle", write_bundle)
-    if request.param == "folder":
-        return FolderStore(tmp_path), tmp_path
-    return UrlStore(f"file://{tmp_path}"), tmp_path
+    return Store(str(tmp_path) if request.param == "folder" else f"file://{tmp_path}"), tmp_path
 
 
 def test_a_bundle_is_made_and_found_again(place: tuple[Store, Path]) -> None:
@@ -53,7 +52,22 @@ def test_a_bundle_is_made_and_found_again(place: tuple[Store, Path]) -> None:
     assert not store.complete("a-fp32", made)
     store.export("a-fp32", OPTIONS)  # a damaged one is replaced
     assert store.complete("a-fp32", made)
+    (folder / "a-fp32" / "weights.safetensors").write_bytes(b"1235")
+    assert not store.complete("a-fp32", made), "a flipped bit at the same size"
+    store.export("a-fp32", OPTIONS)
+    assert store.complete("a-fp32", made)
     (folder / "a-fp32" / "engines" / "encoder.engine").unlink()
+    assert not store.complete("a-fp32", made)
+
+
+def test_large_files_at_a_url_are_compared_by_size_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_bundle", write_bundle)
+    monkeypatch.setattr(stores, "HASHED_BYTES", 3)
+    store = Store(f"file://{tmp_path}")
+    made = store.export("a-fp32", OPTIONS)
+    (tmp_path / "a-fp32" / "weights.safetensors").write_bytes(b"1235")
+    assert store.complete("a-fp32", made)
+    (tmp_path / "a-fp32" / "engines" / "encoder.engine").write_bytes(b"13")
     assert not store.complete("a-fp32", made)
 
 
@@ -75,7 +89,7 @@ def test_a_failed_bundle_is_kept_for_study(place: tuple[Store, Path], monkeypatc
 
 def test_an_upload_that_breaks_off_is_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "export_bundle", write_bundle)
-    store = UrlStore(f"file://{tmp_path}")
+    store = Store(f"file://{tmp_path}")
     store.export("a-fp32", OPTIONS)
     put = store._files.put_file
 
@@ -93,10 +107,8 @@ def test_an_upload_that_breaks_off_is_no_bundle(tmp_path: Path, monkeypatch: pyt
 def test_urls_are_told_from_folders() -> None:
     assert is_url("s3://bucket/bundles")
     assert not is_url("build/bundles")
-    assert isinstance(open_store("build"), FolderStore)
-    assert isinstance(open_store("memory://bundles"), UrlStore)
 
 
 def test_an_unknown_protocol_says_what_is_missing() -> None:
     with pytest.raises(UserError, match=r"'nowhere://x' cannot be opened .* install fsspec and that protocol's driver"):
-        open_store("nowhere://x")
+        Store("nowhere://x")
