@@ -99,8 +99,6 @@ def _pack(graph: ir.Graph, x: ir.Value, group: list[HeadProjection], architectur
     if len(group) > 1:
         split = {"axis": 1, "num_outputs": len(group)}
         parts = list(tape.op_multi_out("Split", parts, split, num_outputs=len(group)))
-    for part, projection in zip(parts, group, strict=True):
-        ir.convenience.replace_all_uses_with(projection.transpose.outputs[0], part, replace_graph_outputs=True)
-    graph.insert_after(group[0].matmul, tape.nodes)
-    for projection in group:
-        graph.remove([projection.transpose, projection.reshape, projection.matmul], safe=True)
+    old_nodes = [node for found in group for node in (found.transpose, found.reshape, found.matmul)]
+    old_values = [found.transpose.outputs[0] for found in group]
+    ir.convenience.replace_nodes_and_values(graph, group[0].matmul, old_nodes, tape.nodes, old_values, parts)
