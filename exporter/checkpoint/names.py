@@ -14,7 +14,7 @@ from typing import Any
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
-from t5edge.exporter.checkpoint.stores import TensorStore, summary
+from t5edge.exporter.checkpoint.stores import FLOATS, TensorStore, summary
 from t5edge.exporter.family.config import architecture_from_config
 
 SHARED = "shared.weight"
@@ -23,7 +23,6 @@ EMBEDDINGS = (SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weigh
 DEAD = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
 """T5: written by old conversions, read by nothing."""
 PART_OF_MODEL = re.compile(r"(encoder|decoder)\.|lm_head\.|shared\.")
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def name_tensors(config: Mapping[str, Any], store: TensorStore, where: str) -> N
     """
     names = set(store.tensors)
     embedding = _embedding(config, names)
-    own_head = HEAD in names and embedding not in (None, HEAD) and not store.same_values(HEAD, str(embedding))
+    own_head = HEAD in names and embedding not in (None, HEAD) and not _same_values(store, HEAD, str(embedding))
     separate = names if own_head else names - {HEAD}
     architecture = architecture_from_config(config, separate)
     if not own_head:
@@ -101,8 +100,14 @@ def _misshaped(architecture: Architecture, stored: Mapping[str, str], store: Ten
 
 def _contradicting_embeddings(embedding: str | None, names: set[str], store: TensorStore) -> list[str]:
     copies = [name for name in EMBEDDINGS if name in names and name != embedding]
-    differing = [name for name in copies if embedding and not store.same_values(name, embedding)]
+    differing = [name for name in copies if embedding and not _same_values(store, name, embedding)]
     return [f"{name} differs from {embedding}, but T5 has one table" for name in differing]
+
+
+def _same_values(store: TensorStore, first: str, second: str) -> bool:
+    """Whether two tables are equal; one that is not of floats is not read, as it is a problem of its own."""
+    floats = all(store.tensors[name].dtype in FLOATS for name in (first, second))
+    return not floats or store.same_values(first, second)
 
 
 def _unknown_layers(unknown: list[str]) -> list[str]:

@@ -3,8 +3,8 @@
 before : w * (x * (1 / sqrt(mean(x^2) + eps)))
 after  : RMSNormalization(x, w, epsilon=eps), statistics in float32 whatever the type of x
 
-onnxscript ships a rule for the same nodes. It does not match here: ``torch.onnx`` passes the axes through a Reshape of a
-constant. Its numbers are part of its pattern, so a near miss would be refused without a reason.
+onnxscript ships a rule for the same nodes. It does not match here, because ``torch.onnx`` passes the axes through a
+Reshape of a constant. Its numbers are part of its pattern, so a near miss would be refused without a reason.
 """
 
 from __future__ import annotations
