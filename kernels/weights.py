@@ -40,7 +40,7 @@ class WeightExpression(Protocol):
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedWeight:
     """Tensors ``[out_i, in]`` stacked along their rows, optionally transposed to MatMul's ``[in, sum(out_i)]``."""
 
     sources: tuple[Source, ...]
@@ -65,26 +65,26 @@ class Stack:
         """The key before any smoothing: what a quantization plan names the weight by."""
         return self.key
 
-    def prefixed(self, prefix: str) -> Stack:
+    def prefixed(self, prefix: str) -> StackedWeight:
         return replace(self, sources=tuple(replace(s, name=prefix + s.name) for s in self.sources))
 
-    def transpose(self) -> Stack:
+    def transpose(self) -> StackedWeight:
         return replace(self, transposed=not self.transposed)
 
-    def scaled(self, factors: dict[str, float]) -> Stack:
+    def scaled(self, factors: dict[str, float]) -> StackedWeight:
         """Multiply the named sources by a factor each (exact where it is a power of two)."""
         return replace(self, sources=tuple(replace(s, scale=s.scale * factors.get(s.name, 1.0)) for s in self.sources))
 
-    def join(self, other: Stack) -> Stack:
+    def join(self, other: StackedWeight) -> StackedWeight:
         """Stack ``other`` below (for transposed ones: to the right of) this one; inputs must be equally wide."""
         if (self.columns, self.transposed) != (other.columns, other.transposed):
             raise ValueError(f"cannot join {self.key} {self.shape} and {other.key} {other.shape}")
         return replace(self, sources=self.sources + other.sources, rows=self.rows + other.rows)
 
 
-def stack_of(name: str, shape: tuple[int, ...]) -> Stack:
+def stack_of(name: str, shape: tuple[int, ...]) -> StackedWeight:
     """The expression of a checkpoint tensor taken as it is: ``[out, in]`` or ``[size]``."""
-    return Stack((Source(name),), (shape[0],), shape[1] if len(shape) == 2 else None)
+    return StackedWeight((Source(name),), (shape[0],), shape[1] if len(shape) == 2 else None)
 
 
 class PlannedTensor(ir.LazyTensor):

@@ -18,8 +18,7 @@ from t5edge.exporter.graph.rescale import StackScale
 from t5edge.exporter.graph.weight_expressions import DistanceTable
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.values import as_int64, constant_value
-from t5edge.kernels.weights import PlannedTensor, Source, planned_value, stack_of
-from t5edge.kernels.weights import Stack as StackedWeight
+from t5edge.kernels.weights import PlannedTensor, Source, StackedWeight, planned_value, stack_of
 
 DTYPES = {
     "float": ir.DataType.FLOAT,

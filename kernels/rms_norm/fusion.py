@@ -16,7 +16,7 @@ from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome, apply_rules, near
+from t5edge.kernels.fusion import Fusion, FusionResult, apply_rules, near
 from t5edge.kernels.values import scalar
 from t5edge.kernels.weights import expression_of
 
@@ -53,7 +53,7 @@ def constant_axes(axes: ir.Value) -> list[int] | None:
     return None if tensor is None else [int(axis) for axis in tensor.numpy().reshape(-1)]
 
 
-def _apply(block: Block, _: Architecture) -> Outcome:
+def _apply(block: Block, _: Architecture) -> FusionResult:
     return apply_rules(block, RmsNormRule.rule())
 
 
