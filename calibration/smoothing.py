@@ -220,10 +220,9 @@ def _divided_norm(graph: ir.Graph, norm: ir.Node, factors: Factors) -> ir.Value:
     expression = Smoothed(base, rows=factors.inverse)
     weight = planned_value(expression, old.dtype, expression.key)
     graph.register_initializer(weight)
-    copy = ir.Node("", norm.op_type, [norm.inputs[0], weight], list(norm.attributes.values()), num_outputs=1)
-    copy.name = f"{norm.name}/smoothed"
-    output = copy.outputs[0]
-    output.name = f"{copy.name}:0"
+    name = f"{norm.name}/smoothed"
+    output = ir.val(f"{name}:0")
+    copy = ir.node(norm.op_type, [norm.inputs[0], weight], norm.attributes, outputs=[output], name=name)
     graph.insert_after(norm, copy)
     only = [use.node for use in norm.outputs[0].uses()]
     if len(only) == 1 and not norm.outputs[0].is_graph_output():

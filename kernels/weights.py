@@ -7,12 +7,9 @@ transpose, scale) and never touch numbers; the weights stage follows each expres
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,7 @@ class PlannedTensor(ir.LazyTensor):
 
 def planned_value(expression: WeightExpression, dtype: ir.DataType, name: str) -> ir.Value:
     """A graph initializer value around a ``PlannedTensor``."""
-    tensor = PlannedTensor(expression, dtype, name)
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(expression.shape), const_value=tensor)
+    return ir.val(name, const_value=PlannedTensor(expression, dtype, name))
 
 
 def expression_of(value: ir.Value | None) -> WeightExpression | None:

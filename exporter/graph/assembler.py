@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture, Stack
-from t5edge.bundle.ports import GraphPorts, Port
+from t5edge.bundle.ports import GraphPorts
 from t5edge.exporter.graph.position_buckets import bucket_table
 from t5edge.exporter.graph.rescale import StackScale
 from t5edge.exporter.graph.weight_expressions import DistanceTable
@@ -48,7 +48,7 @@ class Assembler:
         self.architecture, self.blocks, self.scale, self.ports = architecture, blocks, scale, ports
         self.compute = compute
         self.dtype = DTYPES[compute]
-        self.inputs = {port.name: _port_value(port) for port in ports.inputs}
+        self.inputs = {port.name: ir.val(port.name, DTYPES[port.dtype], port.axes) for port in ports.inputs}
         self.initializers: dict[str, ir.Value] = {}
         self.tape = ir.tape.Tape()
         self.nodes: list[ir.Node] = []
@@ -60,7 +60,7 @@ class Assembler:
         self.build()
         for port in self.ports.outputs:
             value = self.outputs[port.name]
-            value.name, value.type, value.shape = port.name, ir.TensorType(DTYPES[port.dtype]), _shape(port)
+            value.name, value.type, value.shape = port.name, ir.TensorType(DTYPES[port.dtype]), ir.Shape(port.axes)
         graph = ir.Graph(
             inputs=list(self.inputs.values()),
             outputs=[self.outputs[port.name] for port in self.ports.outputs],
@@ -95,15 +95,10 @@ class Assembler:
         assert tensor is not None
         if isinstance(tensor, PlannedTensor):
             key = tensor.expression.key
-        else:
-            data = tensor.numpy()
-            key = f"const.{data.dtype.name}.{'x'.join(map(str, data.shape))}.{'_'.join(map(str, data.reshape(-1)))}"
-        if key not in self.initializers:
-            if isinstance(tensor, PlannedTensor):
-                self.initializers[key] = planned_value(tensor.expression, tensor.dtype, key)
-            else:
-                self.initializers[key] = constant_value(tensor.numpy(), key)
-        return self.initializers[key]
+            return self.initializers.setdefault(key, planned_value(tensor.expression, tensor.dtype, key))
+        data = tensor.numpy()
+        key = f"const.{data.dtype.name}.{'x'.join(map(str, data.shape))}.{'_'.join(map(str, data.reshape(-1)))}"
+        return self.initializers.setdefault(key, constant_value(data, key))
 
     def weight(self, expression: StackedWeight | DistanceTable) -> ir.Value:
         return self.initializer(planned_value(expression, self.dtype, expression.key))
@@ -197,11 +192,3 @@ class Assembler:
         weight = self.vector(f"{self.stack}.final_layer_norm.weight", scale)
         epsilon = float(np.float32(self.architecture.norm_epsilon)) * self.scale.epsilon_factor
         return self.tape.op("RMSNormalization", [hidden, weight], {"axis": -1, "epsilon": epsilon, "stash_type": 1})
-
-
-def _shape(port: Port) -> ir.Shape:
-    return ir.Shape(port.axes)
-
-
-def _port_value(port: Port) -> ir.Value:
-    return ir.Value(name=port.name, type=ir.TensorType(DTYPES[port.dtype]), shape=_shape(port))

@@ -44,7 +44,7 @@ class DecoderAssembler(Assembler):
         graph = super().template(kind)
         if kind == "decoder":
             for shape in cross_shape_constants(graph):
-                given = ir.Value(name=f"{shape.name}/given")
+                given = ir.val(f"{shape.name}/given")
                 ir.convenience.replace_all_uses_with(shape, given)
                 graph.inputs.append(given)
         return graph

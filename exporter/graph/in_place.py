@@ -79,7 +79,7 @@ class _InPlaceAssembler(DecoderAssembler):
     def template(self, kind: BlockKind) -> ir.Graph:
         """Past and new keys and values are not concatenated: the new ones are written at ``past_length``."""
         graph = super().template(kind)
-        indices = ir.Value(name="write_indices")
+        indices = ir.val("write_indices")
         graph.inputs.append(indices)
         for concat in [node for node in graph if node.op_type == "Concat"]:
             assert concat.inputs[0] in graph.inputs, "a cache was expected"

@@ -39,8 +39,7 @@ def merge_decoders(first: ir.Model, later: ir.Model, guessed_d_kv: int) -> ir.Mo
         "then_branch": _branch(later.graph, "later", outputs, inputs, weights),
         "else_branch": _branch(first.graph, "first", outputs, inputs, weights),
     }
-    attributes = [ir.AttrGraph(name, branch) for name, branch in branches.items()]
-    choice = ir.Node("", "If", [inputs[BRANCH]], attributes, outputs=outputs, name="decoder/If")
+    choice = ir.node("If", [inputs[BRANCH]], branches, outputs=outputs, name="decoder/If")
     graph = ir.Graph(
         inputs=list(inputs.values()),
         outputs=outputs,
@@ -61,12 +60,12 @@ def _inputs(first: ir.Graph, later: ir.Graph, guessed_d_kv: int) -> dict[str, ir
     for name, value in merged.items():
         if name.startswith("past_key_values.") and value.shape is not None and value.shape[HEAD_AXIS] != guessed_d_kv:
             value.shape = ir.Shape([*value.shape[:HEAD_AXIS], "d_kv"])
-    merged[BRANCH] = ir.Value(name=BRANCH, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
+    merged[BRANCH] = ir.val(BRANCH, ir.DataType.BOOL, [1])
     return merged
 
 
 def _like(value: ir.Value, name: str | None) -> ir.Value:
-    return ir.Value(name=name, type=value.type, shape=value.shape)
+    return ir.val(name, type=value.type, shape=value.shape)
 
 
 def _branch(
@@ -133,7 +132,5 @@ def _nothing(value: ir.Value, prefix: str) -> ir.Node:
     assert isinstance(heads, int)
     assert isinstance(d_kv, int)
     tensor = ir.tensor(np.zeros((0, heads, 1, d_kv), value.dtype.numpy()))
-    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], num_outputs=1)
-    node.name = f"{prefix}/{value.name}/nothing"
-    node.outputs[0].name = f"{prefix}/{value.name}"
-    return node
+    name = f"{prefix}/{value.name}"
+    return ir.node("Constant", [], {"value": tensor}, outputs=[ir.val(name)], name=f"{name}/nothing")
