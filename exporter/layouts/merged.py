@@ -75,42 +75,34 @@ def _branch(
     inputs: Mapping[str, ir.Value],
     weights: dict[str, ir.Value],
 ) -> ir.Graph:
-    """The nodes of ``graph`` as a branch that reads the outer ``inputs`` and ``weights``, to which it adds its own."""
-    for value in list(graph.inputs):
-        ir.convenience.replace_all_uses_with(value, inputs[value.name or ""])
-    inside = _share_weights(graph, weights)
+    """``graph`` as a branch that reads the outer ``inputs`` and ``weights``, to which it adds its own."""
+    ir.convenience.replace_all_uses_with(list(graph.inputs), [inputs[value.name or ""] for value in graph.inputs])
+    graph.inputs.clear()
+    _share_weights(graph, weights)
     made = {value.name: value for value in graph.outputs}
-    nodes = list(graph)
     graph.outputs.clear()
-    graph.remove(nodes)
-    for node in nodes:
+    for node in graph:
         node.name = f"{prefix}/{node.name}"
         for value in node.outputs:
             value.name = f"{prefix}/{value.name}"
     absent = {value.name: _nothing(value, prefix) for value in wanted if value.name not in made}
+    graph.extend(absent.values())
     made |= {name: node.outputs[0] for name, node in absent.items()}
-    return ir.Graph(
-        inputs=[],
-        outputs=[made[value.name] for value in wanted],
-        nodes=[*nodes, *absent.values()],
-        initializers=inside,
-        name=f"{prefix}_step",
-    )
+    graph.outputs.extend(made[value.name] for value in wanted)
+    graph.name = f"{prefix}_step"
+    return graph
 
 
-def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> list[ir.Value]:
-    """Move the initializers of ``graph`` to ``weights``, each name once; returns those that must stay."""
-    inside = []
+def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> None:
+    """Move the initializers of ``graph`` to ``weights``, each name once, but for those that must stay."""
     for name, value in list(graph.initializers.items()):
-        graph.initializers.pop(name)
         if any(use.node.op_type == "DequantizeLinear" for use in value.uses()):
-            inside.append(value)
             continue
+        graph.initializers.pop(name)
         shared = weights.setdefault(name, value)
         if shared is not value:
             assert _equal(shared.const_value, value.const_value), f"{name} differs between the steps"
             ir.convenience.replace_all_uses_with(value, shared)
-    return inside
 
 
 def _equal(left: ir.TensorProtocol | None, right: ir.TensorProtocol | None) -> bool:
