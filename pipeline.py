@@ -13,7 +13,7 @@ from t5edge.bundle.folder import check_target_folder, writing
 from t5edge.bundle.manifest import read_manifest, write_json, write_manifest
 from t5edge.bundle.precision import Precision
 from t5edge.bundle.versions import tool_versions
-from t5edge.calibration.plan import Plan, Settings, apply_plan, make_plan
+from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, make_plan
 from t5edge.calibration.speed import measure_speed, verdict
 from t5edge.calibration.texts import CalibrationTexts, choose_examples, examples_from, read_texts
 from t5edge.engines.build import build_engines, check_buildable
@@ -106,7 +106,7 @@ def put_precision(
     texts: CalibrationTexts | None,
     options: ExportOptions,
     progress: Progress,
-) -> Plan | None:
+) -> QuantizationPlan | None:
     """Quantize the graphs as far as the texts allow; None where the precision quantizes nothing."""
     if texts is None:
         return None

@@ -1,7 +1,7 @@
 """Calibration results on disk, under a key of everything they depend on.
 
 The key covers the token ids, how many, the seed, the observer and its settings, the weights, the graphs' matrices and
-the precision's row. A file is written beside its place and renamed, so an interrupted run leaves nothing half-written.
+the precision. A file is written beside its place and renamed, so an interrupted run leaves nothing half-written.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class CalibrationKey:
     settings: Mapping[str, Any]
     weights: str
     graphs: str
-    row: Mapping[str, Any]
+    precision: Mapping[str, Any]
     version: int = VERSION
 
     @staticmethod
     def of(
         checkpoint: Checkpoint,
-        sites: Sequence[QuantizationPoint],
-        row: Precision,
+        points: Sequence[QuantizationPoint],
+        precision: Precision,
         texts: CalibrationTexts,
         settings: Mapping[str, Any],
     ) -> CalibrationKey:
@@ -57,7 +57,7 @@ class CalibrationKey:
         for batch in texts.batches:
             for array in (batch.input_ids, batch.attention_mask, batch.decoder_input_ids):
                 digest.update(repr(array.shape).encode() + array.tobytes())
-        graphs = json.dumps([asdict(site) for site in sites], sort_keys=True)
+        graphs = json.dumps([asdict(point) for point in points], sort_keys=True)
         return CalibrationKey(
             digest.hexdigest(),
             texts.count,
@@ -66,19 +66,23 @@ class CalibrationKey:
             checkpoint.content_key(),
             hashlib.sha256(graphs.encode()).hexdigest(),
             {
-                "weight_bits": row.weight_bits,
-                "block_size": row.block_size,
-                "activations": list(row.activations),
-                "compute": row.compute,
+                "weight_bits": precision.weight_bits,
+                "block_size": precision.block_size,
+                "activations": list(precision.activations),
+                "compute": precision.compute,
             },
         )
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "key": self.key}
+        """For the manifest, under its keys."""
+        return {**self._facts(), "key": self.key}
+
+    def _facts(self) -> dict[str, Any]:
+        return {{"precision": "row"}.get(name, name): value for name, value in asdict(self).items()}
 
     @property
     def path(self) -> Path:

@@ -1,4 +1,4 @@
-"""The inputs of every site on real texts: one layer in memory at a time, padding left out, both stacks.
+"""The inputs of every point on real texts: one layer in memory at a time, padding left out, both stacks.
 
 The decoder runs teacher-forced in one pass. Causality makes position t's activations those of cached step t, so every
 step with a past is in the sample, not only the first.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from t5edge.exporter.reference.texts import Batch
 
 MAX_ROWS = 4096
-"""Tokens kept per site; further ones only raise the channels' maxima."""
+"""Tokens kept per point; further ones only raise the channels' maxima."""
 
-OnSite = Callable[[QuantizationPoint, "Sample"], None]
+OnPoint = Callable[[QuantizationPoint, "Sample"], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A site's input: ``rows`` float32 [tokens, in], ``channel_max`` float32 [in] over every token that ran."""
+    """A point's input: ``rows`` float32 [tokens, in], ``channel_max`` float32 [in] over every token that ran."""
 
     rows: torch.Tensor
     channel_max: torch.Tensor
@@ -44,11 +44,11 @@ class Sample:
 def collect_inputs(
     checkpoint: Checkpoint,
     batches: Sequence[Batch],
-    sites: Sequence[QuantizationPoint],
-    on_site: OnSite,
+    points: Sequence[QuantizationPoint],
+    on_point: OnPoint,
     on_layer: Callable[[], None] | None = None,
 ) -> None:
-    """Hand every site its sample, in the order they run, then forget it.
+    """Hand every point its sample, in the order they run, then forget it.
 
     Raises:
         UserError: an activation is NaN or infinite.
@@ -56,30 +56,30 @@ def collect_inputs(
     import torch
 
     pad = checkpoint.architecture.pad_token_id
-    collector = _Collector(batches, pad, sites, on_site, on_layer)
+    collector = _Collector(batches, pad, points, on_point, on_layer)
     reference = StreamedReference(checkpoint, torch.float32, collector.progress)
     encoded = reference.encode_all(batches)
     collector.finish()
-    collector.give([site for site in sites if site.role == "cross_kv"], encoded, "source")
-    if not any(site.graph == "decoder" for site in sites):
+    collector.give([point for point in points if point.role == "cross_kv"], encoded, "source")
+    if not any(point.graph == "decoder" for point in points):
         return  # a decoder that stays weight-only has no ranges to learn
     decoded = reference.decode_all(batches, encoded)
     collector.finish()
-    collector.give([site for site in sites if site.name == OUTPUT], decoded, "target")
+    collector.give([point for point in points if point.name == OUTPUT], decoded, "target")
 
 
 class _Collector:
-    """Hooks on the block in memory; the layer's sites are handed over when the next one begins."""
+    """Hooks on the block in memory; the layer's points are handed over when the next one begins."""
 
     def __init__(
         self,
         batches: Sequence[Batch],
         pad: int,
-        sites: Sequence[QuantizationPoint],
-        on_site: OnSite,
+        points: Sequence[QuantizationPoint],
+        on_point: OnPoint,
         on_layer: Callable[[], None] | None,
     ) -> None:
-        self._sites, self._on_site, self._on_layer = sites, on_site, on_layer
+        self._points, self._on_site, self._on_layer = points, on_point, on_layer
         self._masks = {
             "source": [batch.attention_mask.astype(bool) for batch in batches],
             "target": [target_mask(batch.decoder_input_ids, pad) for batch in batches],
@@ -92,33 +92,33 @@ class _Collector:
         self.finish()
         self._side = "source" if stack == "encoder" else "target"
         name = f"{stack}.block.{layer}"
-        for site in self._sites:
-            if site.block == name and site.role != "cross_kv":
+        for point in self._points:
+            if point.block == name and point.role != "cross_kv":
                 seen: list[torch.Tensor] = []
-                module = block.get_submodule(site.modules[0])
+                module = block.get_submodule(point.modules[0])
                 module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
-                self._pending.append((site, seen))
+                self._pending.append((point, seen))
         if self._on_layer is not None:
             self._on_layer()
 
     def finish(self) -> None:
-        """Hand over what the last layer's sites saw."""
+        """Hand over what the last layer's points saw."""
         pending, self._pending = self._pending, []
-        for site, seen in pending:
-            self.give([site], seen, self._side)
+        for point, seen in pending:
+            self.give([point], seen, self._side)
 
-    def give(self, sites: Sequence[QuantizationPoint], inputs: Sequence[torch.Tensor], side: str) -> None:
-        """The same inputs, one tensor [batch, length, in] per batch, to each site."""
-        if not sites:
+    def give(self, points: Sequence[QuantizationPoint], inputs: Sequence[torch.Tensor], side: str) -> None:
+        """The same inputs, one tensor [batch, length, in] per batch, to each point."""
+        if not points:
             return
         sample = _sample(list(_rows(inputs, self._masks[side])))
         if not bool(sample.channel_max.isfinite().all()):
             raise UserError(
-                f"the input of {sites[0].name} holds NaN or infinity on the calibration texts; "
+                f"the input of {points[0].name} holds NaN or infinity on the calibration texts; "
                 "the checkpoint is broken, or a text is not meant for it."
             )
-        for site in sites:
-            self._on_site(site, sample)
+        for point in points:
+            self._on_site(point, sample)
 
 
 def _rows(inputs: Sequence[torch.Tensor], masks: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:

@@ -1,10 +1,12 @@
-"""Which sites are quantized: each is measured alone, and the most sensitive go back to float until the gate holds.
+"""Which quantization points are excluded: the sensitivity of each is measured, and the most sensitive ones stay in the
+compute dtype until the gate holds.
 
-    gate      KL <= half of the row's max_kl     top-1 >= half way from the row's min_top1 to 1
-    order     sites by the divergence that they cause alone, largest first
-    search    0, 1, 2, 3, 4, 6, 8, ... sites kept, all tried side by side in one pass; the fewest that pass are kept
+    gate      KL <= half of the precision's max_kl     top-1 >= half way from the precision's min_top1 to 1
+    order     points by the divergence that each causes on its own, largest first
+    search    0, 1, 2, 3, 4, 6, 8, ... points excluded, tried side by side in one pass; the fewest that pass are taken
 
-Half, because the ladder judges other texts by the row itself. A role's odds (lm_head, embedding, wo) are not assumed.
+Half, because parity is judged on other texts by the precision's own limits. No role (lm_head, embedding, wo) is assumed
+to be sensitive.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
 
 SHARE = 0.5
-"""The part of the row's allowance that the calibration texts may use up."""
+"""The part of the precision's allowance that the calibration texts may use up."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits, and what was tried: (sites kept, divergence), the chosen one last.
+    """The limits, and what was tried: (points excluded, divergence), the chosen one last.
 
     ``tie``: nats within which two tokens count as equal.
     """
@@ -46,71 +48,72 @@ class Gate:
             "max_kl": self.max_kl,
             "min_top1": self.min_top1,
             "tie": self.tie,
-            "tried": [{"kept": kept, **asdict(found)} for kept, found in self.tried],
+            "tried": [{"kept": excluded, **asdict(found)} for excluded, found in self.tried],
         }
 
 
-def holds(row: Precision, found: Divergence) -> bool:
-    """Whether a divergence is within the part of the row's allowance that calibration may use."""
-    return found.kl <= max_kl(row) and found.top1 >= min_top1(row)
+def holds(precision: Precision, found: Divergence) -> bool:
+    """Whether a divergence is within the part of the precision's allowance that calibration may use."""
+    return found.kl <= max_kl(precision) and found.top1 >= min_top1(precision)
 
 
-def max_kl(row: Precision) -> float:
-    return SHARE * (row.max_kl if row.max_kl is not None else float("inf"))
+def max_kl(precision: Precision) -> float:
+    return SHARE * (precision.max_kl if precision.max_kl is not None else float("inf"))
 
 
-def tie_margin(row: Precision) -> float:
-    """Tokens so close in log-probability may swap places within the row's divergence (Pinsker's inequality), nats.
+def tie_margin(precision: Precision) -> float:
+    """Nats within which tokens may swap places under the divergence that is allowed (Pinsker's inequality).
 
-    0 where the row counts ties.
+    0 where ties are counted.
     """
-    return 0.0 if row.count_ties else (2 * max_kl(row)) ** 0.5
+    return 0.0 if precision.count_ties else (2 * max_kl(precision)) ** 0.5
 
 
-def min_top1(row: Precision) -> float:
-    return 1 - SHARE * (1 - (row.min_top1 if row.min_top1 is not None else 0.0))
+def min_top1(precision: Precision) -> float:
+    return 1 - SHARE * (1 - (precision.min_top1 if precision.min_top1 is not None else 0.0))
 
 
-def measure_alone(
+def measure_sensitivity(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
-    sites: Sequence[QuantizationPoint],
+    points: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     on_layer: Callable[[], None] | None = None,
 ) -> dict[str, Divergence]:
-    """The divergence that each site causes alone, by its name."""
-    names = [site.name for site in sites if site.name in roundings]
+    """The divergence that each point causes when nothing else is quantized, by its name."""
+    names = [point.name for point in points if point.name in roundings]
     variants = [frozenset({name}) for name in names]
-    found = measure_variants(checkpoint, texts.alone, sites, roundings, variants, on_layer=on_layer)
+    found = measure_variants(checkpoint, texts.sensitivity, points, roundings, variants, on_layer=on_layer)
     return dict(zip(names, found, strict=True))
 
 
 def place(
     checkpoint: Checkpoint,
     texts: CalibrationTexts,
-    row: Precision,
-    sites: Sequence[QuantizationPoint],
+    precision: Precision,
+    points: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
-    alone: Mapping[str, Divergence],
+    sensitivity: Mapping[str, Divergence],
     on_layer: Callable[[], None] | None = None,
 ) -> tuple[frozenset[str], Gate]:
-    """Names of the sites that stay in the compute dtype, and how the gate was passed."""
-    ranked = sorted(alone, key=lambda name: -alone[name].kl)
+    """Names of the points to exclude, and how the gate was passed."""
+    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name].kl)
     tried: list[tuple[int, Divergence]] = []
     for counts in _rounds(len(ranked)):
         variants = [frozenset(ranked[count:]) for count in counts]
-        found = measure_variants(checkpoint, texts.gate, sites, roundings, variants, tie_margin(row), on_layer)
+        found = measure_variants(checkpoint, texts.gate, points, roundings, variants, tie_margin(precision), on_layer)
         for count, divergence in zip(counts, found, strict=True):
             tried.append((count, divergence))
-            if holds(row, divergence):
-                return frozenset(ranked[:count]), Gate(max_kl(row), min_top1(row), tie_margin(row), tuple(tried))
+            if holds(precision, divergence):
+                gate = Gate(max_kl(precision), min_top1(precision), tie_margin(precision), tuple(tried))
+                return frozenset(ranked[:count]), gate
     raise AssertionError("a model with nothing quantized diverges from itself")
 
 
-def _rounds(sites: int) -> list[list[int]]:
-    """Everything quantized first, which is the usual end; then more and more kept, side by side."""
+def _rounds(points: int) -> list[list[int]]:
+    """Everything quantized first, which is the usual end; then more and more excluded, side by side."""
     counts, step = [1, 2, 3], 4
-    while step < sites:
+    while step < points:
         counts += [step, step * 3 // 2]
         step *= 2
-    return [[0], [count for count in counts if count < sites], [sites]]
+    return [[0], [count for count in counts if count < points], [points]]

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from t5edge.bundle.precision import Precision
 from t5edge.calibration.quantize import Scheme, scheme_for, table_scheme
 from t5edge.exporter.graph.assemble import Graphs
-from t5edge.kernels.weights import PlannedTensor, Stack
+from t5edge.kernels.weights import PlannedTensor, StackedWeight
 
 ROLES = {
     ("SelfAttention", "q"): "qkv",
@@ -64,18 +64,18 @@ class QuantizationPoint:
     def parameters(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def scheme(self, row: Precision) -> Scheme | None:
-        """How ``row`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
-        return table_scheme(row) if TABLE in self.sources else scheme_for(row, *self.shape)
+    def scheme(self, precision: Precision) -> Scheme | None:
+        """How ``precision`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
+        return table_scheme(precision) if TABLE in self.sources else scheme_for(precision, *self.shape)
 
 
 def find_points(graphs: Graphs) -> tuple[QuantizationPoint, ...]:
-    """Every site of both graphs in the order they run, the embedding first."""
-    sites = {site.name: site for name in ("encoder", "decoder") for site in _sites(name, getattr(graphs, name))}
-    return tuple(sorted(sites.values(), key=lambda site: site.name != EMBEDDING))
+    """Every point of both graphs in the order they run, the embedding first."""
+    points = {point.name: point for name in ("encoder", "decoder") for point in _points(name, getattr(graphs, name))}
+    return tuple(sorted(points.values(), key=lambda point: point.name != EMBEDDING))
 
 
-def _sites(graph: str, model: ir.Model) -> Iterator[QuantizationPoint]:
+def _points(graph: str, model: ir.Model) -> Iterator[QuantizationPoint]:
     shrink = 1.0
     for node in model.graph:
         expression = matrix_of(node)
@@ -83,24 +83,24 @@ def _sites(graph: str, model: ir.Model) -> Iterator[QuantizationPoint]:
             continue
         rows, columns = expression.shape
         sources = tuple(source.name for source in expression.sources)
-        site = QuantizationPoint(site_name(node, expression), graph, expression.key, sources, (rows, columns))
-        if site.role == "wi":
+        point = QuantizationPoint(point_name(node, expression), graph, expression.key, sources, (rows, columns))
+        if point.role == "wi":
             shrink = expression.sources[-1].scale
-        yield replace(site, shrink=shrink) if site.role == "wo" else site
+        yield replace(point, shrink=shrink) if point.role == "wo" else point
 
 
-def matrix_of(node: ir.Node) -> Stack | None:
+def matrix_of(node: ir.Node) -> StackedWeight | None:
     """The expression of a node's weight: [in, out] of a MatMul or Gemm, [vocab, d_model] of the token table."""
     place = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
     weight = None if place is None else node.inputs[place]
     tensor = None if weight is None else weight.const_value
-    if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, Stack):
+    if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, StackedWeight):
         return None
     return tensor.expression.transpose() if node.op_type == "Gemm" else tensor.expression
 
 
-def site_name(node: ir.Node, expression: Stack) -> str:
-    """What the site of this node and its expression is called."""
+def point_name(node: ir.Node, expression: StackedWeight) -> str:
+    """What the point of this node and its expression is called."""
     source = expression.sources[0].name
     if source in (TABLE, "lm_head.weight"):
         return EMBEDDING if node.op_type == "Gather" else OUTPUT

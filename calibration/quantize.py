@@ -32,7 +32,7 @@ from t5edge.bundle.precision import Precision
 from t5edge.errors import UserError
 from t5edge.exporter.graph.weight_expressions import Matrix, Read, Smoothed, evaluate
 from t5edge.kernels.values import constant_value
-from t5edge.kernels.weights import PlannedTensor, Stack, planned_value
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, planned_value
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +173,8 @@ def table_scheme(precision: Precision) -> Scheme:
     return Scheme(8, scales=precision.compute)
 
 
-def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str] = frozenset()) -> list[str]:
-    """Put DequantizeLinear before every MatMul whose weight is not in ``keep`` (weights' origins), and the embeddings.
+def quantize_weights(model: ir.Model, precision: Precision, excluded: frozenset[str] = frozenset()) -> list[str]:
+    """Put DequantizeLinear before every MatMul whose weight is not ``excluded`` (by its origin), and the embeddings.
 
     Returns the keys of the quantized matrices, in graph order.
     """
@@ -187,16 +187,16 @@ def quantize_weights(model: ir.Model, precision: Precision, keep: frozenset[str]
             _relu_to_max(graph, node)
         weight = node.inputs[1] if node.op_type == "MatMul" and len(node.inputs) > 1 else None
         tensor = None if weight is None else weight.const_value
-        if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, (Stack, Smoothed)):
+        if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, (StackedWeight, Smoothed)):
             continue
         tied = any(source.name == "shared.weight" for source in tensor.expression.sources)
         scheme = table_scheme(precision) if tied else scheme_for(precision, *tensor.expression.shape)
-        if tensor.expression.origin in keep or scheme is None:
+        if tensor.expression.origin in excluded or scheme is None:
             continue
         dequantized = dequantize(graph, node, tensor.expression, scheme, tensor.dtype)
         node.replace_input_with(1, dequantized)
         quantized.append(tensor.expression.origin)
-    quantized += _quantize_embeddings(graph, precision, keep)
+    quantized += _quantize_embeddings(graph, precision, excluded)
     _drop_unused_weights(graph)
     return quantized
 
@@ -220,7 +220,7 @@ def _gemm_to_matmul(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
     tensor = None if table is None else table.const_value
     assert rows is not None
     assert isinstance(tensor, PlannedTensor)
-    assert isinstance(tensor.expression, Stack)
+    assert isinstance(tensor.expression, StackedWeight)
     expression = tensor.expression.transpose()
     weight = planned_value(expression, tensor.dtype, expression.key)
     graph.register_initializer(weight)
@@ -252,25 +252,23 @@ def _weight_behind(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def _replace(graph: ir.Graph, old: ir.Node, tape: ir.tape.Tape, output: ir.Value, name: str) -> ir.Node:
     """Put the tape's nodes in the place of ``old``; returns the last of them."""
+    ir.convenience.replace_nodes_and_values(graph, old, [old], tape.nodes, [old.outputs[0]], [output])
     for index, node in enumerate(tape.nodes):
         node.name = name if index == len(tape.nodes) - 1 else f"{name}/{node.op_type}_{index}"
         for position, value in enumerate(node.outputs):
             value.name = f"{node.name}:{position}"
-    graph.insert_after(old, tape.nodes)
-    ir.convenience.replace_all_uses_with(old.outputs[0], output, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
     return tape.nodes[-1]
 
 
-def _quantize_embeddings(graph: ir.Graph, precision: Precision, keep: frozenset[str]) -> list[str]:
+def _quantize_embeddings(graph: ir.Graph, precision: Precision, excluded: frozenset[str]) -> list[str]:
     """The token table, int8 whatever the bits of the rest: a row is read once, and its error enters the residual."""
     for node in list(graph):
         table = node.inputs[0] if node.op_type == "Gather" else None
         tensor = None if table is None else table.const_value
         if (
             not isinstance(tensor, PlannedTensor)
-            or not isinstance(tensor.expression, Stack)
-            or tensor.expression.key in keep
+            or not isinstance(tensor.expression, StackedWeight)
+            or tensor.expression.key in excluded
         ):
             continue
         base, ids = tensor.expression.transpose(), node.inputs[1]
@@ -280,7 +278,9 @@ def _quantize_embeddings(graph: ir.Graph, precision: Precision, keep: frozenset[
     return []
 
 
-def _embed(graph: ir.Graph, gather: ir.Node, base: Stack, ids: ir.Value, scheme: Scheme, compute: ir.DataType) -> None:
+def _embed(
+    graph: ir.Graph, gather: ir.Node, base: StackedWeight, ids: ir.Value, scheme: Scheme, compute: ir.DataType
+) -> None:
     """[batch, length] ids -> [batch, length, d_model] in the compute dtype, from a table [d_model, vocab]."""
     values = _initializer(graph, QuantizedMatrix(base, scheme, "values"), scheme.dtype, "embedding.")
     scales = _initializer(graph, QuantizedMatrix(base, scheme, "scales"), compute, "embedding.")

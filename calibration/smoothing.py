@@ -2,7 +2,7 @@
 
     s_j = round2(max|X_j| ** alpha / max|W_j| ** (1 - alpha))          x @ W = (x / s) @ (diag(s) W)
 
-    site            1 / s goes into                         s goes into
+    point            1 / s goes into                         s goes into
     qkv, wi         the RMSNorm in front                    rows of the packed matrix
     cross_q         the same                                rows of q
     o               columns of v (attention mixes rows,     rows of o
@@ -13,7 +13,7 @@
     lm_head         the decoder's final RMSNorm             rows of lm_head, unless it is the token table
 
 Deviation from the paper: s is rounded to a power of two, so that the float32 graph gives the same bits before and
-after; alpha is searched per site, by the error of the rounded product.
+after; alpha is searched per point, by the error of the rounded product.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import onnx_ir as ir
 
 from t5edge.calibration.collect import Sample
 from t5edge.calibration.observers import LARGEST, Observer, round_values
-from t5edge.calibration.points import OUTPUT, TABLE, QuantizationPoint, matrix_of, site_name
+from t5edge.calibration.points import OUTPUT, TABLE, QuantizationPoint, matrix_of, point_name
 from t5edge.calibration.quantize import Scheme, round_columns
 from t5edge.exporter.graph.weight_expressions import Factors, Smoothed
 from t5edge.kernels.values import constant_value
-from t5edge.kernels.weights import Stack, expression_of, planned_value
+from t5edge.kernels.weights import StackedWeight, expression_of, planned_value
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +43,12 @@ MAX_EXPONENT = 12
 SMOOTHED = ("qkv", "cross_q", "wi", "o", "wo", "cross_kv", OUTPUT)
 """Roles with something in front that takes 1 / s. A decoder's ``o`` has not: its v is cached and leaves the graph."""
 NORMED = (".qkv", ".cross_q", ".wi", ".cross_kv", OUTPUT)
-"""Ends of the names of sites with a norm in front."""
+"""Suffixes of the names of points with a norm in front."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one site: ``scale`` of its input, ``factors`` s [in], and relative errors of x @ W.
+    """What was chosen for one point: ``scale`` of its input, ``factors`` s [in], and relative errors of x @ W.
 
     Where only weights are rounded ``scale`` is None; smoothing then evens out the rows of W (as AWQ does, Lin et al.
     2023, arXiv:2306.00978).
@@ -62,9 +62,9 @@ class Choice:
     plain_error: float
 
 
-def can_smooth(site: QuantizationPoint) -> bool:
-    """Whether 1 / s can be folded in front of this site."""
-    return site.role in SMOOTHED and (site.role != "o" or site.graph == "encoder") and TABLE not in site.sources
+def can_smooth(point: QuantizationPoint) -> bool:
+    """Whether 1 / s can be folded in front of this point."""
+    return point.role in SMOOTHED and (point.role != "o" or point.graph == "encoder") and TABLE not in point.sources
 
 
 def choose(
@@ -140,7 +140,7 @@ def _scale(sample: Sample, observer: Observer, s: torch.Tensor) -> float:
 
 
 def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
-    """Rewrite the expressions of one graph: ``factors`` by site name. The float32 graph computes the same bits.
+    """Rewrite the expressions of one graph: ``factors`` by point name. The float32 graph computes the same bits.
 
     Must run before ``quantize_weights``: afterwards a MatMul reads a DequantizeLinear.
     """
@@ -151,7 +151,7 @@ def apply_smoothing(model: ir.Model, factors: Mapping[str, Factors]) -> None:
         expression = matrix_of(node) if node.op_type == "MatMul" else None
         if expression is None:
             continue
-        name = site_name(node, expression)
+        name = point_name(node, expression)
         rows = factors.get(name)
         if rows is not None and name.endswith(NORMED):
             _smooth_norm(graph, node, rows, norms)
@@ -166,7 +166,7 @@ def _column_factors(graph: ir.Graph, factors: Mapping[str, Factors]) -> dict[str
     found: dict[str, Factors] = {}
     for node in graph:
         expression = matrix_of(node) if node.op_type == "MatMul" else None
-        name = "" if expression is None else site_name(node, expression)
+        name = "" if expression is None else point_name(node, expression)
         block, _, role = name.rpartition(".")
         follower = factors.get(f"{block}.{ {'qkv': 'o', 'wi': 'wo'}.get(role) }")
         if expression is not None and follower is not None:
@@ -214,16 +214,15 @@ def _divided_norm(graph: ir.Graph, norm: ir.Node, factors: Factors) -> ir.Value:
     """The output of a copy of ``norm`` whose weight is divided; an unused original goes with the other leftovers."""
     assert norm.op_type == "RMSNormalization", f"{norm.name} is not a norm"
     base, old = expression_of(norm.inputs[1]), norm.inputs[1]
-    assert isinstance(base, Stack)
+    assert isinstance(base, StackedWeight)
     assert old is not None
     assert old.dtype is not None
     expression = Smoothed(base, rows=factors.inverse)
     weight = planned_value(expression, old.dtype, expression.key)
     graph.register_initializer(weight)
-    copy = ir.Node("", norm.op_type, [norm.inputs[0], weight], list(norm.attributes.values()), num_outputs=1)
-    copy.name = f"{norm.name}/smoothed"
-    output = copy.outputs[0]
-    output.name = f"{copy.name}:0"
+    name = f"{norm.name}/smoothed"
+    output = ir.val(f"{name}:0")
+    copy = ir.node(norm.op_type, [norm.inputs[0], weight], norm.attributes, outputs=[output], name=name)
     graph.insert_after(norm, copy)
     only = [use.node for use in norm.outputs[0].uses()]
     if len(only) == 1 and not norm.outputs[0].is_graph_output():

@@ -39,16 +39,16 @@ class Share:
     target: int
 
 
-ALONE, GATE = Share(4, 32, 16), Share(24, 64, 24)
-"""For measuring every site alone, and for the gate: less there, because every site is a copy of the batch."""
+SENSITIVITY, GATE = Share(4, 32, 16), Share(24, 64, 24)
+"""For the sensitivity of every quantization point, and for the gate. The former are few: each point takes a copy."""
 
 
 @dataclass(frozen=True)
 class CalibrationTexts:
-    """Batches for the ranges, one batch for each site alone, one for the gate; ``origin`` is said in the manifest."""
+    """Batches for the ranges, one batch for sensitivity, one for the gate; ``origin`` is said in the manifest."""
 
     batches: tuple[Batch, ...]
-    alone: Batch
+    sensitivity: Batch
     gate: Batch
     count: int
     origin: str
@@ -125,7 +125,7 @@ def calibration_texts(
     batches = [*_batches(encoder, drawn), *_extremes(encoder, drawn, limits)]
     return CalibrationTexts(
         tuple(_cut(batch, checkpoint, limits.max_source_length, limits.max_target_length) for batch in batches),
-        _part(encoder, drawn, ALONE, checkpoint),
+        _part(encoder, drawn, SENSITIVITY, checkpoint),
         _part(encoder, drawn, GATE, checkpoint),
         len(drawn),
         origin,

@@ -2,7 +2,7 @@
 
     rows : [reference | variant 1 | variant 2 | ...] x texts
 
-A variant is the set of sites that are rounded. Until its first site it computes what the reference does, so it joins
+A variant is the set of points that are rounded. Until its first point it computes what the reference does, so it joins
 the batch there. Rounding happens at the modules of transformers' blocks: x to its scale, W to its integers, as in the
 graph.
 """
@@ -32,7 +32,7 @@ MAX_BYTES = 150e6
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a site is rounded: its weight's scheme; its input's scale (None: only the weight) and smoothing factors."""
+    """How a point is rounded: its weight's scheme; its input's scale (None: only the weight) and smoothing factors."""
 
     scheme: Scheme
     scale: float | None = None
@@ -55,19 +55,19 @@ class Divergence:
 def measure_variants(
     checkpoint: Checkpoint,
     batch: Batch,
-    sites: Sequence[QuantizationPoint],
+    points: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     variants: Sequence[frozenset[str]],
     tie: float = 0.0,
     on_layer: Callable[[], None] | None = None,
 ) -> list[Divergence]:
-    """Teacher-forced next-token distributions of each variant (a set of site names) against float32."""
+    """Teacher-forced next-token distributions of each variant (a set of point names) against float32."""
     size = max(1, variants_at_once(checkpoint, batch))
     ranked = sorted(range(len(variants)), key=lambda index: first_place(checkpoint, variants[index]))
     found: dict[int, Divergence] = {}
     for start in range(0, len(ranked), size):
         part = ranked[start : start + size]
-        run = _Run(checkpoint, batch, sites, roundings, [variants[index] for index in part], tie, on_layer)
+        run = _Run(checkpoint, batch, points, roundings, [variants[index] for index in part], tie, on_layer)
         found |= zip(part, run.divergences(), strict=True)
     return [found[index] for index in range(len(variants))]
 
@@ -100,14 +100,14 @@ class _Run:
         self,
         checkpoint: Checkpoint,
         batch: Batch,
-        sites: Sequence[QuantizationPoint],
+        points: Sequence[QuantizationPoint],
         roundings: Mapping[str, Rounding],
         variants: Sequence[frozenset[str]],
         tie: float,
         on_layer: Callable[[], None] | None,
     ) -> None:
         self.checkpoint, self.batch, self.roundings, self.variants = checkpoint, batch, roundings, variants
-        self.sites = {site.name: site for site in sites}
+        self.points = {point.name: point for point in points}
         self.texts = len(batch.input_ids)
         self.tie, self.on_layer = tie, on_layer
         self.first = [first_place(checkpoint, variant) for variant in variants]
@@ -165,13 +165,13 @@ class _Run:
     def _hook(self, block_name: str, block: Any, active: int) -> None:
         import torch
 
-        for site in self.sites.values():
-            holders = [v for v in range(active) if site.name in self.variants[v]] if site.block == block_name else []
+        for point in self.points.values():
+            holders = [v for v in range(active) if point.name in self.variants[v]] if point.block == block_name else []
             if holders:
                 rows = torch.cat([torch.arange(self.texts) + self.texts * (v + 1) for v in holders])
-                for name in site.modules:
+                for name in point.modules:
                     module = block.get_submodule(name)
-                    module.register_forward_hook(_rounded_linear(module, self.roundings[site.name], rows))
+                    module.register_forward_hook(_rounded_linear(module, self.roundings[point.name], rows))
 
     def _compare(self, decoded: torch.Tensor) -> list[Divergence]:
         """Logits of the reference once, then of each variant; padding left out."""

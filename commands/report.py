@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.commands.result import Result
-from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
 
@@ -25,16 +24,13 @@ class ReportOptions:
 
 def run(options: ReportOptions, progress: Progress) -> Result:
     """Write the page; beside the bundle unless ``--out`` says otherwise, so that the bundle stays as it is."""
-    from t5edge.tools.report.report import report_page
+    from t5edge.tools.report.report import report_page, write_page
 
     folder = Path(options.bundle)
     page = report_page(folder)
     resolved = folder.resolve()
     out = Path(options.out) if options.out else resolved.with_name(f"{resolved.name}.html")
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"'{out}' cannot be written: {error.strerror}; choose another --out.") from error
+    write_page(page, out, folder)
 
     def show(console: Console) -> None:
         console.print(f"[bold]{out}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False)

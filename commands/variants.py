@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from t5edge.exporter.family.variants import Variant
-    from t5edge.tools.planning.plan import Plan
+    from t5edge.tools.planning.plan import VariantCost
 
 COLUMNS = ("name", "family", "parameters", "d_model", "heads", "d_kv", "d_ff", "layers", "ffn", "tied", "vocab")
 PLAN_COLUMNS = (
@@ -87,13 +87,13 @@ def _listed(rows: list[Variant]) -> Result:
 
 def _planned(options: VariantsOptions, rows: list[Variant], progress: Progress) -> Result:
     from t5edge.bundle.precision import precision
-    from t5edge.tools.planning.devices import THIS_CPU, Device, custom_device, find_device
+    from t5edge.tools.planning.devices import THIS_CPU, DeviceSpec, custom_device, find_device
     from t5edge.tools.planning.plan import Lengths, plan_variant
 
     if options.source_length < 1 or options.past_length < 0:
         raise UserError("--source-length must be at least 1, and --past-length at least 0.")
     row, lengths = precision(options.precision), Lengths(options.source_length, options.past_length)
-    device: Device
+    device: DeviceSpec
     if options.bandwidth is not None or options.tflops is not None:
         if options.device is not None:
             raise UserError("--device and --bandwidth/--tflops exclude each other; give one of them.")
@@ -113,7 +113,7 @@ def _planned(options: VariantsOptions, rows: list[Variant], progress: Progress) 
     return Result(data, lambda console: _show_plans(console, plans, facts))
 
 
-def _show_plans(console: Console, plans: list[Plan], facts: dict[str, Any]) -> None:
+def _show_plans(console: Console, plans: list[VariantCost], facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     device = facts["device"]

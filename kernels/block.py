@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
 BlockKind = Literal["encoder", "decoder", "cross_kv"]
-
 
 OPSET = 23
 
@@ -30,7 +30,4 @@ class Block:
 
     def operator_counts(self) -> dict[str, int]:
         """How often each operator occurs."""
-        counts: dict[str, int] = {}
-        for node in self.graph:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
-        return dict(sorted(counts.items()))
+        return dict(sorted(Counter(node.op_type for node in self.graph).items()))

@@ -23,7 +23,7 @@ class FusionError(Exception):
 
 
 @dataclass
-class Outcome:
+class FusionResult:
     """What one fusion did to one block."""
 
     matched: int = 0
@@ -38,35 +38,35 @@ class Fusion:
     """
 
     name: str
-    apply: Callable[[Block, Architecture], Outcome]
+    apply: Callable[[Block, Architecture], FusionResult]
     expect: Callable[[Architecture, BlockKind], int]
     why_here: str
 
-    def run(self, block: Block, architecture: Architecture) -> Outcome:
+    def run(self, block: Block, architecture: Architecture) -> FusionResult:
         """Apply to one block and check the count.
 
         Raises:
             FusionError: the count is not the expected one; the message carries the matcher's reasons.
         """
         expected = self.expect(architecture, block.kind)
-        outcome = self.apply(block, architecture) if expected else Outcome()
+        result = self.apply(block, architecture) if expected else FusionResult()
         common_passes.RemoveUnusedNodesPass()(block.model)
-        if outcome.matched != expected:
-            reasons = "; ".join(outcome.refusals) or "nothing of that shape was found"
+        if result.matched != expected:
+            reasons = "; ".join(result.refusals) or "nothing of that shape was found"
             raise FusionError(
-                f"fusion {self.name} matched {outcome.matched} times in the {block.kind} block, expected {expected}: "
+                f"fusion {self.name} matched {result.matched} times in the {block.kind} block, expected {expected}: "
                 f"{reasons}"
             )
-        return outcome
+        return result
 
 
-def apply_rules(block: Block, *rules: RewriteRule) -> Outcome:
+def apply_rules(block: Block, *rules: RewriteRule) -> FusionResult:
     """Run rewrite rules over a block; collect how often they matched and why near misses were refused."""
     rule_set = RewriteRuleSet(list(rules))
     matched = rule_set.apply_to_model(block.model)
     tracer = MatchingTracer()
     rule_set.apply_to_model(block.model, tracer=tracer)  # with a tracer it only looks: what is left, and why
-    return Outcome(matched, _refusals(tracer))
+    return FusionResult(matched, _refusals(tracer))
 
 
 def _refusals(tracer: MatchingTracer) -> list[str]:

@@ -15,9 +15,9 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block
-from t5edge.kernels.fusion import Outcome
+from t5edge.kernels.fusion import FusionResult
 from t5edge.kernels.values import as_int64, constant_value, scalar
-from t5edge.kernels.weights import Stack, expression_of, planned_value
+from t5edge.kernels.weights import StackedWeight, expression_of, planned_value
 
 
 @dataclass(frozen=True)
@@ -27,44 +27,42 @@ class HeadProjection:
     matmul: ir.Node
     reshape: ir.Node
     transpose: ir.Node
-    expression: Stack
+    expression: StackedWeight
 
 
-def pack_projections(block: Block, architecture: Architecture, count: int) -> Outcome:
+def pack_projections(block: Block, architecture: Architecture, count: int) -> FusionResult:
     """Replace every group of exactly ``count`` head projections of one input by a packed one."""
-    outcome = Outcome()
+    result = FusionResult()
     groups: dict[ir.Value, list[HeadProjection]] = {}
     for node in block.graph:
-        found = _head_projection(node, architecture, outcome)
+        found = _head_projection(node, architecture, result)
         if found is not None and found.matmul.inputs[0] is not None:
             groups.setdefault(found.matmul.inputs[0], []).append(found)
     for x, group in groups.items():
         if len(group) == count:
             _pack(block.graph, x, group, architecture)
-            outcome.matched += 1
+            result.matched += 1
         else:
-            outcome.refusals.append(f"{len(group)} projections share an input, {count} were expected")
-    return outcome
+            result.refusals.append(f"{len(group)} projections share an input, {count} were expected")
+    return result
 
 
-def _head_projection(node: ir.Node, architecture: Architecture, outcome: Outcome) -> HeadProjection | None:
+def _head_projection(node: ir.Node, architecture: Architecture, result: FusionResult) -> HeadProjection | None:
     expression = expression_of(node.inputs[1]) if node.op_type == "MatMul" else None
-    if not isinstance(expression, Stack):
+    if not isinstance(expression, StackedWeight):
         return None
     reshape = _only_user(node, "Reshape")
     transpose = _only_user(reshape, "Transpose") if reshape is not None else None
     if reshape is None or transpose is None:
         return None
     if list(transpose.attributes["perm"].as_ints()) != [0, 2, 1, 3]:
-        outcome.refusals.append(f"{expression.key}: the transpose after it does not move the heads")
+        result.refusals.append(f"{expression.key}: the transpose after it does not move the heads")
         return None
     if not _splits_into_heads(reshape, architecture.d_kv):
-        outcome.refusals.append(
-            f"{expression.key}: reshaped into heads of another size than d_kv = {architecture.d_kv}"
-        )
+        result.refusals.append(f"{expression.key}: reshaped into heads of another size than d_kv = {architecture.d_kv}")
         return None
     if expression.sources[0].name.split(".")[-2] not in ("q", "k", "v"):
-        outcome.refusals.append(f"{expression.key}: not a query, key or value projection")
+        result.refusals.append(f"{expression.key}: not a query, key or value projection")
         return None
     return HeadProjection(node, reshape, transpose, expression)
 
@@ -99,8 +97,6 @@ def _pack(graph: ir.Graph, x: ir.Value, group: list[HeadProjection], architectur
     if len(group) > 1:
         split = {"axis": 1, "num_outputs": len(group)}
         parts = list(tape.op_multi_out("Split", parts, split, num_outputs=len(group)))
-    for part, projection in zip(parts, group, strict=True):
-        ir.convenience.replace_all_uses_with(projection.transpose.outputs[0], part, replace_graph_outputs=True)
-    graph.insert_after(group[0].matmul, tape.nodes)
-    for projection in group:
-        graph.remove([projection.transpose, projection.reshape, projection.matmul], safe=True)
+    old_nodes = [node for found in group for node in (found.transpose, found.reshape, found.matmul)]
+    old_values = [found.transpose.outputs[0] for found in group]
+    ir.convenience.replace_nodes_and_values(graph, group[0].matmul, old_nodes, tape.nodes, old_values, parts)

@@ -21,5 +21,4 @@ def as_int64(*values: int) -> np.ndarray:
 
 def constant_value(array: np.ndarray, name: str) -> ir.Value:
     """A small initializer with data of its own (reshape targets, masks, split sizes)."""
-    tensor = ir.tensor(array, name=name)
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    return ir.val(name, const_value=ir.tensor(array, name=name))

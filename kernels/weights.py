@@ -7,12 +7,9 @@ transpose, scale) and never touch numbers; the weights stage follows each expres
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import onnx_ir as ir
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class WeightExpression(Protocol):
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedWeight:
     """Tensors ``[out_i, in]`` stacked along their rows, optionally transposed to MatMul's ``[in, sum(out_i)]``."""
 
     sources: tuple[Source, ...]
@@ -65,26 +62,26 @@ class Stack:
         """The key before any smoothing: what a quantization plan names the weight by."""
         return self.key
 
-    def prefixed(self, prefix: str) -> Stack:
+    def prefixed(self, prefix: str) -> StackedWeight:
         return replace(self, sources=tuple(replace(s, name=prefix + s.name) for s in self.sources))
 
-    def transpose(self) -> Stack:
+    def transpose(self) -> StackedWeight:
         return replace(self, transposed=not self.transposed)
 
-    def scaled(self, factors: dict[str, float]) -> Stack:
+    def scaled(self, factors: dict[str, float]) -> StackedWeight:
         """Multiply the named sources by a factor each (exact where it is a power of two)."""
         return replace(self, sources=tuple(replace(s, scale=s.scale * factors.get(s.name, 1.0)) for s in self.sources))
 
-    def join(self, other: Stack) -> Stack:
+    def join(self, other: StackedWeight) -> StackedWeight:
         """Stack ``other`` below (for transposed ones: to the right of) this one; inputs must be equally wide."""
         if (self.columns, self.transposed) != (other.columns, other.transposed):
             raise ValueError(f"cannot join {self.key} {self.shape} and {other.key} {other.shape}")
         return replace(self, sources=self.sources + other.sources, rows=self.rows + other.rows)
 
 
-def stack_of(name: str, shape: tuple[int, ...]) -> Stack:
+def stack_of(name: str, shape: tuple[int, ...]) -> StackedWeight:
     """The expression of a checkpoint tensor taken as it is: ``[out, in]`` or ``[size]``."""
-    return Stack((Source(name),), (shape[0],), shape[1] if len(shape) == 2 else None)
+    return StackedWeight((Source(name),), (shape[0],), shape[1] if len(shape) == 2 else None)
 
 
 class PlannedTensor(ir.LazyTensor):
@@ -102,8 +99,7 @@ class PlannedTensor(ir.LazyTensor):
 
 def planned_value(expression: WeightExpression, dtype: ir.DataType, name: str) -> ir.Value:
     """A graph initializer value around a ``PlannedTensor``."""
-    tensor = PlannedTensor(expression, dtype, name)
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(expression.shape), const_value=tensor)
+    return ir.val(name, const_value=PlannedTensor(expression, dtype, name))
 
 
 def expression_of(value: ir.Value | None) -> WeightExpression | None:

@@ -26,7 +26,7 @@ from t5edge.kernels.position_bias.contract import position_bias
 from t5edge.kernels.position_bias.fusion import distances, look_up, table_index
 from t5edge.kernels.relu_ffn.contract import ffn
 from t5edge.kernels.rms_norm.contract import rms_norm
-from t5edge.kernels.weights import PlannedTensor, Stack
+from t5edge.kernels.weights import PlannedTensor, StackedWeight
 from t5edge.parity.measures import relative_error
 
 SIZES = {"batch": 2, "source": 9, "target": 3, "past": 4}
@@ -161,7 +161,8 @@ def _roles(node: ir.Node) -> list[str]:
     """What the weight of a MatMul is made of: q, k, v, o, wi, wi_0, wi_1, wo; empty for other nodes."""
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     expression = None if weight is None else weight.meta.get("recipe")
-    return [source.name.split(".")[-2] for source in expression.sources] if isinstance(expression, Stack) else []
+    sources = expression.sources if isinstance(expression, StackedWeight) else ()
+    return [source.name.split(".")[-2] for source in sources]
 
 
 def _only_user(value: ir.Value) -> ir.Node:

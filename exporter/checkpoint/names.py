@@ -14,16 +14,15 @@ from typing import Any
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
-from t5edge.exporter.checkpoint.stores import TensorStore, summary
+from t5edge.exporter.checkpoint.stores import FLOATS, TensorStore, summary
 from t5edge.exporter.family.config import architecture_from_config
 
 SHARED = "shared.weight"
-HEAD = "lm_head.weight"
+OUTPUT_LAYER = "lm_head.weight"
 EMBEDDINGS = (SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 DEAD = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
 """T5: written by old conversions, read by nothing."""
 PART_OF_MODEL = re.compile(r"(encoder|decoder)\.|lm_head\.|shared\.")
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,22 @@ def name_tensors(config: Mapping[str, Any], store: TensorStore, where: str) -> N
     """
     names = set(store.tensors)
     embedding = _embedding(config, names)
-    own_head = HEAD in names and embedding not in (None, HEAD) and not store.same_values(HEAD, str(embedding))
-    separate = names if own_head else names - {HEAD}
+    separate_output = (
+        OUTPUT_LAYER in names
+        and embedding not in (None, OUTPUT_LAYER)
+        and not _same_values(store, OUTPUT_LAYER, str(embedding))
+    )
+    separate = names if separate_output else names - {OUTPUT_LAYER}
     architecture = architecture_from_config(config, separate)
-    if not own_head:
+    if not separate_output:
         architecture = replace(architecture, tied=True)
     stored = {name: name for name in architecture.tensor_shapes()}
     if embedding is not None:
         stored[SHARED] = embedding
-    unknown = sorted(names - set(stored.values()) - {*EMBEDDINGS, HEAD})
+    unknown = sorted(names - set(stored.values()) - {*EMBEDDINGS, OUTPUT_LAYER})
     unknown = [name for name in unknown if not DEAD.fullmatch(name)]
     problems = [
-        *_head_problems(config, names, own_head),
+        *_output_layer_problems(config, names, separate_output),
         *_missing(stored, names),
         *_misshaped(architecture, stored, store),
         *_contradicting_embeddings(embedding, names, store),
@@ -75,14 +78,14 @@ def _says_tied(config: Mapping[str, Any]) -> bool:
 
 def _embedding(config: Mapping[str, Any], names: set[str]) -> str | None:
     """The stored name of the embedding table; a tied output layer may be its only copy."""
-    candidates = (*EMBEDDINGS, HEAD) if _says_tied(config) else EMBEDDINGS
+    candidates = (*EMBEDDINGS, OUTPUT_LAYER) if _says_tied(config) else EMBEDDINGS
     return next((name for name in candidates if name in names), None)
 
 
-def _head_problems(config: Mapping[str, Any], names: set[str], own_head: bool) -> list[str]:
-    if own_head or HEAD in names or _says_tied(config):
+def _output_layer_problems(config: Mapping[str, Any], names: set[str], separate_output: bool) -> list[str]:
+    if separate_output or OUTPUT_LAYER in names or _says_tied(config):
         return []
-    return [f"{HEAD} is missing while config.json says tie_word_embeddings: false (a model without its head?)"]
+    return [f"{OUTPUT_LAYER} is missing while config.json says tie_word_embeddings: false (a model without its head?)"]
 
 
 def _missing(stored: Mapping[str, str], names: set[str]) -> list[str]:
@@ -101,8 +104,14 @@ def _misshaped(architecture: Architecture, stored: Mapping[str, str], store: Ten
 
 def _contradicting_embeddings(embedding: str | None, names: set[str], store: TensorStore) -> list[str]:
     copies = [name for name in EMBEDDINGS if name in names and name != embedding]
-    differing = [name for name in copies if embedding and not store.same_values(name, embedding)]
+    differing = [name for name in copies if embedding and not _same_values(store, name, embedding)]
     return [f"{name} differs from {embedding}, but T5 has one table" for name in differing]
+
+
+def _same_values(store: TensorStore, first: str, second: str) -> bool:
+    """Whether two tables are equal; one that is not of floats is not read, as it is a problem of its own."""
+    floats = all(store.tensors[name].dtype in FLOATS for name in (first, second))
+    return not floats or store.same_values(first, second)
 
 
 def _unknown_layers(unknown: list[str]) -> list[str]:

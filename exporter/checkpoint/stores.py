@@ -7,9 +7,11 @@ tensors.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Spelling in a safetensors header -> torch's; other dtypes keep their spelling and are refused later."""
-SAFETENSORS_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
+FLOATS = frozenset(SAFETENSORS_DTYPES.values())
+"""The dtypes that a weight may have."""
 ROWS_AT_A_TIME = 8192
 
 
@@ -58,72 +60,61 @@ class ShardFormat(Protocol):
 
     def describe(self, path: Path) -> dict[str, StoredTensor]: ...
 
-    def read(self, path: Path, name: str) -> torch.Tensor: ...
+    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor: ...
 
 
 class SafetensorsFormat:
-    """Eight bytes of header length, a JSON header, then the data: https://github.com/huggingface/safetensors."""
+    """Headers are read and checked by the safetensors package, which refuses overlaps, holes and sizes that do not fit.
+
+    Tensors are mapped one by one: the package maps whole files for torch, which Linux refuses for one larger than the
+    memory, and copies what it reads for numpy.
+    """
 
     def __init__(self) -> None:
-        self._headers: dict[Path, tuple[dict[str, Any], int]] = {}
+        self._offsets: dict[Path, dict[str, int]] = {}
 
     def describe(self, path: Path) -> dict[str, StoredTensor]:
-        """Raises: UserError when the file is no safetensors file, or not as long as its header promises."""
-        header, data_start = self._headers[path] = self._header(path)
-        data_end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        promised, found = data_start + data_end, path.stat().st_size
-        if promised != found:
-            state = "truncated" if found < promised else "longer than it should be"
+        """Raises: UserError when the file is no safetensors file, or its header and its data do not fit together."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                slices = {name: file.get_slice(name) for name in file.offset_keys()}
+                facts = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        except SafetensorError as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")[:160]
             raise UserError(
-                f"{path} is {state}: its header promises {promised} bytes and the file has {found}. "
-                "Copy or download it again."
-            )
-        for name, entry in header.items():
-            size = SAFETENSORS_BYTES.get(entry["dtype"])
-            begin, end = entry["data_offsets"]
-            if size is not None and not (begin >= 0 and end - begin == size * math.prod(entry["shape"])):
-                raise UserError(
-                    f"{path} is damaged: '{name}' is {entry['dtype']} {entry['shape']} but has {end - begin} bytes. "
-                    "Copy or download it again."
-                )
+                f"{path} ({path.stat().st_size} bytes) is truncated or damaged: {printable(reason)}. Copy or download "
+                "it again; a file of about 130 bytes is a git-lfs pointer: run 'git lfs pull'."
+            ) from error
+        lengths = [math.prod(shape) * _bits(dtype) // 8 for shape, dtype in facts.values()]
+        begin = path.stat().st_size - sum(lengths)
+        ends = itertools.accumulate(lengths, initial=begin)
+        self._offsets[path] = dict(zip(facts, ends, strict=False))
         return {
-            name: StoredTensor(tuple(entry["shape"]), SAFETENSORS_DTYPES.get(entry["dtype"], entry["dtype"]), path)
-            for name, entry in header.items()
+            name: StoredTensor(shape, SAFETENSORS_DTYPES.get(dtype, dtype), path)
+            for name, (shape, dtype) in facts.items()
         }
 
-    def _header(self, path: Path) -> tuple[dict[str, Any], int]:
-        size = path.stat().st_size
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if not 2 <= length <= size - 8:
-                    raise ValueError(f"header length {length} in a file of {size} bytes")
-                header = dict(json.loads(file.read(length)))
-        except ValueError as error:
-            raise UserError(
-                f"{path} is not a complete safetensors file ({error}). Copy or download it again; "
-                "a file of about 130 bytes is a git-lfs pointer: run 'git lfs pull'."
-            ) from error
-        header.pop("__metadata__", None)
-        return header, 8 + length
-
-    def read(self, path: Path, name: str) -> torch.Tensor:
-        """Maps this tensor alone, so that its pages leave memory with it.
-
-        The safetensors package maps whole files, which Linux refuses for one larger than the memory.
-        """
+    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor:
+        """Maps this tensor alone, so that its pages leave memory with it."""
         import torch
 
-        header, data_start = self._headers[path]
-        entry = header[name]
-        begin, end = (data_start + offset for offset in entry["data_offsets"])
-        dtype, shape = getattr(torch, SAFETENSORS_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        if begin == end:
-            return torch.empty(shape, dtype=dtype)
+        dtype, count = getattr(torch, tensor.dtype), math.prod(tensor.shape)
+        if not count:
+            return torch.empty(tensor.shape, dtype=dtype)
+        begin = self._offsets[path][name]
         page = begin - begin % mmap.ALLOCATIONGRANULARITY
         with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), end - page, access=mmap.ACCESS_COPY, offset=page)
-        return torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=begin - page).view(shape)
+            length = begin + count * dtype.itemsize - page
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=page)
+        return torch.frombuffer(pages, dtype=dtype, count=count, offset=begin - page).view(tensor.shape)
+
+
+def _bits(dtype: str) -> int:
+    """Bits of one number: they are part of the dtype's name (F32, BF16, F8_E4M3), but for BOOL."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits.group()) if digits else 8
 
 
 class TorchFormat:
@@ -139,7 +130,7 @@ class TorchFormat:
             for name, tensor in self._load(path).items()
         }
 
-    def read(self, path: Path, name: str) -> torch.Tensor:
+    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor:
         return self._load(path)[name]
 
     def _load(self, path: Path) -> dict[str, torch.Tensor]:
@@ -182,7 +173,7 @@ class TorchFormat:
                     "Save the checkpoint as safetensors, or in shards (save_pretrained(max_shard_size='5GB'))."
                 ) from error
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} is damaged ({reason}). Copy or download it again.") from error
+            raise UserError(f"{path} is damaged ({printable(reason)}). Copy or download it again.") from error
 
 
 class FileStore:
@@ -197,12 +188,12 @@ class FileStore:
 
     def read(self, name: str) -> torch.Tensor:
         """``[out, in]`` in the stored dtype."""
-        file = self.tensors[name].file
-        assert file is not None
-        return self._format.read(file, name)
+        tensor = self.tensors[name]
+        assert tensor.file is not None
+        return self._format.read(tensor.file, name, tensor)
 
     def same_values(self, first: str, second: str) -> bool:
-        """Whether two tensors ``[rows, columns]`` are equal; stops at the first differing rows."""
+        """Whether two float tensors ``[rows, columns]`` are equal; stops at the first differing rows."""
         import torch
 
         if self.tensors[first].shape != self.tensors[second].shape:
@@ -283,3 +274,8 @@ def summary(items: list[str], limit: int = 4) -> str:
     """The first few of ``items`` and how many more there are."""
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
+
+
+def printable(text: str) -> str:
+    """``text`` from a file on one line, with control characters spelled out."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

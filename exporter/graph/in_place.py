@@ -14,7 +14,7 @@ Source: ONNX ``TensorScatter`` (opset 24); TensorRT ``IKVCacheUpdateLayer``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,8 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.ports import GraphName, in_place_ports
-from t5edge.exporter.graph.assemble import DecoderAssembler, Graphs
+from t5edge.exporter.graph.assemble import Graphs
+from t5edge.exporter.graph.decoder import DecoderAssembler
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.kernels.position_bias.fusion import distances
@@ -57,7 +58,7 @@ class _InPlaceAssembler(DecoderAssembler):
     opset = 24
     ir_version = 11
 
-    def own_biases(self) -> list[ir.Value]:
+    def self_biases(self) -> list[ir.Value]:
         """[1, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
         cache = self.inputs["past_key_values.0.decoder.key"]
         assert cache.shape is not None
@@ -75,12 +76,17 @@ class _InPlaceAssembler(DecoderAssembler):
         self.write_indices = self.tape.op("Expand", [self.inputs["past_length"], batch])
         super().build()
 
-    def copy_node(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
-        """A cache that grew by concatenation is written at ``past_length`` instead."""
-        if node.op_type != "Concat":
-            return super().copy_node(node, inputs)
-        cache, new = inputs
-        assert cache is not None
-        assert (cache.name or "").startswith("past_key_values.")
-        attributes = [ir.AttrInt64("axis", LENGTH_AXIS), ir.AttrString("mode", "linear")]
-        return ir.Node("", "TensorScatter", [cache, new, self.write_indices], attributes, num_outputs=1)
+    def template(self, kind: BlockKind) -> ir.Graph:
+        """Past and new keys and values are not concatenated: the new ones are written at ``past_length``."""
+        graph = super().template(kind)
+        indices = ir.val("write_indices")
+        graph.inputs.append(indices)
+        for concat in [node for node in graph if node.op_type == "Concat"]:
+            assert concat.inputs[0] in graph.inputs, "a cache was expected"
+            scatter = ir.node("TensorScatter", [*concat.inputs, indices], {"axis": LENGTH_AXIS, "mode": "linear"})
+            old, new = concat.outputs, scatter.outputs
+            ir.convenience.replace_nodes_and_values(graph, concat, [concat], [scatter], old, new)
+        return graph
+
+    def further_feeds(self) -> list[ir.Value]:
+        return [self.write_indices]

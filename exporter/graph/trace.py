@@ -25,7 +25,7 @@ from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.fuse import fuse
 from t5edge.kernels.values import scalar
-from t5edge.kernels.weights import Stack, expression_of, planned_value, stack_of
+from t5edge.kernels.weights import StackedWeight, expression_of, planned_value, stack_of
 from t5edge.progress import Progress
 
 
@@ -86,7 +86,7 @@ def _drop_unit_factor(node: ir.Node) -> None:
 
 def _fold_weight_transpose(graph: ir.Graph, node: ir.Node) -> None:
     expression = expression_of(node.inputs[0]) if node.op_type == "Transpose" else None
-    if not isinstance(expression, Stack):
+    if not isinstance(expression, StackedWeight):
         return
     weight = node.inputs[0]
     assert weight is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from t5edge.errors import UserError
-from t5edge.kernels.weights import Source, Stack, WeightExpression
+from t5edge.kernels.weights import Source, StackedWeight, WeightExpression
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ class Factors:
 class Smoothed:
     """A stack whose channels are multiplied by powers of two: ``rows`` along its first axis, ``columns`` its second."""
 
-    base: Stack
+    base: StackedWeight
     rows: Factors | None = None
     columns: Factors | None = None
 
@@ -85,8 +85,8 @@ class Smoothed:
         return Smoothed(self.base.transpose(), self.columns, self.rows)
 
 
-Matrix = Stack | Smoothed
-"""Recipes of weights that come from the checkpoint."""
+Matrix = StackedWeight | Smoothed
+"""Expressions of weights that come from the checkpoint."""
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -139,8 +139,8 @@ def evaluate(expression: WeightExpression, read: Read) -> torch.Tensor:
     raise TypeError(f"{type(expression).__name__} has no evaluation")
 
 
-@evaluate.register(Stack)
-def evaluate_stack(expression: Stack, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
+@evaluate.register(StackedWeight)
+def evaluate_stack(expression: StackedWeight, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The stacked tensor; with ``dtype`` each part is cast before the copies, which then move fewer bytes.
 
     Raises:

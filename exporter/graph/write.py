@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from t5edge.errors import UserError
 from t5edge.exporter.graph.weight_expressions import Read, cast, evaluate, evaluate_stack
-from t5edge.kernels.weights import PlannedTensor, Stack
+from t5edge.kernels.weights import PlannedTensor, StackedWeight
 
 FILE_NAME = "weights.safetensors"
 SAFETENSORS_NAMES = {
@@ -168,7 +168,7 @@ def as_bytes(tensor: PlannedTensor, read: Read) -> np.ndarray:
     }.get(tensor.dtype)
     if target is None:
         built = evaluate(tensor.expression, read)
-    elif isinstance(tensor.expression, Stack):
+    elif isinstance(tensor.expression, StackedWeight):
         built = evaluate_stack(tensor.expression, read, target)
     else:
         built = cast(evaluate(tensor.expression, read), target, tensor.expression.key)

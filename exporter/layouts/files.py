@@ -46,29 +46,30 @@ TOKENIZER_KEYS = (
 """Entries of tokenizer_config.json that every version of transformers reads alike."""
 
 
-def js_dtype(row: Precision) -> str:
+def js_dtype(precision: Precision) -> str:
     """What transformers.js calls this precision.
 
     Raises:
         UserError: its clients cannot run it.
     """
-    name = JS_DTYPES.get((row.weight_bits, row.compute))
+    name = JS_DTYPES.get((precision.weight_bits, precision.compute))
     if name is None:
         raise UserError(
-            f"--layout optimum does not go with --precision {row.name}: its clients run ONNX Runtime, which has no "
-            f"{row.compute} kernels on CPUs. Choose fp32, fp16 or a quantized precision, or leave --layout out."
+            f"--layout optimum does not go with --precision {precision.name}: its clients run ONNX Runtime, which "
+            f"has no {precision.compute} kernels on CPUs. Choose fp32, fp16 or a quantized precision, or leave out "
+            "--layout."
         )
     return name
 
 
-def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, row: Precision) -> None:
+def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, precision: Precision) -> None:
     """Write what the layout needs besides the three graphs, whose weights lie in ``folder`` already."""
-    a, dtype = checkpoint.architecture, js_dtype(row)
+    a, dtype = checkpoint.architecture, js_dtype(precision)
     merged = merge_decoders(graphs.others[FIRST_STEP], graphs.others[LATER_STEPS], a.d_model // a.num_heads)
     ir.save(merged, folder / f"{MERGED}.onnx")
     suffix = "" if dtype == "fp32" else f"_{dtype}"
     (folder / JS_FOLDER).mkdir()
-    place = shutil.copyfile if row.quantized else link
+    place = shutil.copyfile if precision.quantized else link
     for name in (ENCODER, MERGED):
         place(folder / f"{name}.onnx", folder / JS_FOLDER / f"{name}{suffix}.onnx")
     place(folder / WEIGHTS, folder / JS_FOLDER / WEIGHTS)

@@ -39,8 +39,7 @@ def merge_decoders(first: ir.Model, later: ir.Model, guessed_d_kv: int) -> ir.Mo
         "then_branch": _branch(later.graph, "later", outputs, inputs, weights),
         "else_branch": _branch(first.graph, "first", outputs, inputs, weights),
     }
-    attributes = [ir.AttrGraph(name, branch) for name, branch in branches.items()]
-    choice = ir.Node("", "If", [inputs[BRANCH]], attributes, outputs=outputs, name="decoder/If")
+    choice = ir.node("If", [inputs[BRANCH]], branches, outputs=outputs, name="decoder/If")
     graph = ir.Graph(
         inputs=list(inputs.values()),
         outputs=outputs,
@@ -61,12 +60,12 @@ def _inputs(first: ir.Graph, later: ir.Graph, guessed_d_kv: int) -> dict[str, ir
     for name, value in merged.items():
         if name.startswith("past_key_values.") and value.shape is not None and value.shape[HEAD_AXIS] != guessed_d_kv:
             value.shape = ir.Shape([*value.shape[:HEAD_AXIS], "d_kv"])
-    merged[BRANCH] = ir.Value(name=BRANCH, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([1]))
+    merged[BRANCH] = ir.val(BRANCH, ir.DataType.BOOL, [1])
     return merged
 
 
 def _like(value: ir.Value, name: str | None) -> ir.Value:
-    return ir.Value(name=name, type=value.type, shape=value.shape)
+    return ir.val(name, type=value.type, shape=value.shape)
 
 
 def _branch(
@@ -76,42 +75,34 @@ def _branch(
     inputs: Mapping[str, ir.Value],
     weights: dict[str, ir.Value],
 ) -> ir.Graph:
-    """The nodes of ``graph`` as a branch that reads the outer ``inputs`` and ``weights``, to which it adds its own."""
-    for value in list(graph.inputs):
-        ir.convenience.replace_all_uses_with(value, inputs[value.name or ""])
-    inside = _share_weights(graph, weights)
+    """``graph`` as a branch that reads the outer ``inputs`` and ``weights``, to which it adds its own."""
+    ir.convenience.replace_all_uses_with(list(graph.inputs), [inputs[value.name or ""] for value in graph.inputs])
+    graph.inputs.clear()
+    _share_weights(graph, weights)
     made = {value.name: value for value in graph.outputs}
-    nodes = list(graph)
     graph.outputs.clear()
-    graph.remove(nodes)
-    for node in nodes:
+    for node in graph:
         node.name = f"{prefix}/{node.name}"
         for value in node.outputs:
             value.name = f"{prefix}/{value.name}"
     absent = {value.name: _nothing(value, prefix) for value in wanted if value.name not in made}
+    graph.extend(absent.values())
     made |= {name: node.outputs[0] for name, node in absent.items()}
-    return ir.Graph(
-        inputs=[],
-        outputs=[made[value.name] for value in wanted],
-        nodes=[*nodes, *absent.values()],
-        initializers=inside,
-        name=f"{prefix}_step",
-    )
+    graph.outputs.extend(made[value.name] for value in wanted)
+    graph.name = f"{prefix}_step"
+    return graph
 
 
-def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> list[ir.Value]:
-    """Move the initializers of ``graph`` to ``weights``, each name once; returns those that must stay."""
-    inside = []
+def _share_weights(graph: ir.Graph, weights: dict[str, ir.Value]) -> None:
+    """Move the initializers of ``graph`` to ``weights``, each name once, but for those that must stay."""
     for name, value in list(graph.initializers.items()):
-        graph.initializers.pop(name)
         if any(use.node.op_type == "DequantizeLinear" for use in value.uses()):
-            inside.append(value)
             continue
+        graph.initializers.pop(name)
         shared = weights.setdefault(name, value)
         if shared is not value:
             assert _equal(shared.const_value, value.const_value), f"{name} differs between the steps"
             ir.convenience.replace_all_uses_with(value, shared)
-    return inside
 
 
 def _equal(left: ir.TensorProtocol | None, right: ir.TensorProtocol | None) -> bool:
@@ -133,7 +124,5 @@ def _nothing(value: ir.Value, prefix: str) -> ir.Node:
     assert isinstance(heads, int)
     assert isinstance(d_kv, int)
     tensor = ir.tensor(np.zeros((0, heads, 1, d_kv), value.dtype.numpy()))
-    node = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)], num_outputs=1)
-    node.name = f"{prefix}/{value.name}/nothing"
-    node.outputs[0].name = f"{prefix}/{value.name}"
-    return node
+    name = f"{prefix}/{value.name}"
+    return ir.node("Constant", [], {"value": tensor}, outputs=[ir.val(name)], name=f"{name}/nothing")

@@ -19,7 +19,9 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.ports import GraphPorts, Port, decoder_ports, encoder_ports
-from t5edge.exporter.graph.assemble import DecoderAssembler, EncoderAssembler, Graphs
+from t5edge.exporter.graph.assemble import Graphs
+from t5edge.exporter.graph.decoder import DecoderAssembler
+from t5edge.exporter.graph.encoder import EncoderAssembler
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.kernels.position_bias.fusion import distances
@@ -90,16 +92,16 @@ class _FirstStepAssembler(DecoderAssembler):
         self.empty = self._empty_cache()
         super().build()
 
-    def own_cache(self, layer: int) -> list[ir.Value]:
+    def self_cache(self, layer: int) -> list[ir.Value]:
         return [self.empty, self.empty]
 
     def cross_cache(self, layer: int) -> list[ir.Value]:
-        key, value = self.instantiate_block("cross_kv", layer, [self.inputs["encoder_hidden_states"]])
+        key, value = self.add_block("cross_kv", layer, [self.inputs["encoder_hidden_states"]])
         self.outputs[f"present.{layer}.encoder.key"] = key
         self.outputs[f"present.{layer}.encoder.value"] = value
         return [key, value]
 
-    def own_biases(self) -> list[ir.Value]:
+    def self_biases(self) -> list[ir.Value]:
         """[1, heads, target, target] each."""
         length = self.length(self.inputs["input_ids"], 1)
         return self.look_up_biases(distances(self.tape, length, length, None))

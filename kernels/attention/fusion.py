@@ -13,7 +13,7 @@ from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
+from t5edge.kernels.fusion import Fusion, FusionResult, apply_rules
 
 
 class AttentionRule(RewriteRuleClassBase):
@@ -47,7 +47,7 @@ def rule(inner_dim: int) -> RewriteRule:
     return AttentionRule.rule(inner_dim)
 
 
-def _apply(block: Block, architecture: Architecture) -> Outcome:
+def _apply(block: Block, architecture: Architecture) -> FusionResult:
     return apply_rules(block, rule(architecture.inner_dim))
 
 

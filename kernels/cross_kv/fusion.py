@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome
+from t5edge.kernels.fusion import Fusion, FusionResult
 from t5edge.kernels.projection import pack_projections
 
 
-def _apply(block: Block, architecture: Architecture) -> Outcome:
+def _apply(block: Block, architecture: Architecture) -> FusionResult:
     return pack_projections(block, architecture, 2)
 
 

@@ -14,8 +14,8 @@ from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.activation_patterns import ActivationPattern, activation_pattern
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
-from t5edge.kernels.weights import PlannedTensor, Stack, expression_of
+from t5edge.kernels.fusion import Fusion, FusionResult, apply_rules
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, expression_of
 
 
 class GatedFfnRule(RewriteRuleClassBase):
@@ -30,7 +30,7 @@ class GatedFfnRule(RewriteRuleClassBase):
     def check(self, context: Any, wi_0: Any, wi_1: Any, wo: Any, **constants: Any) -> MatchResult:
         result = MatchResult()
         expressions = [expression_of(value) for value in (wi_0, wi_1, wo)]
-        if not all(isinstance(expression, Stack) and expression.transposed for expression in expressions):
+        if not all(isinstance(expression, StackedWeight) and expression.transposed for expression in expressions):
             return result.fail("wi_0, wi_1 and wo must be weights of the checkpoint in MatMul's layout")
         if expressions[0].shape != expressions[1].shape:  # type: ignore[union-attr]
             return result.fail("gate and up differ in width")
@@ -51,7 +51,7 @@ def rule(activation: str) -> RewriteRule:
     return GatedFfnRule.rule(activation_pattern(activation))
 
 
-def _apply(block: Block, architecture: Architecture) -> Outcome:
+def _apply(block: Block, architecture: Architecture) -> FusionResult:
     return apply_rules(block, rule(architecture.activation))
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome
+from t5edge.kernels.fusion import Fusion, FusionResult
 from t5edge.kernels.projection import pack_projections
 
 
-def _pack_self(block: Block, architecture: Architecture) -> Outcome:
+def _pack_self(block: Block, architecture: Architecture) -> FusionResult:
     return pack_projections(block, architecture, 3)
 
 
-def _pack_query(block: Block, architecture: Architecture) -> Outcome:
+def _pack_query(block: Block, architecture: Architecture) -> FusionResult:
     return pack_projections(block, architecture, 1)
 
 

@@ -14,8 +14,8 @@ from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.activation_patterns import ActivationPattern, activation_pattern
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome, apply_rules
-from t5edge.kernels.weights import PlannedTensor, Stack, expression_of
+from t5edge.kernels.fusion import Fusion, FusionResult, apply_rules
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, expression_of
 
 RECOGNISED = "ffn."
 """Prefix of a recognised wi: the replacement looks like the pattern, and must not match again."""
@@ -33,7 +33,7 @@ class FfnRule(RewriteRuleClassBase):
         result = MatchResult()
         for value, role in ((wi, "wi"), (wo, "wo")):
             expression = expression_of(value)
-            if not isinstance(expression, Stack) or not expression.transposed:
+            if not isinstance(expression, StackedWeight) or not expression.transposed:
                 return result.fail(f"{role} is not a weight of the checkpoint in MatMul's layout")
         if wi.name.startswith(RECOGNISED):
             return result.fail("recognised already")
@@ -51,7 +51,7 @@ def rule(activation: str) -> RewriteRule:
     return FfnRule.rule(activation_pattern(activation))
 
 
-def _apply(block: Block, architecture: Architecture) -> Outcome:
+def _apply(block: Block, architecture: Architecture) -> FusionResult:
     return apply_rules(block, rule(architecture.activation))
 
 

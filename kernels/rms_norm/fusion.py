@@ -2,17 +2,21 @@
 
 before : w * (x * (1 / sqrt(mean(x^2) + eps)))
 after  : RMSNormalization(x, w, epsilon=eps), statistics in float32 whatever the type of x
+
+onnxscript ships a rule for the same nodes. It does not match here, because ``torch.onnx`` passes the axes through a
+Reshape of a constant. Its numbers are part of its pattern, so a near miss would be refused without a reason.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.kernels.fusion import Fusion, Outcome, apply_rules, near
+from t5edge.kernels.fusion import Fusion, FusionResult, apply_rules, near
 from t5edge.kernels.values import scalar
 from t5edge.kernels.weights import expression_of
 
@@ -27,6 +31,9 @@ class RmsNormRule(RewriteRuleClassBase):
         result = MatchResult()
         if not near(exponent, 2.0):
             return result.fail(f"the exponent is {scalar(exponent)}, not 2: this is not a root mean square")
+        found = constant_axes(axes)
+        if found != [-1]:
+            return result.fail(f"the mean runs over axes {found or 'known only at run time'}, not over the last alone")
         if scalar(epsilon) is None:
             return result.fail("epsilon is not a constant")
         expression = expression_of(weight)
@@ -38,7 +45,15 @@ class RmsNormRule(RewriteRuleClassBase):
         return op.RMSNormalization(x, weight, axis=-1, epsilon=scalar(epsilon), stash_type=1)
 
 
-def _apply(block: Block, _: Architecture) -> Outcome:
+def constant_axes(axes: ir.Value) -> list[int] | None:
+    """The numbers of a constant, also behind a Reshape; None where only a run knows them."""
+    producer = axes.producer()
+    given = producer.inputs[0] if producer is not None and producer.op_type == "Reshape" else axes
+    tensor = None if given is None else ir.convenience.get_const_tensor(given)
+    return None if tensor is None else [int(axis) for axis in tensor.numpy().reshape(-1)]
+
+
+def _apply(block: Block, _: Architecture) -> FusionResult:
     return apply_rules(block, RmsNormRule.rule())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.parity_report import CheckResult, failure
 from t5edge.bundle.precision import Precision
-from t5edge.exporter.graph.assemble import MASKED
+from t5edge.exporter.graph.assembler import MASKED
 from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of
 from t5edge.parity.blockwise.segments import CutGraph, Sublayer
 from t5edge.parity.blockwise.sublayers import BlockRun, round_block

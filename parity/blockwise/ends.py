@@ -11,7 +11,7 @@ import numpy as np
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.parity_report import CheckResult, at_most
 from t5edge.bundle.precision import Precision
-from t5edge.exporter.graph.assemble import MASKED
+from t5edge.exporter.graph.assembler import MASKED
 from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of, torch_dtype
 from t5edge.parity.blockwise.segments import CutGraph
 from t5edge.parity.blockwise.sublayers import SublayerReference, round_embedding, round_weight

@@ -19,10 +19,10 @@ from t5edge.bundle.manifest import read_manifest, write_manifest
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graph.trace import trace_blocks
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.parity.ladder import RUNGS, Rung, open_subject, verify_bundle
 from t5edge.parity.subject import Subject
-from t5edge.pipeline import trace_blocks
 from t5edge.progress import Silent
 
 GATED, RELU = "v1.1-tiny", "t5-tiny"

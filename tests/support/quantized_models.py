@@ -15,7 +15,7 @@ from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
 from t5edge.bundle.manifest import write_manifest
 from t5edge.bundle.precision import Precision, precision
-from t5edge.calibration.plan import Plan, Settings, apply_plan, make_plan
+from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, make_plan
 from t5edge.calibration.texts import CalibrationTexts, calibration_texts
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
@@ -56,7 +56,9 @@ class Model:
     def graphs(self, row: Precision) -> Graphs:
         return pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x"))
 
-    def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
+    def bundle(
+        self, name: str, row: Precision | None = None, settings: Settings | None = None
+    ) -> tuple[Path, QuantizationPlan]:
         """A bundle quantized as ``row``, without the export's parity run; to be read only.
 
         The one that an earlier caller made with the same row and settings, under that caller's name.

@@ -1,4 +1,4 @@
-"""Devices as rows: memory bandwidth and peak arithmetic, from their makers' tables, or measured on this machine.
+"""Devices: memory bandwidth and peak arithmetic, from their makers' tables, or measured on this machine.
 
 Peaks are dense: figures that a maker states for sparse matrices are halved. 16-bit rates are those with float32
 accumulation, which TensorRT uses; float32 rates leave TF32 out.
@@ -30,8 +30,8 @@ REPEATS = 5
 
 
 @dataclass(frozen=True)
-class Device:
-    """One row.
+class DeviceSpec:
+    """One device as its maker, or a measurement, describes it.
 
     Attributes:
         bandwidth: GB/s (10^9 bytes) read from memory.
@@ -45,7 +45,7 @@ class Device:
     source: str
 
     def rate(self, dtype: str) -> float:
-        """TFLOP/s in ``dtype`` (ONNX's name, or ``int8``); the widest that is known where there is no row for it."""
+        """TFLOP/s in ``dtype`` (ONNX's name, or ``int8``); the widest that is known where it is not listed."""
         return self.tflops.get(dtype) or self.tflops.get("float16" if dtype == "bfloat16" else "float", 0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,28 +53,28 @@ class Device:
 
 
 DEVICES = (
-    Device(
+    DeviceSpec(
         "jetson-orin-nano",
         102.0,
         {"float": 2.1, "float16": 16.7, "int8": 33.5},
         "nominal, taken second-hand, not checked with NVIDIA: "
         "Jetson Orin Nano Super Developer Kit datasheet: 67 sparse INT8 TOPS, 1024 cores at 1.02 GHz, 102 GB/s",
     ),
-    Device(
+    DeviceSpec(
         "jetson-agx-orin",
         204.8,
         {"float": 5.3, "float16": 42.5, "int8": 85.0},
         "nominal, taken second-hand, not checked with NVIDIA: "
         "Jetson AGX Orin Series Technical Brief v1.2 (64 GB): GPU 170 sparse INT8 TOPS, 5.3 FP32 TFLOPS",
     ),
-    Device(
+    DeviceSpec(
         "rtx-4060",
         272.0,
         {"float": 15.1, "float16": 30.2, "int8": 121.0},
         "nominal, taken second-hand, not checked with NVIDIA: "
         "GeForce RTX 4060: 3072 cores at 2.46 GHz, 242 sparse INT8 TOPS, 17 Gbit/s on 128 bits",
     ),
-    Device(
+    DeviceSpec(
         "l4",
         300.0,
         {"float": 30.3, "float16": 121.0, "int8": 242.5},
@@ -84,8 +84,8 @@ DEVICES = (
 )
 
 
-def find_device(name: str) -> Device:
-    """The row called ``name``; ``this-cpu`` is measured now.
+def find_device(name: str) -> DeviceSpec:
+    """The device called ``name``; ``this-cpu`` is measured now.
 
     Raises:
         UserError: there is no such device.
@@ -99,7 +99,7 @@ def find_device(name: str) -> Device:
     raise UserError(f"device '{name}' is unknown; choose one of {known}, or give --bandwidth and --tflops.")
 
 
-def custom_device(bandwidth: float, tflops: float) -> Device:
+def custom_device(bandwidth: float, tflops: float) -> DeviceSpec:
     """A device given by two figures, GB/s and TFLOP/s in whatever dtype is planned.
 
     Raises:
@@ -107,17 +107,19 @@ def custom_device(bandwidth: float, tflops: float) -> Device:
     """
     if not (bandwidth > 0 and tflops > 0):
         raise UserError(f"--bandwidth {bandwidth:g} and --tflops {tflops:g}: both must be given, and be positive.")
-    return Device("custom", bandwidth, dict.fromkeys(("float", "float16", "bfloat16", "int8"), tflops), "command line")
+    return DeviceSpec(
+        "custom", bandwidth, dict.fromkeys(("float", "float16", "bfloat16", "int8"), tflops), "command line"
+    )
 
 
-def measure_this_cpu() -> Device:
+def measure_this_cpu() -> DeviceSpec:
     """Read bandwidth and float32 FLOP/s of this machine now, with as many threads as it has cores; about a second.
 
     The processor's int8 rate is not measured: it is planned at the float32 rate.
     """
     threads = available_cores()
     source = f"measured: {threads} threads, numpy's BLAS"
-    return Device(THIS_CPU, _read_bandwidth(threads), {"float": _matmul_rate()}, source)
+    return DeviceSpec(THIS_CPU, _read_bandwidth(threads), {"float": _matmul_rate()}, source)
 
 
 def available_cores() -> int:
@@ -126,12 +128,12 @@ def available_cores() -> int:
     return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
 
 
-def measure_this_cpu_apart() -> Device:
+def measure_this_cpu_apart() -> DeviceSpec:
     """``measure_this_cpu`` in a process of its own, so that its arrays do not count as this process's memory."""
     script = "import json, t5edge.tools.planning.devices as d; print(json.dumps(d.measure_this_cpu().to_dict()))"
     here = Path(__file__).resolve().parents[1]  # where the package is found without being installed
     answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=here)
-    return Device(**json.loads(answer.stdout))
+    return DeviceSpec(**json.loads(answer.stdout))
 
 
 def _read_bandwidth(threads: int) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from t5edge.bundle.architecture import Architecture, Stack
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.family.variants import Variant
-from t5edge.tools.planning.devices import Device
+from t5edge.tools.planning.devices import DeviceSpec
 
 COMPUTE_BYTES = {"float": 4, "float16": 2, "bfloat16": 2}
 NODE_BYTES = 250
@@ -45,7 +45,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Plan:
+class VariantCost:
     """The cost of one variant in one precision on one device."""
 
     name: str
@@ -72,15 +72,17 @@ class Plan:
         return {**asdict(self), "request_ms": self.request_ms}
 
 
-def plan_variant(row: Variant, precision: Precision, device: Device, lengths: Lengths | None = None) -> Plan:
-    """Cost of one row of the table."""
-    a, sizes = row.architecture, lengths or Lengths()
+def plan_variant(
+    variant: Variant, precision: Precision, device: DeviceSpec, lengths: Lengths | None = None
+) -> VariantCost:
+    """Cost of one variant."""
+    a, sizes = variant.architecture, lengths or Lengths()
     weights, kv = _Weights(a, precision), kv_bytes(a, precision)
     step_bytes = weights.decode_step + kv * (sizes.past + 1 + sizes.source)
     encoding, decoding = encoder_flops(a, sizes.source), decode_flops(a, sizes)
-    return Plan(
-        name=row.name,
-        parameters=row.parameters,
+    return VariantCost(
+        name=variant.name,
+        parameters=variant.parameters,
         precision=precision.name,
         device=device.name,
         bundle_bytes=weights.total + graph_bytes(a),
@@ -94,7 +96,7 @@ def plan_variant(row: Variant, precision: Precision, device: Device, lengths: Le
     )
 
 
-def roofline(bytes_read: float, flops: float, device: Device, dtype: str) -> Latency:
+def roofline(bytes_read: float, flops: float, device: DeviceSpec, dtype: str) -> Latency:
     """The larger of the time to read and the time to compute."""
     memory, compute = bytes_read / device.bandwidth / 1e6, flops / device.rate(dtype) / 1e9
     return Latency(memory, "memory") if memory >= compute else Latency(compute, "compute")
@@ -152,7 +154,7 @@ class _Weights:
         return rows * columns * scheme.bits // 8 + scales * self.wide
 
     @property
-    def row(self) -> int:
+    def table_row(self) -> int:
         """One row of the token table: 8 bits and a scale wherever anything is quantized."""
         return self.a.d_model + self.wide if self.precision.quantized else self.a.d_model * self.wide
 
@@ -179,10 +181,10 @@ class _Weights:
         return self.matrix(a.d_model, (2 if a.gated else 1) * a.d_ff) + self.matrix(a.d_ff, a.d_model)
 
     @property
-    def head(self) -> int:
+    def output_layer(self) -> int:
         """The output layer; tied, it is the token table."""
         a = self.a
-        return a.vocab_size * self.row if a.tied else self.matrix(a.d_model, a.vocab_size)
+        return a.vocab_size * self.table_row if a.tied else self.matrix(a.d_model, a.vocab_size)
 
     def stack(self, stack: Stack) -> int:
         """All blocks of a stack with norms, bias tables and the final norm; cross keys and values left out."""
@@ -196,27 +198,27 @@ class _Weights:
 
     def encoder(self, source: int) -> int:
         """What one run of the encoder graph reads."""
-        return self.stack("encoder") + self.cross_kv + min(source, self.a.vocab_size) * self.row
+        return self.stack("encoder") + self.cross_kv + min(source, self.a.vocab_size) * self.table_row
 
     @property
     def decode_step(self) -> int:
         """What one decode step reads, keys and values left out."""
-        return self.stack("decoder") + self.head + self.row
+        return self.stack("decoder") + self.output_layer + self.table_row
 
     @property
     def total(self) -> int:
         """The weights file: every tensor once."""
-        table = 0 if self.a.tied else self.a.vocab_size * self.row
-        return self.stack("encoder") + self.stack("decoder") + self.cross_kv + self.head + table
+        table = 0 if self.a.tied else self.a.vocab_size * self.table_row
+        return self.stack("encoder") + self.stack("decoder") + self.cross_kv + self.output_layer + table
 
 
-def frontier(plans: Iterable[Plan]) -> list[Plan]:
-    """The plans that no other beats: none has as many parameters in less time for a request.
+def frontier(costs: Iterable[VariantCost]) -> list[VariantCost]:
+    """The variants that no other beats: none has as many parameters in less time for a request.
 
-    Parameters stand for capacity here. Accuracy on a task is not known to a plan.
+    Parameters stand for capacity here. Accuracy on a task is not known here.
     """
-    best: list[Plan] = []
-    for plan in sorted(plans, key=lambda plan: (-plan.parameters, plan.request_ms)):
-        if not best or plan.request_ms < best[-1].request_ms:
-            best.append(plan)
+    best: list[VariantCost] = []
+    for cost in sorted(costs, key=lambda cost: (-cost.parameters, cost.request_ms)):
+        if not best or cost.request_ms < best[-1].request_ms:
+            best.append(cost)
     return best[::-1]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from t5edge.tools.planning.devices import Device
-from t5edge.tools.planning.plan import DECODED_TOKENS, Lengths, Plan, frontier
+from t5edge.tools.planning.devices import DeviceSpec
+from t5edge.tools.planning.plan import DECODED_TOKENS, Lengths, VariantCost, frontier
 from t5edge.tools.plotting import load_pyplot, save_figure
 
 INK, QUIET, ACCENT = "#22313f", "#8795a1", "#d1495b"
@@ -16,7 +16,7 @@ APART = 0.042
 """Share of the axis that labels must be apart; the frontier's others go without a name."""
 
 
-def draw(plans: Sequence[Plan], device: Device, lengths: Lengths, path: Path) -> None:
+def draw(costs: Sequence[VariantCost], device: DeviceSpec, lengths: Lengths, path: Path) -> None:
     """Write the image; its format follows the file's ending.
 
     Raises:
@@ -25,18 +25,18 @@ def draw(plans: Sequence[Plan], device: Device, lengths: Lengths, path: Path) ->
     pyplot = load_pyplot()
     with pyplot.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET}):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12.5, 5.6), layout="constrained")
-        best = frontier(plans)
-        _requests(left, plans, best, lengths)
-        points = _halves(right, plans, best, lengths)
+        best = frontier(costs)
+        _requests(left, costs, best, lengths)
+        points = _halves(right, costs, best, lengths)
         bar = figure.colorbar(points, ax=right, label="parameters (millions)", pad=0.02, format="{x:g}")
         bar.outline.set_visible(False)
-        _titles(figure, plans, device)
+        _titles(figure, costs, device)
         save_figure(figure, path)
 
 
-def _titles(figure: Any, plans: Sequence[Plan], device: Device) -> None:
+def _titles(figure: Any, costs: Sequence[VariantCost], device: DeviceSpec) -> None:
     figure.suptitle(
-        f"{len(plans)} variants in {plans[0].precision} on {device.name}: what the roofline allows",
+        f"{len(costs)} variants in {costs[0].precision} on {device.name}: what the roofline allows",
         x=0.01,
         ha="left",
         fontsize=13,
@@ -52,9 +52,9 @@ def _titles(figure: Any, plans: Sequence[Plan], device: Device) -> None:
     )
 
 
-def _requests(axes: Any, plans: Sequence[Plan], best: Sequence[Plan], lengths: Lengths) -> None:
+def _requests(axes: Any, costs: Sequence[VariantCost], best: Sequence[VariantCost], lengths: Lengths) -> None:
     """Parameters against the time of a request, with the frontier."""
-    axes.scatter(*_columns(plans, "parameters", "request_ms"), s=22, color=QUIET, alpha=0.55, linewidths=0)
+    axes.scatter(*_columns(costs, "parameters", "request_ms"), s=22, color=QUIET, alpha=0.55, linewidths=0)
     x, y = _columns(best, "parameters", "request_ms")
     axes.step(x, y, where="pre", color=ACCENT, linewidth=1, alpha=0.6)
     axes.scatter(x, y, s=34, color=ACCENT, zorder=3, label="no other has as many parameters in less time")
@@ -65,12 +65,12 @@ def _requests(axes: Any, plans: Sequence[Plan], best: Sequence[Plan], lengths: L
     _tidy(axes)
 
 
-def _halves(axes: Any, plans: Sequence[Plan], best: Sequence[Plan], lengths: Lengths) -> Any:
+def _halves(axes: Any, costs: Sequence[VariantCost], best: Sequence[VariantCost], lengths: Lengths) -> Any:
     """The two parts of a request against each other, with the frontier's members ringed."""
     from matplotlib.colors import LogNorm
 
-    x, y = _columns(plans, "encoder", "decode")
-    points = axes.scatter(x, y, c=[plan.parameters / 1e6 for plan in plans], norm=LogNorm(), cmap="viridis", s=26)
+    x, y = _columns(costs, "encoder", "decode")
+    points = axes.scatter(x, y, c=[cost.parameters / 1e6 for cost in costs], norm=LogNorm(), cmap="viridis", s=26)
     marks = _columns(best, "encoder", "decode")
     axes.scatter(*marks, s=62, facecolors="none", edgecolors=ACCENT, linewidths=1.1, label="on the frontier")
     axes.legend(loc="upper left", frameon=False)
@@ -80,28 +80,28 @@ def _halves(axes: Any, plans: Sequence[Plan], best: Sequence[Plan], lengths: Len
     return points
 
 
-def _columns(plans: Sequence[Plan], first: str, second: str) -> tuple[list[float], list[float]]:
-    return [_value(plan, first) for plan in plans], [_value(plan, second) for plan in plans]
+def _columns(costs: Sequence[VariantCost], first: str, second: str) -> tuple[list[float], list[float]]:
+    return [_value(cost, first) for cost in costs], [_value(cost, second) for cost in costs]
 
 
-def _value(plan: Plan, name: str) -> float:
-    value = getattr(plan, name)
+def _value(cost: VariantCost, name: str) -> float:
+    value = getattr(cost, name)
     if name == "parameters":
         return float(value / 1e6)
     return float(getattr(value, "ms", value))
 
 
-def _label(axes: Any, best: Sequence[Plan]) -> None:
+def _label(axes: Any, best: Sequence[VariantCost]) -> None:
     """Names beside the frontier, those that fit, from the largest down."""
     last = float("inf")
     span = math.log(axes.get_ylim()[1] / axes.get_ylim()[0])
-    for plan in best[::-1]:
-        height = math.log(plan.request_ms) / span
+    for cost in best[::-1]:
+        height = math.log(cost.request_ms) / span
         if last - height < APART:
             continue
         last = height
-        name = plan.name.rpartition("/")[2].removeprefix("t5-efficient-")
-        place = (_value(plan, "parameters"), plan.request_ms)
+        name = cost.name.rpartition("/")[2].removeprefix("t5-efficient-")
+        place = (_value(cost, "parameters"), cost.request_ms)
         axes.annotate(name, place, (6, -3), textcoords="offset points", va="top", fontsize=8, color=INK)
 
 

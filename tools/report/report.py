@@ -1,320 +1,247 @@
-"""One self-contained HTML page about a bundle: sizes, parity, what was rounded and what it costs, ranges, speed.
+"""One self-contained HTML page about a bundle: sizes, parity, what was quantized and what it costs, ranges, speed.
 
 Everything comes from the bundle's manifest and ``parity.json``; nothing is run, and nothing is loaded from elsewhere.
+The page is ``page.html.j2``, which escapes whatever it shows; here is what it needs besides the manifest.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from t5edge.bundle.manifest import read_manifest
 from t5edge.bundle.precision import Precision
+from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.records import run_words
-from t5edge.tools.report.charts import Bar, Cell, Dumbbell, bars, dumbbells, heat_map, heat_scale
 
+MARKER = "<!doctype html><!-- t5edge report -->\n"
+"""What a page begins with. Files that begin otherwise are never overwritten."""
 ROLES = {
     "encoder": ("qkv", "o", "wi", "wo"),
     "decoder": ("qkv", "o", "cross_q", "cross_kv", "cross_o", "wi", "wo"),
 }
-MARKS = {True: ("pass", "parity passed"), False: ("fail", "parity failed"), None: ("open", "parity not run")}
-STYLE = Path(__file__).with_name("report.css")
+SHADES = 7
+"""Shades of the heat map, ``--heat-0`` (least) to ``--heat-6``."""
+LEAST = 1e-12
+"""Smaller divergences are shaded like this one."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Manifest = Mapping[str, Any]
+Facts = dict[str, Any]
 
 
 def report_page(folder: Path) -> str:
     """The page of a bundle as HTML text.
 
     Raises:
-        UserError: ``folder`` is not a bundle.
+        UserError: ``folder`` is not a bundle, its manifest is damaged, or jinja2 is missing.
     """
+    environment = _environment()
+    from jinja2 import UndefinedError
+
     manifest = read_manifest(folder)
-    parity = folder / "parity.json"
-    rungs = json.loads(parity.read_text(encoding="utf-8")) if parity.is_file() else None
-    sections = [
-        _header(manifest),
-        _sizes(manifest),
-        _speed(manifest.get("speed")),
-        _sensitivity(manifest.get("quantization")),
-        _kept(manifest.get("quantization")),
-        _smoothing(manifest.get("quantization")),
-        _headroom(manifest["rescale"]),
-        _parity(rungs),
-        _engines(manifest["engines"]),
-        _footer(manifest),
-    ]
-    title = escape(f"{manifest['variant']}, {Precision.from_dict(manifest['precision']).title}")
-    style = STYLE.read_text(encoding="utf-8")
+    path = folder / "parity.json"
+    try:
+        parity = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return MARKER + environment.get_template("page.html.j2").render(**_facts(manifest), parity=parity)
+    except (UndefinedError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        what = CONTROL.sub("?", f"{type(error).__name__}: {error}".splitlines()[0])[:120]
+        raise UserError(
+            f"'{folder}' cannot be reported, its bundle.json or parity.json is damaged ({what}); export it again."
+        ) from error
+
+
+def write_page(page: str, out: Path, folder: Path) -> None:
+    """Write ``page`` to ``out``, which may be a page of an earlier run but nothing else, and not in the bundle.
+
+    Raises:
+        UserError: ``out`` is in the bundle ``folder``, is another file, or cannot be written.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"'{out}' lies in the bundle, which stays as it is; choose another --out.")
+    try:
+        if out.exists() and not _is_page(out):
+            raise UserError(f"'{out}' exists and is not a page of 't5edge report'; remove it or choose another --out.")
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"'{out}' cannot be written: {error.strerror}; choose another --out.") from error
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MARKER)) == MARKER.encode()
+
+
+def _environment() -> Any:
+    """Templates of this folder; everything they show is escaped, control characters are made visible.
+
+    Raises:
+        UserError: jinja2 is missing.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise UserError("report needs jinja2: pip install 't5edge[report]'") from error
+
+    def visible(value: Any) -> Any:
+        return CONTROL.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"megabytes": megabytes, "short": _short}
+    return environment
+
+
+def _facts(manifest: Manifest) -> Facts:
+    """The manifest, and what is computed from it. This is where it is read."""
+    plan, stored = manifest.get("quantization"), _stored_files(manifest["files"])
+    return {
+        "manifest": {"quantization": None, "speed": None, "parity": None, "random_weights": None, **manifest},
+        "precision": Precision.from_dict(manifest["precision"]),
+        "size": sum(size for name, size in stored if name.endswith((".onnx", ".safetensors"))),
+        "sizes": _sizes(4 * manifest["architecture"]["parameters"], stored),
+        "times": lambda part, key: _times(manifest["speed"], part, key),
+        "shades": SHADES,
+        "ranges": list(_ranges(manifest["rescale"])),
+        "engines": list(_engines(manifest["engines"])),
+        **({} if plan is None else _quantization(plan)),
+    }
+
+
+def _stored_files(files: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(name, bytes) of each file that is no link to another, the largest first."""
+    stored = [(name, facts["bytes"]) for name, facts in files.items() if "link" not in facts]
+    return sorted(stored, key=lambda item: -item[1])
+
+
+def _sizes(full: int, stored: Sequence[tuple[str, int]]) -> list[Facts]:
+    rows = [("float32 weights", full), *stored[:4]]
+    return [_bar(name, size, megabytes(size), muted=index == 0) for index, (name, size) in enumerate(rows)]
+
+
+def _bar(name: str, value: float, text: str, muted: bool = False) -> Facts:
+    return {"name": name, "value": value, "text": text, "muted": muted}
+
+
+def _times(speed: Mapping[str, Any], part: str, key: str) -> list[Facts]:
+    times = {side: speed[side][key] for side in ("fp32", "quantized")}
+    return [_bar(f"{part}, {side}", ms, f"{ms:,.2f} ms", side == "fp32") for side, ms in times.items()]
+
+
+def _quantization(plan: Mapping[str, Any]) -> Facts:
+    by_name = {point["name"]: point for point in plan["sites"]}
+    return {
+        "sensitivity": _sensitivity([point for point in plan["sites"] if "kl" in point]),
+        "gate_note": _gate_note(plan["gate"]) if plan.get("gate") else "",
+        "excluded": [(name, f"{by_name[name].get('kl', 0):.2e}") for name in plan["kept"]],
+        "smoothing": _smoothing(plan),
+    }
+
+
+def _sensitivity(points: Sequence[Mapping[str, Any]]) -> Facts | None:
+    """Heat maps of the points in layers, bars of the others; None where nothing was measured."""
+    inside = [point["kl"] for point in points if "." in point["name"]]
+    if not inside:
+        return None
+    least, most = (max(end, LEAST) for end in (min(inside), max(inside)))
+    others = [_bar(p["name"], p["kl"], f"{p['kl']:.1e} nats") for p in points if "." not in p["name"]]
+    maps = [_heat_map(stack, points, least, most) for stack in ROLES]
+    return {"least": least, "most": most, "maps": maps, "others": others}
+
+
+def _heat_map(stack: str, points: Sequence[Mapping[str, Any]], least: float, most: float) -> Facts:
+    cells = {}
+    for point in points:
+        name = point["name"].split(".")  # encoder.block.3.wo
+        if name[0] == stack and len(name) == 4:
+            shade = _shade(point["kl"], least, most)
+            cells[name[3], int(name[2])] = {"title": _title(point), "shade": shade, "marked": point["kept"]}
+    layers = 1 + max((layer for _, layer in cells), default=-1)
+    roles = [role for role in ROLES[stack] if any(key[0] == role for key in cells)]
+    return {"stack": stack, "roles": roles, "layers": layers, "cells": cells}
+
+
+def _shade(value: float, least: float, most: float) -> int:
+    """0 to ``SHADES`` - 1, by the logarithm."""
+    place = math.log(max(value, LEAST) / least) / math.log(most / least) if most > least else 0.0
+    return max(0, min(SHADES - 1, int(place * SHADES)))
+
+
+def _title(point: Mapping[str, Any]) -> str:
+    kind = "excluded from quantization" if point["kept"] else f"int{point['bits']} weights"
+    if not point["kept"] and "range" in point:
+        kind += f", int8 input up to {point['range']:.3g}"
+    return f"{point['name']} {point['shape'][0]} x {point['shape'][1]}: KL {point['kl']:.2e} nats alone; {kind}"
+
+
+def _gate_note(gate: Mapping[str, Any]) -> str:
+    ties = "" if "tie" not in gate else ", ties counted"  # manifests from before this was recorded say nothing
+    if gate.get("tie"):
+        ties = f", tokens within {gate['tie']:.2g} nats of each other taken as equal"
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{style}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _header(manifest: Manifest) -> str:
-    parity = manifest.get("parity")
-    mark, words = MARKS[None if not parity else bool(parity.get("passed"))]
-    facts = manifest["architecture"]
-    line = (
-        f"{facts['parameters'] / 1e6:,.1f} million parameters, {facts['encoder_layers']} + {facts['decoder_layers']} "
-        f"layers, d_model {facts['d_model']}, {'gated ' if facts['gated'] else ''}{facts['activation']}"
-    )
-    if manifest.get("random_weights") is not None:
-        line += f", random weights from seed {manifest['random_weights']}"
-    return (
-        f"<header><h1>{escape(str(manifest['variant']))} in {escape(Precision.from_dict(manifest['precision']).title)}"
-        f'<span class="badge {mark}">{words}</span></h1><p>{escape(line)}</p></header>'
-        f'<div class="tiles">{"".join(_tiles(manifest))}</div>'
-    )
-
-
-def _tiles(manifest: Manifest) -> Iterable[str]:
-    size = _bytes(manifest)
-    full = 4 * manifest["architecture"]["parameters"]
-    yield _tile(_megabytes(size), "graphs and weights")
-    yield _tile(f"{size / full:.0%}", "of float32's bytes")
-    gate = (manifest.get("quantization") or {}).get("gate")
-    if gate:
-        last = gate["tried"][-1]
-        yield _tile(f"{last['kl']:.1e}", f"mean KL in nats, at most {gate['max_kl']:g}")
-        yield _tile(f"{last['top1']:.1%}", f"same best token, at least {gate['min_top1']:.1%}")
-    speed = manifest.get("speed")
-    if speed:
-        yield _tile(f"{speed['speedup']:.2f}x", "float32's speed on the exporting CPU")
-
-
-def _tile(number: str, words: str) -> str:
-    return f'<div class="tile"><b>{escape(number)}</b><span>{escape(words)}</span></div>'
-
-
-def _bytes(manifest: Manifest) -> int:
-    files = manifest["files"]
-    stored = {name: facts for name, facts in files.items() if "link" not in facts}
-    return sum(facts["bytes"] for name, facts in stored.items() if name.endswith((".onnx", ".safetensors")))
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.0f} kB"
-
-
-def _sizes(manifest: Manifest) -> str:
-    full = 4 * manifest["architecture"]["parameters"]
-    rows = [Bar("float32 weights", full, _megabytes(full), muted=True)]
-    stored = [(name, facts) for name, facts in manifest["files"].items() if "link" not in facts]
-    files = sorted(stored, key=lambda item: -item[1]["bytes"])
-    rows += [Bar(name, facts["bytes"], _megabytes(facts["bytes"])) for name, facts in files[:4]]
-    return _section("Size", "The largest files, against the parameters in float32.", bars(rows, "sizes of the files"))
-
-
-def _section(title: str, note: str, body: str) -> str:
-    return (
-        f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p><div class="card">{body}</div></section>'
-    )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: frozenset[int] = frozenset()) -> str:
-    """``rows`` are HTML already; columns in ``numbers`` are set to the right."""
-    kinds = [' class="number"' if index in numbers else "" for index in range(len(head))]
-    top = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _parity(found: Mapping[str, Any] | None) -> str:
-    note = "Every rung against float32 PyTorch, on the bundle as written."
-    if found is None:
-        return _section("Parity", note, "<p>Not run: the bundle was written without verification.</p>")
-    rungs = found.get("rungs") or found.get("results") or []
-    rows = [
-        (
-            escape(rung["name"]),
-            escape(_measure(rung)),
-            _number(rung["value"]),
-            _number(rung["limit"]),
-            _verdict(str(rung["verdict"]).partition(":")[0]),
-        )
-        for rung in rungs
-    ]
-    return _section("Parity", note, _table(("rung", "measure", "value", "limit", ""), rows, frozenset({2, 3})))
-
-
-def _measure(rung: Mapping[str, Any]) -> str:
-    """What was measured, or why nothing was."""
-    reason = str(rung["verdict"]).partition(": ")[2]
-    return reason or str(rung["measure"])
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else escape(f"{value:.3g}" if isinstance(value, float) else str(value))
-
-
-def _verdict(text: str) -> str:
-    kind = text if text in ("pass", "fail") else "open"
-    return f'<span class="verdict-{kind}">{escape(text)}</span>'
-
-
-def _sensitivity(plan: Mapping[str, Any] | None) -> str:
-    if plan is None:
-        return ""
-    sites = [site for site in plan["sites"] if "kl" in site]
-    inside = [site["kl"] for site in sites if "." in site["name"]]
-    span = (min(inside), max(inside))
-    maps = []
-    for stack, roles in ROLES.items():
-        cells = {}
-        for site in sites:
-            parts = site["name"].split(".")
-            if parts[0] == stack and len(parts) == 4:
-                cells[parts[3], int(parts[2])] = Cell(site["kl"], _site_title(site), site["kept"])
-        layers = 1 + max((layer for _, layer in cells), default=-1)
-        shown = [role for role in roles if any(key[0] == role for key in cells)]
-        maps.append(f"<h3>{stack.title()}, by layer</h3>{heat_map(cells, shown, layers, span, stack)}")
-    others = [Bar(s["name"], s["kl"], f"{s['kl']:.1e} nats") for s in sites if "." not in s["name"]]
-    ends = f"<h3>Outside the layers</h3>{bars(others, 'sensitivity of embedding and output')}" if others else ""
-    note = (
-        "KL divergence of the next-token distribution when this one site is rounded and nothing else, in nats "
-        "on a log scale. A framed site stays in higher precision."
-    )
-    return _section("Sensitivity", note, heat_scale(span) + "".join(maps) + ends)
-
-
-def _site_title(site: Mapping[str, Any]) -> str:
-    kind = "kept in higher precision" if site["kept"] else f"int{site['bits']} weights"
-    if not site["kept"] and "range" in site:
-        kind += f", int8 input up to {site['range']:.3g}"
-    return f"{site['name']} {site['shape'][0]} x {site['shape'][1]}: KL {site['kl']:.2e} nats alone; {kind}"
-
-
-def _kept(plan: Mapping[str, Any] | None) -> str:
-    if plan is None:
-        return ""
-    gate = plan.get("gate")
-    if not gate:
-        return _section("Kept in higher precision", "No gate was asked for.", "<p>Everything was quantized.</p>")
-    note = (
         f"The gate on the calibration texts: KL at most {gate['max_kl']:g} nats and the same best token at "
-        f"{gate['min_top1']:.1%} of the positions{_ties(gate)}. "
-        "The most sensitive sites go back to float until it holds."
+        f"{gate['min_top1']:.1%} of the positions{ties}. The most sensitive matrices stay in higher precision until it "
+        "holds."
     )
-    tried = [
-        (str(step["kept"]), f"{step['kl']:.2e}", f"{step['top1']:.2%}", _verdict(_gate_verdict(step, gate)))
-        for step in gate["tried"]
-    ]
-    head = ("sites kept", "mean KL (nats)", "same best token", "")
-    body = _table(head, tried, frozenset({0, 1, 2}))
-    if not plan["kept"]:
-        return _section(
-            "Kept in higher precision", note, f"<p>Nothing: the gate holds with every site quantized.</p>{body}"
-        )
-    by_name = {site["name"]: site for site in plan["sites"]}
-    rows = [(escape(name), f"{by_name[name].get('kl', 0):.2e}") for name in plan["kept"]]
-    cost = f"<p>{len(rows)} sites, {_megabytes(plan['kept_bytes'])} more than quantized.</p>"
-    return _section("Kept in higher precision", note, cost + body + _table(("site", "KL alone"), rows, frozenset({1})))
 
 
-def _ties(gate: Mapping[str, Any]) -> str:
-    """What counts as the same token; manifests from before this was recorded say nothing."""
-    if "tie" not in gate:
-        return ""
-    return f", tokens within {gate['tie']:.2g} nats of each other taken as equal" if gate["tie"] else ", ties counted"
-
-
-def _gate_verdict(step: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
-    return "pass" if step["kl"] <= gate["max_kl"] and step["top1"] >= gate["min_top1"] else "fail"
-
-
-def _smoothing(plan: Mapping[str, Any] | None) -> str:
-    sites = [site for site in plan["sites"] if "plain_error" in site] if plan else []
-    if not plan or not sites:
-        return ""
-    distinct = {(s["plain_error"], s["error"]): s for s in sites}
-    chosen = sorted(distinct.values(), key=lambda site: -site["plain_error"])[:30]
-    rows = [Dumbbell(site["name"], site["plain_error"], site["error"]) for site in chosen]
-    smoothed = sum(site["alpha"] is not None for site in sites)
+def _smoothing(plan: Mapping[str, Any]) -> Facts:
+    points = [point for point in plan["sites"] if "plain_error" in point]
+    distinct = {(point["plain_error"], point["error"]): point for point in points}
+    shown = sorted(distinct.values(), key=lambda point: -point["plain_error"])[:30]
+    smoothed = sum(point["alpha"] is not None for point in points)
     note = (
-        f"Relative error of each product with rounded input and weight: hollow as it is, filled after SmoothQuant with "
-        f"powers of two ({smoothed} of {len(sites)} sites). The largest {len(rows)}; texts: {plan['texts']}, "
+        "Relative error of each product with quantized input and weight: hollow as it is, filled after SmoothQuant "
+        f"with powers of two ({smoothed} of {len(points)} products). The largest {len(shown)}; texts: {plan['texts']}, "
         f"{plan['recipe']['count']} of them, observer {plan['recipe']['settings']['observer']}."
     )
     ranges = [
         (
-            escape(site["name"]),
-            f"{site['range']:.4g}" if "range" in site else "",
-            "" if site["alpha"] is None else f"{site['alpha']:g}",
-            f"{site['error']:.3%}",
+            point["name"],
+            f"{point['range']:.4g}" if "range" in point else "",
+            "" if point["alpha"] is None else f"{point['alpha']:g}",
+            f"{point['error']:.3%}",
         )
-        for site in sites
+        for point in points
     ]
-    table = _table(("site", "input range", "alpha", "error"), ranges, frozenset({1, 2, 3}))
-    chart = dumbbells(rows, "error of each product before and after smoothing")
-    body = f"{chart}<details><summary>Activation ranges of all {len(sites)} sites</summary>{table}</details>"
-    return _section("Activations", note, body)
+    return {"points": points, "shown": shown, "note": note, "ranges": ranges}
 
 
-def _headroom(rescale: Mapping[str, Any]) -> str:
-    rows = []
-    for stack in ("encoder", "decoder"):
+def _ranges(rescale: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+    """Stack, largest activation, divisor and headroom of each stack whose activations were measured."""
+    for stack in ROLES:
         facts = rescale.get(stack) or {}
         if facts.get("largest_residual"):
-            headroom = facts.get("headroom")
-            cells = (
-                f"{facts['largest_residual']:,.0f}",
-                f"2^{facts.get('k', 0)}",
-                f"{headroom:,.1f}x" if headroom else "",
-            )
-            rows.append((stack, *cells))
-    if not rows:
-        return ""
-    note = "Largest residual activation in float32, the power of two it is divided by, and what fp16 has left above it."
-    head = ("stack", "largest", "divided by", "headroom before")
-    return _section("fp16 range", note, _table(head, rows, frozenset({1, 2, 3})))
+            headroom = f"{facts['headroom']:,.1f}x" if facts.get("headroom") else ""
+            yield stack, f"{facts['largest_residual']:,.0f}", f"2^{facts.get('k', 0)}", headroom
 
 
-def _speed(speed: Mapping[str, Any] | None) -> str:
-    if not speed:
-        return ""
-    rows = []
-    for words, key in (("encoder", "encoder_ms"), ("decoder step", "step_ms")):
-        for side in ("fp32", "quantized"):
-            value = speed[side][key]
-            rows.append(Bar(f"{words}, {side}", value, f"{value:,.2f} ms", muted=side == "fp32"))
-    note = (
-        f"ONNX Runtime on the exporting machine's CPU ({speed['threads']} cores), one text: {speed['source_tokens']} "
-        f"source tokens, then {speed['steps']} steps. Best of five runs in turn."
-    )
-    charts = bars(rows[:2], "encoder time") + bars(rows[2:], "decoder step time")
-    return _section("Speed", note, charts)
+def _engines(engines: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    for target, capabilities in engines.items():
+        for capability, entry in capabilities.items():
+            for graph, record in entry.items():
+                if graph != "run":
+                    fused = f"{record['attention']['fused']} of {record['attention']['expected']}"
+                    size, seconds = megabytes(record["bytes"]), f"{record['seconds']:.1f}"
+                    yield f"{target} {capability}", graph, size, seconds, fused, run_words(entry)
 
 
-def _engines(engines: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            escape(f"{target} {capability}"),
-            escape(graph),
-            _megabytes(record["bytes"]),
-            f"{record['seconds']:.1f}",
-            f"{record['attention']['fused']} of {record['attention']['expected']}",
-            escape(run_words(entry)),
-        ]
-        for target, capabilities in engines.items()
-        for capability, entry in capabilities.items()
-        for graph, record in entry.items()
-        if graph != "run"
-    ]
-    if not rows:
-        return ""
-    head = ("built for", "graph", "size", "seconds", "attentions fused", "run")
-    return _section("Engines", "Built ahead of time; what running has shown.", _table(head, rows, frozenset({2, 3, 4})))
+def megabytes(size: float) -> str:
+    """``size`` bytes for a reader."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.0f} kB"
 
 
-def _footer(manifest: Manifest) -> str:
-    tools = ", ".join(f"{name} {version}" for name, version in manifest["tools"].items() if version)
-    key = (manifest.get("quantization") or {}).get("recipe", {}).get("key", "")
-    expression = f"<br>Calibration expression {escape(key[:16])}." if key else ""
-    return f"<footer>{escape(tools)}{expression}</footer>"
+def _short(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ def test_the_demo_holds_its_gate_in_the_bundle(demo: Model, name: str) -> None:
     kl, top1 = LIMITS[name]
     assert float(errors.kl.mean()) <= kl
     assert errors.top1(0.0)[0] >= top1
-    assert not plan.kept
+    assert not plan.excluded
     json.dumps(read_manifest(folder)["quantization"], allow_nan=False)
 
 
@@ -35,12 +35,12 @@ def test_sensitive_sites_fall_back_until_the_gate_holds(outliers: Model) -> None
     row = row_with(max_kl=0.02, min_top1=0.9)
     folder, plan = outliers.bundle("fallback", row, Settings(smooth=False))
     assert plan.gate is not None
-    assert plan.kept
-    assert len(plan.kept) < len(plan.sites)
+    assert plan.excluded
+    assert len(plan.excluded) < len(plan.points)
     assert holds(row, plan.gate.result)
     assert not holds(row, plan.gate.tried[0][1])
-    worst = max(plan.alone, key=lambda name: plan.alone[name].kl)
-    assert worst in plan.kept
+    worst = max(plan.sensitivity, key=lambda name: plan.sensitivity[name].kl)
+    assert worst in plan.excluded
     assert float(outliers.errors(folder).kl.mean()) <= 2 * max_kl(row)
 
 
@@ -53,14 +53,14 @@ def test_where_ties_count_sites_fall_back_until_the_best_tokens_agree(outliers: 
     kl, top1 = LIMITS[name]
     assert float(errors.kl.mean()) <= kl
     assert errors.top1(0.0)[0] >= top1
-    assert plan.kept, "without falling back it does not"
+    assert plan.excluded, "without falling back it does not"
     assert plan.gate is not None
     assert plan.gate.tie == 0
     if name == "int8":
-        assert len(plan.kept) < len(plan.sites) / 2
+        assert len(plan.excluded) < len(plan.points) / 2
 
 
-def test_a_kept_site_stays_float_and_its_bytes_are_told(outliers: Model) -> None:
+def test_an_excluded_point_stays_float_and_its_bytes_are_stated(outliers: Model) -> None:
     row = row_with(max_kl=0.02, min_top1=0.9)
     folder, plan = outliers.bundle("kept", row, Settings(smooth=False))
     model = ir.load(folder / "encoder.onnx")
@@ -69,18 +69,20 @@ def test_a_kept_site_stays_float_and_its_bytes_are_told(outliers: Model) -> None
         for node in model.graph
         if node.op_type == "MatMul" and node.inputs[1].const_value is not None  # type: ignore[union-attr]
     }
-    kept = [site for site in plan.sites if site.name in plan.kept and site.graph == "encoder" and site.block]
-    assert set(floats) == {site.key for site in kept}
+    excluded = [
+        point for point in plan.points if point.name in plan.excluded and point.graph == "encoder" and point.block
+    ]
+    assert set(floats) == {point.key for point in excluded}
     facts = read_manifest(folder)["quantization"]
-    assert facts["kept"] == sorted(plan.kept)
-    assert facts["kept_bytes"] == sum(site.parameters * 3 for site in plan.sites if site.name in plan.kept)
+    assert facts["kept"] == sorted(plan.excluded)
+    assert facts["kept_bytes"] == sum(point.parameters * 3 for point in plan.points if point.name in plan.excluded)
 
 
-def test_the_embedding_and_the_output_layer_are_sites_like_others(demo: Model) -> None:
+def test_the_embedding_and_the_output_layer_are_quantization_points_like_others(demo: Model) -> None:
     _, plan = demo.bundle("sites", precision("int4-weight"))
-    names = {site.name: site for site in plan.sites}
+    names = {point.name: point for point in plan.points}
     assert {"embedding", "lm_head", "encoder.block.0.wo", "decoder.block.0.cross_kv"} <= set(names)
-    assert names["embedding"].scheme(plan.row).bits == 8  # type: ignore[union-attr]
-    assert names["encoder.block.0.qkv"].scheme(plan.row).bits == 4  # type: ignore[union-attr]
-    assert set(plan.alone) == set(names)
-    assert np.isfinite([found.kl for found in plan.alone.values()]).all()
+    assert names["embedding"].scheme(plan.precision).bits == 8  # type: ignore[union-attr]
+    assert names["encoder.block.0.qkv"].scheme(plan.precision).bits == 4  # type: ignore[union-attr]
+    assert set(plan.sensitivity) == set(names)
+    assert np.isfinite([found.kl for found in plan.sensitivity.values()]).all()

@@ -95,7 +95,7 @@ def test_outliers_fail_int8_without_smoothing_and_pass_with_it(outliers: Model) 
     found = {}
     for smooth in (False, True):
         folder, plan = outliers.bundle(f"smooth-{smooth}", row, Settings(smooth=smooth, gate=False))
-        assert not plan.kept
+        assert not plan.excluded
         errors = outliers.errors(folder)
         found[smooth] = float(errors.kl.mean()), errors.top1(tie_margin(row))[0], errors.top1(0.0)[0]
     (plain_kl, plain_top1, _), (kl, top1, raw) = found[False], found[True]

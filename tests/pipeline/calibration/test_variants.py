@@ -19,10 +19,10 @@ def test_variants_side_by_side_diverge_as_they_do_alone(plain: Model, monkeypatc
     plan = make_plan(plain.checkpoint, plain.graphs(row), row, texts, Silent(), Settings(gate=False))
     names = [EMBEDDING, "encoder.block.1.wo", "decoder.block.1.cross_kv", "decoder.block.0.qkv", OUTPUT]
     variants = [frozenset(), *(frozenset({name}) for name in names), frozenset(names)]
-    roundings = plan_roundings(plan.sites, row, plan.choices)
-    together = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
+    roundings = plan_roundings(plan.points, row, plan.choices)
+    together = measure_variants(plain.checkpoint, texts.gate, plan.points, roundings, variants)
     monkeypatch.setattr("t5edge.calibration.variants.MAX_BYTES", 1)
-    apart = measure_variants(plain.checkpoint, texts.gate, plan.sites, roundings, variants)
+    apart = measure_variants(plain.checkpoint, texts.gate, plan.points, roundings, variants)
     assert together[0].kl == pytest.approx(0, abs=1e-9)
     assert together[0].top1 == 1
     assert all(found.kl > 1e-6 for found in together[1:])
@@ -34,7 +34,7 @@ def test_variants_side_by_side_diverge_as_they_do_alone(plain: Model, monkeypatc
 def test_the_simulation_predicts_the_bundle(plain: Model, name: str) -> None:
     row = precision(name)
     folder, plan = plain.bundle(f"predicted-{name}", row, Settings(gate=False))
-    roundings = plan_roundings(plan.sites, row, plan.choices)
-    (predicted,) = measure_variants(plain.checkpoint, plain.texts.gate, plan.sites, roundings, [frozenset(roundings)])
+    roundings = plan_roundings(plan.points, row, plan.choices)
+    (predicted,) = measure_variants(plain.checkpoint, plain.texts.gate, plan.points, roundings, [frozenset(roundings)])
     measured = float(plain.errors(folder).kl.mean())
     assert 0.5 < measured / predicted.kl < 2, "onnxruntime rounds the inputs of MatMulNBits too, by blocks"

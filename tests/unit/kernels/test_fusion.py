@@ -6,8 +6,9 @@ import pytest
 from support.kernel_facts import FACTS
 from support.onnx_graphs import Sketch
 from t5edge.kernels.block import Block
-from t5edge.kernels.fusion import Fusion, FusionError, Outcome, near
+from t5edge.kernels.fusion import Fusion, FusionError, near
 from t5edge.kernels.values import constant_value
+from t5edge.tools.sweep.jobs import Outcome
 
 
 def sketch() -> Block:

@@ -16,7 +16,7 @@ from support.bundles import Workshop
 from t5edge import cli
 from t5edge.errors import UserError
 from t5edge.exporter.graph.write import attach, check_room, plan_weights, write_weights
-from t5edge.kernels.weights import Source, Stack, planned_value, stack_of
+from t5edge.kernels.weights import Source, StackedWeight, planned_value, stack_of
 
 FLOAT, HALF, BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 CHECKPOINT = {
@@ -70,7 +70,7 @@ def test_values_that_do_not_fit_are_refused_by_name(
 
 
 def test_scaling_up_past_the_range_is_refused(tmp_path: Path) -> None:
-    expression = Stack((Source("q", 2.0**16),), (3,), 4)
+    expression = StackedWeight((Source("q", 2.0**16),), (3,), 4)
     plan = plan_weights([model(planned_value(expression, HALF, "q"))])
     with pytest.raises(UserError, match="beyond the range of float16"):
         write_weights(plan, CHECKPOINT.__getitem__, tmp_path)

@@ -10,7 +10,7 @@ from t5edge.bundle.manifest import read_manifest
 from t5edge.bundle.precision import precision
 from t5edge.exporter.family.variants import Variant
 from t5edge.exporter.graph.costs import graph_costs
-from t5edge.tools.planning.devices import Device
+from t5edge.runtime.tensorrt.device import Device
 from t5edge.tools.planning.plan import Lengths, plan_variant
 
 DEVICE = Device("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")

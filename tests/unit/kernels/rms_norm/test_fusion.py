@@ -13,8 +13,17 @@ from t5edge.kernels.rms_norm.fusion import FUSION, RmsNormRule
 WIDTH = 40
 
 
-def norm(sketch: Sketch, x: ir.Value, name: str, exponent: float = 2.0, epsilon: float = 1e-6) -> ir.Value:
-    mean = sketch.op("ReduceMean", sketch.op("Pow", x, sketch.number(exponent)), sketch.ints(-1), keepdims=1)
+def norm(
+    sketch: Sketch,
+    x: ir.Value,
+    name: str,
+    exponent: float = 2.0,
+    epsilon: float = 1e-6,
+    axes: tuple[int, ...] = (-1,),
+    keepdims: int = 1,
+) -> ir.Value:
+    squares = sketch.op("Pow", x, sketch.number(exponent))
+    mean = sketch.op("ReduceMean", squares, sketch.ints(*axes), keepdims=keepdims)
     root = sketch.op("Sqrt", sketch.op("Add", mean, sketch.number(epsilon)))
     normed = sketch.op("Mul", x, sketch.op("Reciprocal", root))
     return sketch.op("Mul", sketch.weight(name, WIDTH), normed)
@@ -54,6 +63,33 @@ def test_a_cubic_mean_is_left_alone_and_says_why() -> None:
     outcome = apply_rules(block, RmsNormRule.rule())
     assert outcome.matched == 0
     assert outcome.refusals == ["the exponent is 3.0, not 2: this is not a root mean square"]
+
+
+@pytest.mark.parametrize("axes", [(1,), (0,), (1, 2), (-2, -1)])
+def test_a_mean_over_other_axes_is_left_alone_and_says_why(axes: tuple[int, ...]) -> None:
+    sketch = Sketch()
+    x = sketch.input("x", WIDTH, WIDTH, WIDTH)
+    block = sketch.block(norm(sketch, x, "w", axes=axes))
+    outcome = apply_rules(block, RmsNormRule.rule())
+    assert outcome.matched == 0
+    assert outcome.refusals == [f"the mean runs over axes {list(axes)}, not over the last alone"]
+
+
+def test_axes_that_the_graph_computes_are_left_alone() -> None:
+    sketch = Sketch()
+    x, axes = sketch.input("x", WIDTH, WIDTH), ir.Value(name="axes", type=ir.TensorType(ir.DataType.INT64))
+    sketch.inputs.append(axes)
+    mean = sketch.op("ReduceMean", sketch.op("Pow", x, sketch.number(2.0)), axes, keepdims=1)
+    root = sketch.op("Sqrt", sketch.op("Add", mean, sketch.number(1e-6)))
+    normed = sketch.op("Mul", x, sketch.op("Reciprocal", root))
+    outcome = apply_rules(sketch.block(sketch.op("Mul", sketch.weight("w", WIDTH), normed)), RmsNormRule.rule())
+    assert outcome.refusals == ["the mean runs over axes known only at run time, not over the last alone"]
+
+
+def test_a_mean_that_drops_its_axis_is_left_alone() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", WIDTH, WIDTH)
+    assert apply_rules(sketch.block(norm(sketch, x, "w", keepdims=0)), RmsNormRule.rule()).matched == 0
 
 
 def test_the_wrong_count_fails_the_export_with_the_reason() -> None:

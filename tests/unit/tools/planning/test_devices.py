@@ -5,8 +5,9 @@ import re
 import pytest
 
 from t5edge.errors import UserError
+from t5edge.runtime.tensorrt.device import Device
 from t5edge.tools.planning import devices
-from t5edge.tools.planning.devices import DEVICES, Device, custom_device, find_device
+from t5edge.tools.planning.devices import DEVICES, custom_device, find_device
 
 
 def test_rows_grow_with_narrower_types() -> None:

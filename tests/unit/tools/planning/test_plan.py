@@ -10,10 +10,10 @@ import pytest
 
 from t5edge.bundle.precision import PRECISIONS, precision
 from t5edge.exporter.family.variants import find_variant, variants
-from t5edge.tools.planning.devices import Device
+from t5edge.tools.planning.devices import DeviceSpec
 from t5edge.tools.planning.plan import Lengths, encoder_flops, frontier, kv_bytes, plan_variant, roofline
 
-DEVICE = Device("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")
+DEVICE = DeviceSpec("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")
 
 
 @pytest.mark.parametrize("name", ["t5-small", "flan-t5-base", "umt5-small", "byt5-small", "t5-efficient-tiny-nl6"])

@@ -9,11 +9,11 @@ from t5edge.bundle.precision import precision
 from t5edge.errors import UserError
 from t5edge.exporter.family.variants import expand_patterns
 from t5edge.tools.planning.devices import DEVICES
-from t5edge.tools.planning.plan import Lengths, Plan, plan_variant
+from t5edge.tools.planning.plan import Lengths, VariantCost, plan_variant
 from t5edge.tools.planning.plot import draw
 
 
-def plans() -> list[Plan]:
+def plans() -> list[VariantCost]:
     return [plan_variant(row, precision("fp16"), DEVICES[0]) for row in expand_patterns(["t5-efficient-tiny*"])]
 
 

@@ -1,0 +1,43 @@
+"""The encoder graph: embedding, layers, final norm, and the cross keys and values of every decoder layer."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from t5edge.bundle.architecture import Stack
+from t5edge.exporter.graph.assembler import MASKED, Assembler
+from t5edge.kernels.position_bias.fusion import distances, look_up, table_index
+
+
+class EncoderAssembler(Assembler):
+    """input_ids, attention_mask -> last_hidden_state, cross keys and values."""
+
+    stack: Stack = "encoder"
+
+    def build(self) -> None:
+        hidden = self.encode()
+        self.outputs["last_hidden_state"] = hidden
+        for layer in range(self.architecture.decoder_layers):
+            key, value = self.add_block("cross_kv", layer, [hidden])
+            self.outputs[f"present.{layer}.encoder.key"] = key
+            self.outputs[f"present.{layer}.encoder.value"] = value
+
+    def encode(self) -> ir.Value:
+        """The last hidden state, [batch, source, d_model]."""
+        a = self.architecture
+        hidden = self.embed()
+        length = self.length(self.inputs["input_ids"], 1)
+        index = table_index(self.tape, distances(self.tape, length, length, None), a.max_distance, a.max_distance)
+        seen = self.padding(self.inputs["attention_mask"])
+        biases = [self._bias(layer, index, seen) for layer in range(a.encoder_layers if a.per_layer_bias else 1)]
+        self.flush("encoder/stem")
+        for layer in range(a.encoder_layers):
+            (hidden,) = self.add_block("encoder", layer, [hidden, biases[layer if a.per_layer_bias else 0]])
+        hidden = self.final_norm(hidden)
+        self.flush("encoder/head")
+        return hidden
+
+    def _bias(self, layer: int, index: ir.Value, seen: ir.Value) -> ir.Value:
+        """Position bias and padding in one additive mask, [batch, heads, source, source]."""
+        bias = look_up(self.tape, self.bias_table(layer), index)
+        return self.tape.op("Where", [seen, bias, self.number(MASKED[self.compute], "masked")])
