@@ -33,7 +33,7 @@ def int8_report() -> str | None:
 
     way = next(iter(exact_ways()), SATURATING)
     sets = instruction_sets()
-    return f"{way} ({', '.join(sets)})" if sets else str(way)
+    return f"{way}; the system lists {', '.join(sets)}" if sets else str(way)
 
 
 def engine_targets() -> tuple[str, ...]:

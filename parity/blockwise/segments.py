@@ -99,7 +99,7 @@ class CutGraph:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
             return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS), disabled_optimizers=removed)
 
-        rounds_inputs = any(node.op_type == "QuantizeLinear" for node in graph)
+        rounds_inputs = self.compute == "float" and any(node.op_type == "QuantizeLinear" for node in graph)
         entries = CONFIGURATION["encoder"]
         return open_exact(entries, start)[0] if rounds_inputs else start(entries)
 

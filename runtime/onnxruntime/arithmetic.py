@@ -44,21 +44,15 @@ class Arithmetic:
     entries: Mapping[str, str]
 
     def __str__(self) -> str:
-        return f"{'exact' if self.exact else 'saturating'}: {self.name}"
+        return f"{'exact' if self.exact else 'saturating'} ({self.name})"
 
 
 SIGNED = Arithmetic("signed weights", True, {})
 UNSIGNED = Arithmetic(
-    "weights made unsigned, since sums of signed ones saturate in 16 bits on this CPU",
-    True,
-    {"session.x64quantprecision": "1"},
+    "weights made unsigned, since sums of signed ones saturate here", True, {"session.x64quantprecision": "1"}
 )
-FLOAT = Arithmetic(
-    "in float32, since sums of int8 products saturate in 16 bits on this CPU", True, {"session.disable_quant_qdq": "1"}
-)
-SATURATING = Arithmetic(
-    "sums of int8 products saturate in 16 bits on this CPU and onnxruntime offers no other way", False, {}
-)
+FLOAT = Arithmetic("in float32, since sums of int8 saturate here", True, {"session.disable_quant_qdq": "1"})
+SATURATING = Arithmetic("sums of int8 products overflow 16 bits, and this onnxruntime has no other way", False, {})
 WAYS = (SIGNED, UNSIGNED, FLOAT)
 """Fastest first."""
 
@@ -71,18 +65,31 @@ def exact_ways() -> tuple[Arithmetic, ...]:
 def open_exact(entries: Mapping[str, str], start: Callable[[Mapping[str, str]], Any]) -> tuple[Any, Arithmetic]:
     """A session of a graph with int8 activations, made by ``start`` from its configuration, and how it multiplies.
 
-    ONNX Runtime refuses to make weights unsigned where one has scales per channel, no zero point, and an input that is
-    not quantized; float32 serves those graphs.
+    Where a MatMul with scales per channel stays in float32, as one whose input is not quantized does, ONNX Runtime
+    spoils its zero points in making weights unsigned, and fails when it loads or runs. Float32 serves those graphs.
     """
     way, *slower = exact_ways() or (SATURATING,)
     if not way.exact:
-        warnings.warn(f"int8 is not exact here: {way.name}.", stacklevel=2)
+        warnings.warn(f"int8 is not exact on this CPU: {way.name}; use fp32 or int8-weight here.", stacklevel=2)
     try:
-        return start({**entries, **way.entries}), way
+        session = start({**entries, **way.entries})
+        if way is UNSIGNED:
+            _try_out(session)
     except Exception:
         if way is not UNSIGNED:
             raise
-    return start({**entries, **slower[0].entries}), slower[0]
+        way = slower[0]
+        session = start({**entries, **way.entries})
+    return session, way
+
+
+def _try_out(session: Any) -> None:
+    """Run a session once on ones, every open axis 1 long."""
+    feeds = {}
+    for port in session.get_inputs():
+        shape = [axis if isinstance(axis, int) else 1 for axis in port.shape]
+        feeds[port.name] = np.ones(shape, np.int64 if port.type == "tensor(int64)" else np.float32)
+    session.run(None, feeds)
 
 
 def instruction_sets(cpuinfo: Path = CPUINFO) -> tuple[str, ...]:

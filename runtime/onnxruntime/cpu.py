@@ -217,7 +217,9 @@ def open_graph(
     threads: int | None = None,
     providers: Sequence[str] = PROVIDERS,
 ) -> tuple[Any, Arithmetic | None]:
-    """A session of "encoder" or "decoder" as it runs on this CPU, and how it multiplies int8 by int8.
+    """A session of "encoder" or "decoder" as it runs on this CPU, and how it multiplies int8 by int8, if it does.
+
+    Of graphs in float16 ONNX Runtime multiplies nothing in integers here.
 
     Raises:
         UserError: onnxruntime cannot load the graph.
@@ -227,7 +229,7 @@ def open_graph(
         return _session(path, entries, threads, providers)
 
     entries = session_entries(manifest, graph)
-    if graph in manifest["precision"]["activations"]:
+    if graph in manifest["precision"]["activations"] and manifest["precision"]["compute"] == "float":
         return open_exact(entries, start)
     return start(entries), None
 
