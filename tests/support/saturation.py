@@ -21,7 +21,7 @@ def extreme_weight(rows: int, columns: int) -> np.ndarray:
 
 
 def rounded_matmul(weight: np.ndarray, weight_only: bool = False) -> ir.Model:
-    """y = x @ weight, x float32 [rows, k] rounded to int8, all scales 1; ``weight_only``: once more without rounding."""
+    """y = x @ weight, x float32 [rows, k] rounded to int8, scales 1; ``weight_only``: z the same unrounded."""
     k, n = weight.shape
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["rows", k]))
     one, zero = constant_value(np.ones((), np.float32), "one"), constant_value(np.zeros((), np.int8), "zero")
@@ -51,7 +51,7 @@ def start(model: ir.Model, entries: Mapping[str, str]) -> Any:
 
 
 def saturating_sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """What vpmaddubsw makes of int8 x [rows, k] and weight [k, n]: pairs of products, uint8 by int8, clip at 16 bits."""
+    """What vpmaddubsw makes of int8 x [rows, k] and weight [k, n]: pairs of uint8 by int8 products clip at 16 bits."""
     unsigned = x.astype(np.int64) + 128
     products = unsigned[:, :, None] * weight.astype(np.int64)
     pairs = np.clip(products[:, 0::2] + products[:, 1::2], -(2**15), 2**15 - 1)

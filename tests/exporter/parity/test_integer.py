@@ -51,7 +51,7 @@ for entries in (session_entries(read_manifest(folder), "encoder"), None):
 
 @pytest.fixture(scope="module")
 def relu(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An int8 bundle whose input scales are guessed: integers are exact whatever the scales, and calibration is slow."""
+    """An int8 bundle with guessed input scales: integers are exact whatever the scales, and calibration is slow."""
     folder = tmp_path_factory.mktemp("relu") / "int8"
     folder.mkdir()
     checkpoint, row, options = exports.checkpoint(RELU), precision("int8"), ExportOptions(RELU, "int8")
