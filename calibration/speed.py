@@ -48,7 +48,7 @@ def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] |
         return None
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
     sides = {
-        side: OnnxRuntimeModel(*(session(folder, manifest, graph) for graph in ("encoder", "decoder")), ports)
+        side: OnnxRuntimeModel(session(folder, manifest, "encoder"), session(folder, manifest, "decoder"), ports)
         for side, session in (("quantized", _quantized), ("fp32", _float32))
     }
     best: dict[str, dict[str, float]] = {side: {} for side in sides}
