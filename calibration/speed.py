@@ -17,7 +17,13 @@ import onnx_ir as ir
 import psutil
 
 from t5edge.bundle.ports import GraphPorts
-from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, OnnxRuntimeModel, session_options
+from t5edge.runtime.onnxruntime.cpu import (
+    PROVIDERS,
+    OnnxRuntimeModel,
+    open_graph,
+    session_entries,
+    session_options,
+)
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps, one text."""
@@ -43,8 +49,8 @@ def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] |
         return None
     ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
     sides = {
-        side: OnnxRuntimeModel(_session(folder, "encoder", exact), _session(folder, "decoder", exact), ports)
-        for side, exact in (("quantized", False), ("fp32", True))
+        side: OnnxRuntimeModel(session(folder, manifest, "encoder"), session(folder, manifest, "decoder"), ports)
+        for side, session in (("quantized", _quantized), ("fp32", _float32))
     }
     best: dict[str, dict[str, float]] = {side: {} for side in sides}
     for _ in range(ROUNDS):
@@ -78,15 +84,17 @@ def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:
     return {"encoder_ms": (encoded - begin) * 1e3, "step_ms": (end - encoded) * 1e3 / STEPS}
 
 
-def _session(folder: Path, name: str, float32: bool) -> Any:
+def _quantized(folder: Path, manifest: Mapping[str, Any], graph: str) -> Any:
+    return open_graph(folder / f"{graph}.onnx", manifest, graph)[0]
+
+
+def _float32(folder: Path, manifest: Mapping[str, Any], graph: str) -> Any:
     import onnxruntime
 
-    options = session_options(entries=CONFIGURATION[name])
-    if not float32:
-        return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=list(PROVIDERS))
+    options = session_options(entries=session_entries(manifest, graph))
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    model = ir.load(folder / f"{name}.onnx")
+    model = ir.load(folder / f"{graph}.onnx")
     bridge_inputs(model)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=list(PROVIDERS))
 

@@ -20,10 +20,10 @@ class DoctorOptions:
 def run(options: DoctorOptions, progress: Progress) -> Result:
     """Look at every target; exit 0 whatever is found, since a missing target is a fact and no failure."""
     from t5edge.bundle.versions import tool_versions
-    from t5edge.engines.doctor import targets_report
+    from t5edge.engines.doctor import int8_report, targets_report
 
-    report = targets_report()
-    data = {"targets": report, "tools": tool_versions()}
+    report, int8 = targets_report(), int8_report()
+    data = {"targets": report, "int8": int8, "tools": tool_versions()}
 
     def show(console: Console) -> None:
         from rich.markup import escape
@@ -34,5 +34,7 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
             marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
             table.add_row(row["target"], row["version"] or "not installed", *marks, escape(row["reason"]))
         console.print(table)
+        if int8 is not None:
+            console.print(f"int8 on this CPU: {int8}", highlight=False)
 
     return Result(data, show)

@@ -27,6 +27,17 @@ def targets_report() -> list[Row]:
     return [*rows, *(_engines(flavor, found) for flavor in FLAVORS.values())]
 
 
+def int8_report() -> str | None:
+    """How int8 is multiplied by int8 on this CPU, one line; None without onnxruntime."""
+    if _version("onnxruntime", "onnxruntime-gpu") is None:
+        return None
+    from t5edge.runtime.onnxruntime.arithmetic import SATURATING, exact_ways, instruction_sets
+
+    way = next(iter(exact_ways()), SATURATING)
+    sets = instruction_sets()
+    return f"{way}; the system lists {', '.join(sets)}" if sets else str(way)
+
+
 def engine_targets() -> tuple[str, ...]:
     """Engine targets that build and run here: what an export builds when no target is named."""
     found = find_gpus()

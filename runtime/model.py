@@ -18,6 +18,7 @@ from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
+    from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
 
 
 class BundleModel:
@@ -29,6 +30,12 @@ class BundleModel:
     @property
     def vocab_size(self) -> int:
         return int(self.manifest["architecture"]["vocab_size"])
+
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        """How int8 is multiplied by int8 on this CPU, and whether that is exact; None where the CPU does not."""
+        found: Arithmetic | None = getattr(self.step_model, "arithmetic", None)
+        return found
 
     @cached_property
     def tokenizer(self) -> BundleTokenizer:

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.architecture import Stack
-from t5edge.runtime.onnxruntime.cpu import session_options
+from t5edge.runtime.onnxruntime.arithmetic import open_exact
+from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, Entries, session_options
 from t5edge.runtime.onnxruntime.emulation import NARROW, ROUNDING_REMOVERS, emulate
 
 
@@ -88,17 +89,19 @@ class CutGraph:
         graph = ir.convenience.extract(self._graph, inputs, outputs)
         self._set_types(graph)
         model = ir.Model(graph, ir_version=self._model.ir_version)
-        options = session_options()
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
         removed = None
         if self.compute in NARROW:
             model, removed = emulate(model, self.compute), ROUNDING_REMOVERS
-        return onnxruntime.InferenceSession(
-            ir.to_proto(model).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=removed,
-        )
+        data = ir.to_proto(model).SerializeToString()
+
+        def start(entries: Entries) -> Any:
+            options = session_options(entries=entries)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
+            return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS), disabled_optimizers=removed)
+
+        rounds_inputs = self.compute == "float" and any(node.op_type == "QuantizeLinear" for node in graph)
+        entries = CONFIGURATION["encoder"]
+        return open_exact(entries, start)[0] if rounds_inputs else start(entries)
 
     def _set_types(self, graph: ir.Graph) -> None:
         """Ports that were inner values get the compute dtype; inner values that were ports forget theirs."""

@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError, missing_package
+from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,6 +53,9 @@ class State:
 
 class OnnxRuntimeModel:
     """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
+
+    arithmetic: Arithmetic | None = None
+    """How int8 is multiplied by int8; None where a bundle does not."""
 
     def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
         """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
@@ -197,12 +201,38 @@ def open(
             f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}'"
         )
     buffered = buffers and recent and GRAPH in manifest["ports"] and tuple(providers) == PROVIDERS
-    encoder = _session(folder / "encoder.onnx", session_entries(manifest, "encoder"), threads, providers)
+    encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers)
     file = f"{GRAPH if buffered else 'decoder'}.onnx"
-    decoder = _session(folder / file, session_entries(manifest, "decoder"), threads, providers)
+    decoder, _ = open_graph(folder / file, manifest, "decoder", threads, providers)
     _give_back_memory()
     kind = BufferedModel if buffered else OnnxRuntimeModel
-    return kind(encoder, decoder, ports, rows_share_cross=rows_share_cross(manifest))
+    model = kind(encoder, decoder, ports, rows_share_cross=rows_share_cross(manifest))
+    model.arithmetic = arithmetic
+    return model
+
+
+def open_graph(
+    path: Path,
+    manifest: Mapping[str, Any],
+    graph: str,
+    threads: int | None = None,
+    providers: Sequence[str] = PROVIDERS,
+) -> tuple[Any, Arithmetic | None]:
+    """A session of "encoder" or "decoder" as it runs on this CPU, and how it multiplies int8 by int8, if it does.
+
+    Of graphs in float16 ONNX Runtime multiplies nothing in integers here.
+
+    Raises:
+        UserError: onnxruntime cannot load the graph.
+    """
+
+    def start(entries: Entries) -> Any:
+        return _session(path, entries, threads, providers)
+
+    entries = session_entries(manifest, graph)
+    if graph in manifest["precision"]["activations"] and manifest["precision"]["compute"] == "float":
+        return open_exact(entries, start)
+    return start(entries), None
 
 
 def _session(path: Path, entries: Entries, threads: int | None, providers: Sequence[str]) -> Any:

@@ -235,8 +235,10 @@ def test_variants_json_has_the_contract_keys(capsys) -> None:
 
 def test_doctor_names_every_target(capsys) -> None:
     code, out, _ = call(capsys, "doctor", "--json")
-    names = {row["target"] for row in json.loads(out)["targets"]}
+    found = json.loads(out)
+    names = {row["target"] for row in found["targets"]}
     assert code == 0
+    assert found["int8"].startswith("exact (")
     assert {"onnxruntime", "tensorrt", "tensorrt-rtx"} <= names
 
 

@@ -43,7 +43,7 @@ class Model:
     checkpoint: Checkpoint
     folder: Path
     answers: list[Outputs] = field(default_factory=list)
-    made: dict[str, tuple[Path, Plan]] = field(default_factory=dict)
+    made: dict[str, tuple[Path, QuantizationPlan]] = field(default_factory=dict)
 
     @property
     def texts(self) -> CalibrationTexts:

@@ -40,7 +40,7 @@ def test_the_float32_side_has_no_rounded_inputs_left(bundle: Path, plain: Model)
     pairs = sum(node.op_type == "QuantizeLinear" for node in model.graph)
     assert speed.bridge_inputs(model) == pairs > 0
     assert not any(node.op_type == "QuantizeLinear" for node in model.graph)
-    sessions = [speed._session(bundle, name, float32=True) for name in ("encoder", "decoder")]
+    sessions = [speed._float32(bundle, read_manifest(bundle), name) for name in ("encoder", "decoder")]
     from t5edge.bundle.ports import GraphPorts
 
     exact = OnnxRuntimeModel(*sessions, GraphPorts.from_dict(read_manifest(bundle)["ports"]["decoder"]))

@@ -1,0 +1,143 @@
+"""Every MatMul of int8 by int8 of a bundle, as ONNX Runtime computes it here, against integers in numpy.
+
+    x -> QuantizeLinear -> DequantizeLinear -> MatMul <- DequantizeLinear(w)        w int8 [k, n], scales [n]
+
+    exact : (round(x / s) int8 @ w) int32, then times s * scales in float32
+
+The graph runs once on ids, with each MatMul's own input and output among its outputs, in a session with the
+configuration that the runtime chooses. So no error is carried from one MatMul to the next, and what is left is the
+rounding of two float32 multiplications. A sum that saturates is off by whole steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from t5edge.bundle.manifest import read_manifest
+from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
+from t5edge.runtime.onnxruntime.cpu import PROVIDERS, Entries, session_entries, session_options
+
+GRAPH = "encoder"
+ROUNDINGS = 4.0
+"""Two correct results differ by at most so many units in the last place of float32: scale, product, and integers above
+2^24, on either side."""
+DISTURBED = 0.25
+"""Steps by which a float32 sum of the same integers may be off: far below a whole one."""
+
+
+@dataclass(frozen=True)
+class IntegerMatMul:
+    """One MatMul on one run.
+
+    Attributes:
+        name: the node's.
+        steps: largest distance from the exact sum, in integer steps (a product of 1 by 1).
+        roundings: largest distance, in units in the last place of the result's float32 (or of one step's).
+        relative: norm of the difference by the norm of the exact result.
+    """
+
+    name: str
+    steps: float
+    roundings: float
+    relative: float
+
+    @property
+    def exact(self) -> bool:
+        """Within float32 rounding of the exact integers."""
+        return self.roundings <= ROUNDINGS or self.steps <= DISTURBED
+
+
+class _Site(NamedTuple):
+    """The values around one MatMul: ``x`` and ``y`` float32, ``scale`` of x, ``weight`` int8 and its ``scales``."""
+
+    name: str
+    x: ir.Value
+    y: ir.Value
+    scale: np.ndarray
+    weight: np.ndarray
+    scales: np.ndarray
+
+
+def integer_matmuls(
+    folder: Path, input_ids: np.ndarray, entries: Entries | None = None
+) -> tuple[list[IntegerMatMul], Arithmetic | None]:
+    """Each quantized MatMul of the encoder on ``input_ids`` int64 [batch, source], and how the session multiplies.
+
+    ``entries``: session configuration; None for the runtime's choice on this CPU.
+    """
+    model = ir.load(folder / f"{GRAPH}.onnx")
+    sites = list(_sites(model.graph))
+    exposed = _expose(model.graph, sites)
+    data = ir.to_proto(model).SerializeToString()
+
+    def start(chosen: Mapping[str, str]) -> Any:
+        return _session(data, folder, chosen)
+
+    session, arithmetic = (
+        open_exact(session_entries(read_manifest(folder), GRAPH), start) if entries is None else (start(entries), None)
+    )
+    feeds = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
+    found = dict(zip(exposed, session.run(exposed, feeds), strict=True))
+    return [_compare(site, found) for site in sites], arithmetic
+
+
+def _sites(graph: ir.Graph) -> Iterator[_Site]:
+    for node in graph:
+        if node.op_type != "MatMul":
+            continue
+        rounded, weight = (None if value is None else value.producer() for value in node.inputs)
+        if rounded is None or weight is None or {rounded.op_type, weight.op_type} != {"DequantizeLinear"}:
+            continue
+        quantized = rounded.inputs[0].producer() if rounded.inputs[0] is not None else None
+        assert quantized is not None
+        x = quantized.inputs[0]
+        assert x is not None
+        constants = [_array(value) for value in (rounded.inputs[1], *weight.inputs[:2])]
+        yield _Site(node.name or "", x, node.outputs[0], *constants)
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _expose(graph: ir.Graph, sites: list[_Site]) -> list[str]:
+    """Make the inputs and outputs of the MatMuls the outputs of the graph; returns their names."""
+    graph.outputs.clear()
+    for site in sites:
+        for value in (site.x, site.y):
+            if value not in graph.outputs:
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                graph.outputs.append(value)
+    return [str(value.name) for value in graph.outputs]
+
+
+def _session(data: bytes, folder: Path, entries: Mapping[str, str]) -> Any:
+    import onnxruntime
+
+    options = session_options(entries=entries)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
+
+
+def _compare(site: _Site, found: Mapping[str, np.ndarray]) -> IntegerMatMul:
+    x, y = (found[str(value.name)].reshape(-1, found[str(value.name)].shape[-1]) for value in (site.x, site.y))
+    integers = np.clip(np.rint(x / site.scale), -128, 127)
+    # Sums of integers below 2^53 are exact in float64, and quick.
+    sums = integers.astype(np.float64) @ site.weight.astype(np.float64)
+    step = site.scale * site.scales
+    exact = sums.astype(np.float32) * step
+    off = np.abs(y.astype(np.float64) - exact)
+    return IntegerMatMul(
+        site.name,
+        float((off / step).max()),
+        float((off / np.spacing(np.maximum(np.abs(exact), step))).max()),
+        float(np.linalg.norm(off) / np.linalg.norm(exact)),
+    )
