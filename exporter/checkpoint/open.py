@@ -22,6 +22,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.hub import Repository, download, has_weights
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.stores import TensorStore, open_folder_store, summary
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
@@ -150,10 +151,14 @@ def _open_folder(source: str, folder: Path, commit: str | None = None, expected:
         raise UserError(
             f"'{source}' is not a folder. Pass a checkpoint folder, a hub id, or a name from 't5edge variants'."
         )
+    require_checkpoint(folder)
     config = _read_json(folder / "config.json")
     architecture_from_config(config)  # a foreign model is refused before its weights are read
+    store = unwrapped(open_folder_store(folder))
+    require_tensors(store, source)
+    require_generator(config, store.tensors, source)
     facts = expected.architecture if expected is not None else None
-    return Checkpoint(source, config, open_folder_store(folder), folder=folder, revision=commit, expected=facts)
+    return Checkpoint(source, config, store, folder=folder, revision=commit, expected=facts)
 
 
 def _is_checkpoint(folder: Path) -> bool:
