@@ -22,7 +22,11 @@ from transformers import AutoConfig, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
+from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
+
+IGNORED = -100
+"""Label of a position that does not count, in PyTorch and transformers."""
 
 
 @dataclass
@@ -117,20 +121,34 @@ class T5EdgeForConditionalGeneration(GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         encoder_outputs: Source | None = None,
         past_key_values: BundleCache | None = None,
+        labels: torch.Tensor | None = None,
         **_: Any,
     ) -> Seq2SeqLMOutput:
         """Logits float32 [rows, target, vocab] of ``decoder_input_ids`` int64 [rows, target] behind the cache.
 
         ``input_ids``, ``attention_mask``: int64 [rows, source]; ``encoder_outputs`` instead of ``input_ids``.
+        ``labels`` int64 [rows, target], -100 where nothing counts, give a loss, and the decoder's ids where there are
+        none: shifted right behind the start token, as in transformers' T5.
         """
-        assert decoder_input_ids is not None
+        if decoder_input_ids is None:
+            if labels is None:
+                raise UserError("forward needs decoder_input_ids, or labels to make them from.")
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if past_key_values is None:
             source = encoder_outputs if encoder_outputs is not None else self.encoder.forward(_given(input_ids))
             past_key_values = self._encode(source, attention_mask)
         tokens = decoder_input_ids.contiguous().numpy()
         logits = torch.tensor(past_key_values.step_model.step(past_key_values.state, tokens))
         past_key_values.length += tokens.shape[1]
-        return Seq2SeqLMOutput(logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return Seq2SeqLMOutput(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """``labels`` int64 [rows, target] behind the start token, their last one left out; -100 becomes padding."""
+        generation = self.bundle.options()
+        start = labels.new_full((len(labels), 1), generation.decoder_start_token_id)
+        shifted = torch.cat([start, labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == IGNORED, generation.pad)
 
     __call__ = forward
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import read_manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
-from t5edge.runtime.generation.options import read_options
+from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.search import OnToken, generate
+from t5edge.runtime.inputs import as_ids, as_mask, check_memory
 from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
     from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
+
+BATCH_TOKENS = 4096
+"""Most source tokens of a batch of ``generate_text``, padding included, beams counted as rows."""
 
 
 class BundleModel:
@@ -38,6 +43,13 @@ class BundleModel:
         return found
 
     @cached_property
+    def architecture(self) -> Architecture:
+        """The facts of the model."""
+        facts = dict(self.manifest["architecture"])
+        facts.pop("parameters", None)
+        return Architecture(**facts)
+
+    @cached_property
     def tokenizer(self) -> BundleTokenizer:
         """Loaded on first use; raises UserError when the bundle has none."""
         return BundleTokenizer(self.folder, self.manifest["generation"].get("pad_token_id") or 0)
@@ -48,11 +60,11 @@ class BundleModel:
         """Teacher-forced logits, float32 [batch, target, vocab], one cached step per target token.
 
         ``input_ids``, ``attention_mask`` int [batch, source]; ``decoder_input_ids`` int [batch, target].
+
+        Raises:
+            UserError: ids outside the vocabulary, wrong shapes or dtypes, or more than the memory holds.
         """
-        ids, mask = self._checked(input_ids, attention_mask)
-        targets = np.ascontiguousarray(decoder_input_ids, dtype=np.int64)
-        if targets.ndim != 2 or len(targets) != len(ids) or targets.shape[1] == 0:
-            raise UserError(f"decoder_input_ids has shape {targets.shape}; expected [{len(ids)}, target >= 1].")
+        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids)
         state = self.step_model.encode(ids, mask)
         steps = [self.step_model.step(state, targets[:, [column]]).copy() for column in range(targets.shape[1])]
         return np.concatenate(steps, axis=1)
@@ -61,9 +73,8 @@ class BundleModel:
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
     ) -> np.ndarray:
         """The same in one step over the whole target, past length 0."""
-        ids, mask = self._checked(input_ids, attention_mask)
-        state = self.step_model.encode(ids, mask)
-        logits: np.ndarray = self.step_model.step(state, np.ascontiguousarray(decoder_input_ids, dtype=np.int64))
+        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids)
+        logits: np.ndarray = self.step_model.step(self.step_model.encode(ids, mask), targets)
         return logits
 
     def generate(
@@ -76,27 +87,83 @@ class BundleModel:
     ) -> Tokens:
         """Token ids int64 [batch * num_return_sequences, length], decoder start token first.
 
-        ``options`` are those of ``GenerationOptions`` (max_new_tokens, num_beams, ...) over the bundle's
-        generation_config.json.
-        """
-        ids, mask = self._checked(input_ids, attention_mask)
-        return generate(self.step_model, ids, mask, read_options(self.manifest["generation"], **options), on_token)
+        ``options`` are those of ``GenerationOptions`` (max_new_tokens, num_beams, ...) over the bundle's own.
 
-    def generate_text(self, texts: Sequence[str], **options: Any) -> list[str]:
-        """Texts for texts; see ``generate`` for the options."""
+        Raises:
+            UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
+        """
+        ids = as_ids("input_ids", input_ids, self.vocab_size)
+        mask, chosen = as_mask(attention_mask, ids), self.options(**options)
+        check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
+        return generate(self.step_model, ids, mask, chosen, on_token)
+
+    def options(self, **options: Any) -> GenerationOptions:
+        """The bundle's generation settings with ``options`` over them.
+
+        Raises:
+            UserError: an unknown option, a wrong value, or a token id outside the vocabulary.
+        """
+        chosen = read_options(self.manifest["generation"], **options)
+        chosen.check_ids(self.vocab_size)
+        return chosen
+
+    def generate_text(
+        self,
+        texts: Sequence[str],
+        *,
+        skip_special_tokens: bool = True,
+        on_batch: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Texts for texts, in their order, ``num_return_sequences`` for each; see ``generate`` for the options.
+
+        Texts of like length share a batch, and no batch holds more than ``BATCH_TOKENS`` source tokens (but a longer
+        text has a batch of its own); all that fits into one batch runs as one, in the order given.
+        ``on_batch`` is told how many texts each batch has answered.
+        """
         if isinstance(texts, str):
             raise UserError("generate_text takes a list of texts, not one string; pass [text].")
-        ids, mask = self.tokenizer.encode(texts)
-        return self.tokenizer.decode(self.generate(ids, mask, **options))
+        rows, chosen = self.tokenizer.ids(texts), self.options(**options)
+        answers: dict[int, list[str]] = {}
+        for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
+            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
+            if chosen.seed is not None:
+                options["seed"] = chosen.seed + number
+            found = self.tokenizer.decode(self.generate(ids, mask, **options), skip_special_tokens)
+            each = len(found) // len(batch)
+            answers |= {index: found[place * each : (place + 1) * each] for place, index in enumerate(batch)}
+            if on_batch is not None:
+                on_batch(len(batch))
+        return [answer for index in range(len(texts)) for answer in answers[index]]
 
-    def _checked(self, input_ids: np.ndarray, attention_mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.ascontiguousarray(input_ids, dtype=np.int64)
-        mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, dtype=np.int64)
-        if ids.ndim != 2 or ids.size == 0 or mask.shape != ids.shape:
-            raise UserError(f"input_ids {ids.shape} and attention_mask {mask.shape} must both be [batch, source >= 1].")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
-            raise UserError(f"input_ids run from {ids.min()} to {ids.max()}; the vocabulary has {self.vocab_size} ids.")
-        return ids, mask
+    def _teacher_forced(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
+    ) -> tuple[Tokens, Tokens, Tokens]:
+        ids = as_ids("input_ids", input_ids, self.vocab_size)
+        targets = as_ids("decoder_input_ids", decoder_input_ids, self.vocab_size)
+        if len(targets) != len(ids):
+            raise UserError(f"decoder_input_ids has {len(targets)} rows and input_ids {len(ids)}; give both as many.")
+        check_memory(self.architecture, len(ids), ids.shape[1], targets.shape[1])
+        return ids, as_mask(attention_mask, ids), targets
+
+
+def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indices of texts in batches whose padded size, rows times the longest, stays within ``most`` tokens.
+
+    All of them in one batch, in their order, where that fits; else by length. A longer text stands alone.
+
+    >>> batches([3, 9, 2], most=12)
+    [[2, 0], [1]]
+    """
+    if len(lengths) * max(lengths, default=0) <= most:
+        return [[*range(len(lengths))]] if lengths else []
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if found and (len(found[-1]) + 1) * lengths[index] <= most:
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
 
 
 def load(folder: str | Path, target: str = "onnxruntime", **settings: Any) -> BundleModel:

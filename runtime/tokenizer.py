@@ -27,11 +27,25 @@ class BundleTokenizer:
         self._tokenizer.no_truncation()
         self._pad = pad_token_id
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """``input_ids`` and ``attention_mask``, int64 [batch, longest], padded on the right."""
-        if not texts:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, the end token last.
+
+        Raises:
+            UserError: there is no text, or one of them is no text.
+        """
+        if not len(texts):
             raise UserError("there is no text to encode; pass at least one.")
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {index + 1} is {type(text).__name__}; pass a list of texts (str).")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"text {index + 1} holds bytes that are not UTF-8; convert it to UTF-8.") from error
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right."""
         longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
         ids = np.full((len(rows), longest), self._pad, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -40,7 +54,11 @@ class BundleTokenizer:
             mask[index, : len(row)] = 1
         return ids, mask
 
-    def decode(self, tokens: np.ndarray) -> list[str]:
-        """Texts of int64 [batch, length]; special tokens are left out."""
-        texts: list[str] = self._tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=True)
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``attention_mask``, int64 [batch, longest], padded on the right."""
+        return self.pad(self.ids(texts))
+
+    def decode(self, tokens: np.ndarray, skip_special_tokens: bool = True) -> list[str]:
+        """Texts of int64 [batch, length]; special tokens (end, padding, sentinels) are left out unless asked for."""
+        texts: list[str] = self._tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=skip_special_tokens)
         return texts

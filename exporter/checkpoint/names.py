@@ -83,9 +83,11 @@ def _embedding(config: Mapping[str, Any], names: set[str]) -> str | None:
 
 
 def _output_layer_problems(config: Mapping[str, Any], names: set[str], separate_output: bool) -> list[str]:
-    if separate_output or OUTPUT_LAYER in names or _says_tied(config):
+    """An output layer is never invented. transformers 5 says ``scale_decoder_outputs: false`` of an untied T5."""
+    untied = [key for key in ("tie_word_embeddings", "scale_decoder_outputs") if config.get(key) is False]
+    if separate_output or OUTPUT_LAYER in names or not untied:
         return []
-    return [f"{OUTPUT_LAYER} is missing while config.json says tie_word_embeddings: false (a model without its head?)"]
+    return [f"{OUTPUT_LAYER} is missing while config.json says {untied[0]}: false (a model without its head?)"]
 
 
 def _missing(stored: Mapping[str, str], names: set[str]) -> list[str]:

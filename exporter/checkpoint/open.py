@@ -22,9 +22,11 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.hub import Repository, download, has_weights
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.stores import TensorStore, open_folder_store, summary
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
+from t5edge.runtime.generation.options import SETTINGS
 
 if TYPE_CHECKING:
     import torch
@@ -149,10 +151,14 @@ def _open_folder(source: str, folder: Path, commit: str | None = None, expected:
         raise UserError(
             f"'{source}' is not a folder. Pass a checkpoint folder, a hub id, or a name from 't5edge variants'."
         )
+    require_checkpoint(folder)
     config = _read_json(folder / "config.json")
     architecture_from_config(config)  # a foreign model is refused before its weights are read
+    store = unwrapped(open_folder_store(folder))
+    require_tensors(store, source)
+    require_generator(config, store.tensors, source)
     facts = expected.architecture if expected is not None else None
-    return Checkpoint(source, config, open_folder_store(folder), folder=folder, revision=commit, expected=facts)
+    return Checkpoint(source, config, store, folder=folder, revision=commit, expected=facts)
 
 
 def _is_checkpoint(folder: Path) -> bool:
@@ -179,9 +185,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _generation_config(config: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """``generation_config.json`` over the token ids of ``config.json``; T5 starts decoding with padding."""
+    """``generation_config.json`` over the token ids of ``config.json``; T5 starts decoding with padding.
+
+    Without that file the settings in ``config.json`` hold, as in transformers' ``GenerationConfig.from_model_config``.
+    """
     path = folder / "generation_config.json" if folder is not None else None
-    settings = _read_json(path) if path is not None and path.is_file() else {}
+    if path is not None and path.is_file():
+        settings = _read_json(path)
+    else:
+        settings = {name: config[name] for name in sorted(SETTINGS) if config.get(name) is not None}
     facts = {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
     defaults = {"decoder_start_token_id": facts.get("pad_token_id", 0), "eos_token_id": 1, "pad_token_id": 0}
     return {**defaults, **facts, **settings}

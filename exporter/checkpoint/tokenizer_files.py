@@ -2,7 +2,10 @@
 
 tokenizer.json in the checkpoint     taken over, without any truncation and padding saved in it
 spiece.model                         converted by transformers, never with remote code
+vocab.json and merges.txt            likewise (byte-level BPE)
 ByT5                                 built here: a vocabulary of bytes has no file
+
+What the other tokenizer files say is put into the same file: see ``tokenizer_settings``.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.tokenizer_settings import with_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from t5edge.exporter.checkpoint.open import Checkpoint
 
+BPE_FILES = ("vocab.json", "merges.txt")
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model", "spm.model", "sentencepiece.bpe.model")
 CONVERTERS = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """Package to install -> module that transformers imports from it."""
@@ -35,10 +40,13 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes | None:
     if checkpoint.folder is None:
         return None
     ready = checkpoint.tokenizer_file()
+    model = next((path for name in SENTENCEPIECE_FILES if (path := checkpoint.file(name)) is not None), None)
     if ready is not None:
-        content = _without_lengths(ready)
-    elif any(checkpoint.file(name) for name in SENTENCEPIECE_FILES):
-        content = _converted(checkpoint.folder)
+        content = with_settings(_without_lengths(ready), checkpoint.folder)
+    elif model is not None:
+        content = with_settings(_converted(checkpoint.folder, "SentencePiece"), checkpoint.folder, model)
+    elif all(checkpoint.file(name) for name in BPE_FILES):
+        content = with_settings(_converted(checkpoint.folder, "byte-level BPE"), checkpoint.folder)
     elif _is_byte_level(checkpoint):
         sentinels = min(BYTE_SENTINELS, checkpoint.architecture.vocab_size - len(BYTE_SPECIALS) - 256)
         content = byte_tokenizer_json(sentinels)
@@ -96,24 +104,27 @@ def _without_lengths(path: Path) -> bytes:
     return json.dumps({**settings, "truncation": None, "padding": None}, ensure_ascii=False).encode()
 
 
-def _converted(folder: Path) -> bytes:
-    """A SentencePiece model as transformers' fast tokenizer writes it."""
-    from transformers import AutoTokenizer
+def _converted(folder: Path, kind: str) -> bytes:
+    """A tokenizer of another form as transformers' fast tokenizer writes it.
+
+    The family's SentencePiece models are all T5's; AutoTokenizer of transformers 5.23 knows no such class for UMT5.
+    """
+    from transformers import AutoTokenizer, T5Tokenizer
 
     absent = [package for package, module in CONVERTERS.items() if not _installed(module)]
-    if absent:
+    if absent and kind == "SentencePiece":
         raise UserError(
-            f"{folder} has a SentencePiece tokenizer; converting it needs 'pip install {' '.join(absent)}'. "
+            f"{folder} has a {kind} tokenizer; converting it needs 'pip install {' '.join(absent)}'. "
             "Or put a tokenizer.json beside it."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind_of = T5Tokenizer if kind == "SentencePiece" else AutoTokenizer
+        tokenizer = kind_of.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         content: str = tokenizer.backend_tokenizer.to_str()
     except Exception as error:  # transformers and protobuf raise many kinds for a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{folder}: transformers cannot convert its SentencePiece tokenizer ({reason}). "
-            "Put a tokenizer.json beside it."
+            f"{folder}: transformers cannot convert its {kind} tokenizer ({reason}). Put a tokenizer.json beside it."
         ) from error
     return content.encode()
 

@@ -68,6 +68,10 @@ def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[s
     older configs say ``tie_word_embeddings: false`` when the model is untied. UMT5 configs may lack
     ``model_type``: its mark is a position bias in every layer.
 
+    The logits of mT5 and UMT5 are scaled exactly where the output layer is tied, as in the code that trained them (t5x,
+    ``network.py``: ``logits_via_embedding``) and in transformers up to 4.57. transformers 5 always scales UMT5's and
+    never mT5's.
+
     Raises:
         UserError: a required key is missing, or the activation or model type is not one of the family's.
     """
@@ -86,7 +90,7 @@ def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[s
         activation=activation,
         gated=gated,
         tied=not separate_head,
-        scale_logits=_scales_logits(model_type, per_layer_bias, scale),
+        scale_logits=scale if model_type == "t5" else not separate_head,
         per_layer_bias=per_layer_bias,
         eos_token_id=_first(config.get("eos_token_id"), 1),
         decoder_start_token_id=_first(config.get("decoder_start_token_id"), config.get("pad_token_id") or 0),
@@ -148,13 +152,6 @@ def _model_type_of_class(config: Mapping[str, Any]) -> str:
 
 def _is_size(value: Any) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
-
-
-def _scales_logits(model_type: str, per_layer_bias: bool, scale: bool) -> bool:
-    """As transformers 5 does: UMT5 always scales its logits, mT5 never, T5 as its config says."""
-    if per_layer_bias:
-        return True
-    return False if model_type == "mt5" else scale
 
 
 def _first(value: Any, default: int) -> int:

@@ -117,7 +117,7 @@ class Family:
             activation=self.activation,
             gated=self.gated,
             tied=self.tied,
-            scale_logits=self.tied or self.per_layer_bias,
+            scale_logits=self.tied,
             per_layer_bias=self.per_layer_bias,
         )
 

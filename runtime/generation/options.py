@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+
 from t5edge.errors import UserError
 
 DEFAULT_NEW_TOKENS = 20
@@ -80,6 +82,18 @@ class GenerationOptions:
         if problems:
             raise UserError("generate: " + "; ".join(problems))
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises ``UserError`` when a token id of the options lies outside the vocabulary."""
+        names = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id")
+        wrong = [
+            f"{name} is {token}, the vocabulary has {vocab_size} ids"
+            for name in names
+            for token in as_ids(getattr(self, name))
+            if token >= vocab_size
+        ]
+        if wrong:
+            raise UserError("generate: " + "; ".join(wrong) + "; take the ids from this model's tokenizer")
+
     @property
     def total_length(self) -> int:
         """Longest output in tokens, decoder start token included."""
@@ -108,6 +122,10 @@ class GenerationOptions:
         return max(self.num_beams, self.num_return_sequences)
 
 
+SETTINGS = frozenset({entry.name for entry in fields(GenerationOptions)} - {"seed"} | NEUTRAL.keys())
+"""Every setting of a ``generation_config.json`` that changes what is generated."""
+
+
 def read_options(config: Mapping[str, object], **overrides: Any) -> GenerationOptions:
     """Options from the fields of a ``generation_config.json``; overrides win, None in either means not set.
 
@@ -127,10 +145,14 @@ def read_options(config: Mapping[str, object], **overrides: Any) -> GenerationOp
         if {f"{bound}_length", f"{bound}_new_tokens"} & given.keys():
             chosen.pop(f"{bound}_length", None)
             chosen.pop(f"{bound}_new_tokens", None)
-    merged: dict[str, Any] = {}
-    for name, value in {**chosen, **given}.items():
-        merged[name] = tuple(value) if isinstance(value, list) else value
-    return GenerationOptions(**merged)
+    return GenerationOptions(**{name: _plain(value) for name, value in {**chosen, **given}.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's, lists as tuples."""
+    if isinstance(value, (list, np.ndarray)):
+        return tuple(_plain(entry) for entry in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_ids(token_ids: int | tuple[int, ...] | None) -> tuple[int, ...]:

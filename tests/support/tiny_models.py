@@ -125,7 +125,7 @@ def _config(shape: _Shape) -> dict[str, Any]:
         activation=shape.activation,
         gated=shape.gated,
         tied=shape.tied,
-        scale_logits=shape.tied or per_layer_bias,
+        scale_logits=shape.tied,
         per_layer_bias=per_layer_bias,
     )
     return config_from_architecture(architecture, shape.model_type)

@@ -34,8 +34,8 @@ def test_untied_config_of_transformers_5_claims_to_be_tied() -> None:
     assert (facts.tied, facts.scale_logits) == (False, False)
 
 
-@pytest.mark.parametrize(("model_type", "scaled"), [("t5", True), ("mt5", False), ("umt5", True)])
-def test_logit_scale_follows_the_model_type(model_type: str, scaled: bool) -> None:
+@pytest.mark.parametrize(("model_type", "scaled"), [("t5", True), ("mt5", False), ("umt5", False)])
+def test_t5_s_logit_scale_is_its_config_s_and_the_others_follow_the_tying(model_type: str, scaled: bool) -> None:
     config = {
         **SMALL,
         "model_type": model_type,
@@ -43,6 +43,7 @@ def test_logit_scale_follows_the_model_type(model_type: str, scaled: bool) -> No
         "feed_forward_proj": "gated-gelu",
     }
     assert architecture_from_config(config, ["lm_head.weight"]).scale_logits is scaled
+    assert architecture_from_config(config, ["shared.weight"]).scale_logits
 
 
 def test_umt5_without_model_type_is_known_by_its_class_or_its_second_bias() -> None:
@@ -111,7 +112,7 @@ def test_config_and_back(model_type: str, activation: str, gated: bool) -> None:
         activation=activation,
         gated=gated,
         tied=False,
-        scale_logits=model_type == "umt5",
+        scale_logits=False,
         per_layer_bias=model_type == "umt5",
         norm_epsilon=1e-5,
         num_buckets=16,

@@ -1,0 +1,168 @@
+"""Folders and tensors that are not a plain encoder-decoder checkpoint: named for what they are, with what to do.
+
+A prefix that a wrapper has put before every name (DDP, torch.compile, Lightning, PEFT) is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5edge.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from t5edge.exporter.checkpoint.stores import StoredTensor, TensorStore
+
+GENERATORS = (
+    "T5ForConditionalGeneration",
+    "MT5ForConditionalGeneration",
+    "UMT5ForConditionalGeneration",
+    "T5WithLMHeadModel",
+)
+"""Classes whose checkpoints hold an encoder, a decoder and an output layer."""
+ONLY_GENERATORS = f"Only models that generate text are exported; pass a {GENERATORS[0]} of the same family."
+HEADS = {
+    "ForSequenceClassification": "a classifier of whole texts, with a head in place of the output layer",
+    "ForQuestionAnswering": "a span finder, with a head in place of the output layer",
+}
+"""End of a class's name -> what it is."""
+PREFIXES = ("base_model.model.", "module.", "_orig_mod.", "model.", "transformer.")
+FIRST = ("shared.", "encoder.", "decoder.", "lm_head.")
+
+
+def require_generator(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Refuse a model that generates no text with this architecture. Tensors decide; the config's class only names it.
+
+    Raises:
+        UserError: there is no decoder, or a foreign class brings tensors of its own.
+    """
+    known = list(names)
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else "model"
+    foreign = [entry for entry in known if not entry.startswith(FIRST)]
+    if not any(entry.startswith("decoder.block.") for entry in known) and any(map(_is_encoder, known)):
+        head = f" and {foreign[0]}" if foreign else ""
+        raise UserError(f"{where} is a {name}: an encoder{head} without a decoder. {ONLY_GENERATORS}")
+    if name in GENERATORS or name == "model" or not foreign:
+        return
+    kind = next((f": {kind}" for end, kind in HEADS.items() if name.endswith(end)), " with tensors of its own")
+    raise UserError(f"{where} is a {name}{kind} ({', '.join(foreign[:2])}). {ONLY_GENERATORS}")
+
+
+def _is_encoder(name: str) -> bool:
+    return name.startswith("encoder.block.")
+
+
+def require_checkpoint(folder: Path) -> None:
+    """Refuse a folder that is recognisably something else than a checkpoint.
+
+    Raises:
+        UserError: saying what it is and what to do.
+    """
+    found = _kind_of(folder)
+    if found is not None:
+        raise UserError(f"{folder} {found}")
+
+
+def _kind_of(folder: Path) -> str | None:
+    names = {path.name for path in folder.iterdir()}
+    if "adapter_config.json" in names:
+        return (
+            f"is a PEFT adapter of '{_entry(folder / 'adapter_config.json', 'base_model_name_or_path')}', not a model. "
+            "Merge it (model.merge_and_unload(), then save_pretrained()) and pass the merged folder."
+        )
+    if "model_index.json" in names:
+        parts = sorted(name for name in names if name.startswith("text_encoder") and (folder / name).is_dir())
+        inside = f" ({', '.join(parts)})" if parts else ""
+        return f"is a diffusers pipeline; its text encoders{inside} have no decoder, and only generators are exported."
+    if any(name in names for name in ("model.safetensors", "pytorch_model.bin")):
+        return None
+    return _kind_of_weights(names)
+
+
+def _kind_of_weights(names: set[str]) -> str | None:
+    """What the folder holds in place of weights that can be read."""
+    if "zero_to_fp32.py" in names or any(name.startswith("global_step") for name in names):
+        return "is a DeepSpeed checkpoint; gather it with its zero_to_fp32.py, then save_pretrained()."
+    if any(name.startswith("pytorch_model_fsdp") or name.endswith(".distcp") for name in names):
+        return "is an FSDP checkpoint; gather it with accelerate merge-weights, then save_pretrained()."
+    lightning = sorted(name for name in names if name.endswith(".ckpt"))
+    if lightning:
+        return (
+            f"holds a Lightning checkpoint ({lightning[0]}); load it in its module and call "
+            "model.save_pretrained() on the transformers model inside."
+        )
+    variants = sorted(name for name in names if name.startswith(("model.", "pytorch_model.")) and name.count(".") > 1)
+    variants = [name for name in variants if name.endswith((".safetensors", ".bin"))]
+    if variants:
+        plain = f"{variants[0].split('.')[0]}.{variants[0].rsplit('.', 1)[1]}"
+        return f"holds its weights as the variant {variants[0]}; rename it to {plain}."
+    return None
+
+
+def _entry(path: Path, key: str) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get(key) or "an unnamed model")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return "an unnamed model"
+
+
+def require_tensors(store: TensorStore, where: str) -> None:
+    """Refuse tensors without elements: what DeepSpeed's ZeRO-3 leaves in a state dict that was not gathered.
+
+    Raises:
+        UserError: all of them are empty.
+    """
+    tensors = store.tensors.values()
+    if tensors and all(0 in tensor.shape for tensor in tensors):
+        raise UserError(
+            f"{where} holds placeholders of DeepSpeed's ZeRO-3, tensors without elements; gather the weights with "
+            "zero_to_fp32.py, or set stage3_gather_16bit_weights_on_model_save."
+        )
+
+
+def unwrapped(store: TensorStore) -> TensorStore:
+    """``store`` without the prefix that a wrapper put before every name; itself where there is none.
+
+    The heads of transformers' classifiers stand beside ``transformer.`` and keep their names.
+    """
+    prefix = _common_prefix(store.tensors)
+    return store if prefix is None else UnwrappedStore(store, prefix)
+
+
+def _common_prefix(names: Iterable[str]) -> str | None:
+    known, found = list(names), ""
+    while known and not any(name.startswith(FIRST) for name in known):
+        inner = [name for name in known if not name.startswith(("classifier.", "classification_head."))]
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in inner)), None)
+        if prefix is None or not inner:
+            return None
+        known, found = [name.removeprefix(prefix) for name in inner], found + prefix
+    return found or None
+
+
+class UnwrappedStore:
+    """A ``TensorStore`` whose names lose ``prefix``."""
+
+    def __init__(self, store: TensorStore, prefix: str) -> None:
+        self._store, self._prefix = store, prefix
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        return {name.removeprefix(self._prefix): tensor for name, tensor in self._store.tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._store.read(self._stored(name))
+
+    def same_values(self, first: str, second: str) -> bool:
+        return self._store.same_values(self._stored(first), self._stored(second))
+
+    def fingerprint(self) -> Any:
+        return self._store.fingerprint()
+
+    def _stored(self, name: str) -> str:
+        return self._prefix + name if self._prefix + name in self._store.tensors else name
