@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def _is_page(path: Path) -> bool:
         return file.read(len(MARKER)) == MARKER.encode()
 
 
+@cache
 def _environment() -> Any:
     """Templates of this folder; everything they show is escaped, control characters are made visible.
 

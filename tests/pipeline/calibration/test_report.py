@@ -18,6 +18,7 @@ from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings
 from t5edge.cli import main
 from t5edge.errors import UserError
+from t5edge.tools.report import report
 from t5edge.tools.report.report import MARKER, report_page, write_page
 
 VOID = {"meta", "br"}
@@ -260,6 +261,7 @@ def test_a_page_is_never_written_into_the_bundle(full: tuple[Path, dict[str, Any
 
 
 def test_without_jinja2_the_extra_is_named(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    report._environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r"^report needs jinja2: pip install 't5edge\[report\]'$"):
         report_page(plain.folder)
