@@ -93,11 +93,11 @@ def test_a_damaged_engine_is_refused(built: Path, set_gpus: SetGpus, tmp_path: P
     assert "is damaged; build it again: t5edge build" in refusal(folder)
 
 
-def test_a_machine_without_the_cuda_runtime_says_so(built: Path, set_gpus: SetGpus) -> None:
+def test_a_machine_without_the_driver_says_so(built: Path, set_gpus: SetGpus) -> None:
     if find_gpus().gpus:
         pytest.skip("this machine has a GPU")
     set_gpus("8.6")
-    assert "the CUDA runtime cannot be used" in refusal(built)
+    assert "the GPU cannot be used" in refusal(built)
 
 
 def test_the_library_s_own_refusal_is_passed_on(
