@@ -60,5 +60,5 @@ def test_less_headroom_than_asked_for_raises_the_exponents(exports: Exports) -> 
     checkpoint, texts = exports.checkpoint(GATED), batches(exports, GATED)
     plain = measure_rescale(checkpoint, texts).encoder
     assert plain.largest_residual is not None
-    headroom = 4 * FP16_MAX / plain.largest_residual
+    headroom = 3.9 * FP16_MAX / plain.largest_residual
     assert measure_rescale(checkpoint, texts, headroom).encoder.k == 2
