@@ -38,8 +38,8 @@ class BuildOptions:
 
 def run(options: BuildOptions, progress: Progress) -> Result:
     """Build every engine asked for; without a target, those that build and run here."""
-    from t5edge.engines.build import build_engines
     from t5edge.engines.doctor import engine_targets
+    from t5edge.runtime.tensorrt.flavor import load_tensorrt
     from t5edge.runtime.tensorrt.records import engine_lines
 
     if not options.bundle:
@@ -47,6 +47,10 @@ def run(options: BuildOptions, progress: Progress) -> Result:
     targets = options.target or engine_targets()
     if not targets:
         raise UserError("no engine target runs here ('t5edge doctor' says why); name one with --target.")
+    for target in targets:
+        load_tensorrt(target)
+    from t5edge.engines.build import build_engines
+
     built: dict[str, Any] = {
         target: build_engines(
             options.bundle,

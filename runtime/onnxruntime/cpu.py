@@ -198,7 +198,7 @@ def open(
     if manifest["precision"]["weight_bits"] and not recent:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} computes quantized graphs wrongly or not at all; "
-            f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}'"
+            f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}' (Python 3.11 or later)"
         )
     buffered = buffers and recent and GRAPH in manifest["ports"] and tuple(providers) == PROVIDERS
     encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers)

@@ -101,7 +101,6 @@ def test_what_belongs_on_a_device_works(device: Environment, command: tuple[str 
         (("export", "--variant", "t5-demo"), "export,onnxruntime"),
         (("verify", FLOAT_BUNDLE), "export,onnxruntime"),
         (("build", FLOAT_BUNDLE, "--target", "tensorrt-rtx", "--compute-capability", "8.6"), "rtx"),
-        (("generate", TEXT_BUNDLE, "--target", "tensorrt-rtx", "x"), "rtx"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
