@@ -29,7 +29,7 @@ def targets_report() -> list[Row]:
 
 def int8_report() -> str | None:
     """How int8 is multiplied by int8 on this CPU, one line; None without onnxruntime."""
-    if _version("onnxruntime", "onnxruntime-gpu") is None:
+    if _load_onnxruntime()[0] is None:
         return None
     from t5edge.runtime.onnxruntime.arithmetic import SATURATING, exact_ways, instruction_sets
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from t5edge.bundle.architecture import Stack
+from t5edge.kernels.weights import StackedWeight
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.weights import PlannedTensor, planned_value, stack_of
 
@@ -60,8 +60,8 @@ class Sketch:
 
 
 def stacked(expression: object, weights: Arrays) -> np.ndarray:
-    """The numbers of a ``Stack``, from tensors in the checkpoint's layout."""
-    assert isinstance(expression, Stack)
+    """The numbers of a ``StackedWeight``, from tensors in the checkpoint's layout."""
+    assert isinstance(expression, StackedWeight)
     rows = np.concatenate([weights[source.name] * np.float32(source.scale) for source in expression.sources])
     return np.ascontiguousarray(rows.T if expression.transposed else rows)
 

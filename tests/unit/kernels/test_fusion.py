@@ -8,7 +8,7 @@ from support.onnx_graphs import Sketch
 from t5edge.kernels.block import Block
 from t5edge.kernels.fusion import Fusion, FusionError, near
 from t5edge.kernels.values import constant_value
-from t5edge.tools.sweep.jobs import Outcome
+from t5edge.kernels.fusion import FusionResult
 
 
 def sketch() -> Block:
@@ -18,7 +18,7 @@ def sketch() -> Block:
 
 def fusion(matched: int, expected: int, *refusals: str) -> Fusion:
     """One that reports ``matched``."""
-    return Fusion("test", lambda *_: Outcome(matched, list(refusals)), lambda *_: expected, "it stands alone")
+    return Fusion("test", lambda *_: FusionResult(matched, list(refusals)), lambda *_: expected, "it stands alone")
 
 
 def test_the_right_count_passes() -> None:
@@ -35,7 +35,7 @@ def test_any_other_count_is_an_error_with_the_reasons(matched: int, expected: in
 
 
 def test_where_nothing_is_expected_nothing_is_done() -> None:
-    def refuse(*_: object) -> Outcome:
+    def refuse(*_: object) -> FusionResult:
         raise AssertionError("applied")
 
     assert Fusion("test", refuse, lambda *_: 0, "").run(sketch(), FACTS).matched == 0
