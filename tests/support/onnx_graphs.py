@@ -8,9 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from t5edge.kernels.weights import StackedWeight
 from t5edge.kernels.block import OPSET, Block, BlockKind
-from t5edge.kernels.weights import PlannedTensor, planned_value, stack_of
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, planned_value, stack_of
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -6,9 +6,8 @@ import pytest
 from support.kernel_facts import FACTS
 from support.onnx_graphs import Sketch
 from t5edge.kernels.block import Block
-from t5edge.kernels.fusion import Fusion, FusionError, near
+from t5edge.kernels.fusion import Fusion, FusionError, FusionResult, near
 from t5edge.kernels.values import constant_value
-from t5edge.kernels.fusion import FusionResult
 
 
 def sketch() -> Block:
