@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from t5edge.bundle.manifest import write_json
+from t5edge.bundle.files import write_json
 from t5edge.exporter.family.variants import find_variant
 from t5edge.progress import Stage
 

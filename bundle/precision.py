@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
+from t5edge.bundle.dtype import COMPUTE_DTYPES, DTYPES
+from t5edge.bundle.schema import Count, OneOf
 from t5edge.errors import UserError
 
 
@@ -31,9 +33,9 @@ class Precision:
     """
 
     name: str
-    compute: str
-    weight_bits: int = 0
-    block_size: int = 0
+    compute: Annotated[str, OneOf(COMPUTE_DTYPES)]
+    weight_bits: Count = 0
+    block_size: Count = 0
     activations: tuple[str, ...] = ()
     rescale: bool = False
     max_error_ratio: float | None = None
@@ -73,8 +75,7 @@ class Precision:
     @property
     def bytes_per_weight(self) -> float:
         """Bytes of one MatMul weight, scales left out."""
-        full = 4.0 if self.compute == "float" else 2.0
-        return self.weight_bits / 8 if self.weight_bits else full
+        return (self.weight_bits or DTYPES[self.compute].bits) / 8
 
 
 PRECISIONS: tuple[Precision, ...] = (

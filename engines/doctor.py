@@ -8,6 +8,7 @@ from typing import Any
 
 from t5edge.engines.guards import choose_capabilities
 from t5edge.errors import UserError
+from t5edge.runtime.backend import find_backend
 from t5edge.runtime.gpu import GpuReport, find_gpus
 from t5edge.runtime.tensorrt.flavor import FLAVORS, Flavor, load_tensorrt
 
@@ -27,7 +28,7 @@ def targets_report() -> list[Row]:
 
 def engine_targets() -> tuple[str, ...]:
     """Engine targets that build and run here: what an export builds when no target is named."""
-    return tuple(row["target"] for row in targets_report() if row["target"] in FLAVORS and row["can_run"])
+    return tuple(row["target"] for row in targets_report() if find_backend(row["target"]).is_engine and row["can_run"])
 
 
 def _row(target: str, version: str | None, can_build: bool, can_run: bool, reason: str) -> Row:

@@ -21,7 +21,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from t5edge.bundle.manifest import write_json
+from t5edge.bundle.files import write_json
 from t5edge.bundle.precision import Precision
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint

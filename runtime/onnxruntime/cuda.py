@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
@@ -13,13 +14,13 @@ NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
 
-def open(folder: Path, manifest: dict[str, Any], target: str = NAME) -> DeviceModel:
+def open(folder: Path, manifest: Manifest, target: str = NAME) -> DeviceModel:
     """Open a bundle on the first CUDA device.
 
     Raises:
         UserError: no GPU, no onnxruntime-gpu, or its CUDA provider does not start.
     """
-    require_gpu(NAME)
+    require_gpu(target)
     try:
         import onnxruntime
     except ImportError as error:
