@@ -13,7 +13,7 @@ from t5edge.bundle.precision import PRECISIONS, Precision, precision
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Example
-from t5edge.runtime.tensorrt.flavor import FLAVORS
+from t5edge.runtime.backend import find_backend
 
 
 def option(help: str, default: Any = None, **extra: Any) -> Any:
@@ -152,7 +152,7 @@ def wanted_row(options: ExportOptions) -> Precision:
 def _compute(options: ExportOptions, row: Precision) -> str:
     """ONNX name of the compute dtype."""
     if options.compute == "auto":
-        engines = bool(options.target) and all(target in FLAVORS for target in options.target)
+        engines = bool(options.target) and all(find_backend(target).is_engine for target in options.target)
         return "float16" if row.quantized and engines else row.compute
     wanted = {"fp32": "float", "fp16": "float16"}[options.compute]
     if not row.quantized and wanted != row.compute:

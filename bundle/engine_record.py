@@ -1,7 +1,7 @@
 """What a bundle records about its TensorRT engines: what each was built from and for, and what running it proved.
 
-    engines/<target>/<compute capability>/<graph>.engine.json   one ``EngineRecord``
-    bundle.json, engines.<target>.<compute capability>          one ``EngineEntry``
+engines/<target>/<compute capability>/<graph>.engine.json   one ``EngineRecord``
+bundle.json, engines.<target>.<compute capability>          one ``EngineEntry``
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ class Manifest:
 
     def with_files(self, folder: Path, known_hashes: Mapping[str, str] | None = None) -> Manifest:
         """With the files that are in ``folder`` now; hashes not known, here or from the engines' records, are computed."""
-        recorded = {record.file: record.sha256 for _, _, entry in self.engine_entries() for record in entry.graphs.values()}
+        recorded = {
+            record.file: record.sha256 for _, _, entry in self.engine_entries() for record in entry.graphs.values()
+        }
         return replace(self, files=describe_files(folder, {**(known_hashes or {}), **recorded}))
 
     def with_engines(self, target: str, capability: str, entry: EngineEntry) -> Manifest:

@@ -134,4 +134,3 @@ def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
     ids, mask, *caches = (fixed(port) for port in ports.inputs)
     length = Port("past_length", "int64", (1,))
     return GraphPorts((ids, mask, length, *caches), tuple(fixed(port) for port in ports.outputs))
-

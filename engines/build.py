@@ -56,6 +56,21 @@ class Job:
     settings: BuildSettings
 
 
+def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
+    """Refuse early what ``build_engines`` would refuse later; returns the compute capabilities it would build for.
+
+    ``dtypes`` are the graphs' compute dtype (float, float16, bfloat16) and their weights', where it is another.
+
+    Raises:
+        UserError: as ``build_engines``, as far as it can be known without the graphs.
+    """
+    flavor = flavor_of(target)
+    capabilities = choose_capabilities(flavor, compute_capabilities, find_gpus())
+    check_dtypes(flavor, capabilities, set(dtypes))
+    load_tensorrt(target)
+    return capabilities
+
+
 def build_engines(
     bundle_folder: str | Path,
     target: str,

@@ -26,9 +26,7 @@ MEASURE = "largest logit difference over the largest logit"
 STEPS = 24
 
 
-def run_state(
-    folder: Path, manifest: Manifest, flavor: Flavor, capability: str, found: GpuReport
-) -> str | EngineRun:
+def run_state(folder: Path, manifest: Manifest, flavor: Flavor, capability: str, found: GpuReport) -> str | EngineRun:
     """What the manifest says about running an engine: the GPU's name with a verdict, or why it was not run."""
     if not found.gpus:
         return f"not run: {found.reason}"

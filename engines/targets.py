@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from t5edge.engines.build import check_buildable
 from t5edge.engines.doctor import engine_targets
-from t5edge.engines.guards import check_dtypes, choose_capabilities
 from t5edge.errors import UserError
 from t5edge.runtime.backend import BACKENDS
-from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.tensorrt.flavor import flavor_of, load_tensorrt
 
 
 def choose_targets(wanted: Sequence[str], compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
@@ -27,18 +25,3 @@ def choose_targets(wanted: Sequence[str], compute_capabilities: Sequence[str], *
     for target in engines:
         check_buildable(target, compute_capabilities, *dtypes)
     return engines
-
-
-def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
-    """Refuse early what ``build_engines`` would refuse later; returns the compute capabilities it would build for.
-
-    ``dtypes`` are the graphs' compute dtype (float, float16, bfloat16) and their weights', where it is another.
-
-    Raises:
-        UserError: as ``build_engines``, as far as it can be known without the graphs.
-    """
-    flavor = flavor_of(target)
-    capabilities = choose_capabilities(flavor, compute_capabilities, find_gpus())
-    check_dtypes(flavor, capabilities, set(dtypes))
-    load_tensorrt(target)
-    return capabilities

@@ -25,12 +25,6 @@ from t5edge.kernels.values import as_int64, constant_value
 from t5edge.kernels.weights import PlannedTensor, Source, planned_value, stack_of
 from t5edge.kernels.weights import Stack as StackRecipe
 
-DTYPES = {
-    "float": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int64": ir.DataType.INT64,
-}
 CROSS_KEY = 5
 """Place of the cross-attention's keys among the inputs of a decoder block."""
 MASKED = {"float": float(np.finfo(np.float32).min), "float16": -32768.0, "bfloat16": -3.3895313892515355e38}
@@ -92,7 +86,7 @@ class Assembler:
     ) -> None:
         self.architecture, self.blocks, self.scale, self.ports = architecture, blocks, scale, ports
         self.compute = compute
-        self.dtype = DTYPES[compute]
+        self.dtype = ir.DataType[compute.upper()]
         self.inputs = {port.name: _port_value(port) for port in ports.inputs}
         self.initializers: dict[str, ir.Value] = {}
         self.tape = ir.tape.Tape()
@@ -104,7 +98,11 @@ class Assembler:
         self.build()
         for port in self.ports.outputs:
             value = self.outputs[port.name]
-            value.name, value.type, value.shape = port.name, ir.TensorType(DTYPES[port.dtype]), _shape(port)
+            value.name, value.type, value.shape = (
+                port.name,
+                ir.TensorType(ir.DataType[port.dtype.upper()]),
+                _shape(port),
+            )
         graph = ir.Graph(
             inputs=list(self.inputs.values()),
             outputs=[self.outputs[port.name] for port in self.ports.outputs],
@@ -409,4 +407,4 @@ def _shape(port: Port) -> ir.Shape:
 
 
 def _port_value(port: Port) -> ir.Value:
-    return ir.Value(name=port.name, type=ir.TensorType(DTYPES[port.dtype]), shape=_shape(port))
+    return ir.Value(name=port.name, type=ir.TensorType(ir.DataType[port.dtype.upper()]), shape=_shape(port))

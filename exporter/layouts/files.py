@@ -29,6 +29,7 @@ from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
 from t5edge.exporter.layouts.merged import merge_decoders
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
+from t5edge.progress import Progress
 
 MERGED = "decoder_model_merged"
 JS_FOLDER = "onnx"
@@ -59,6 +60,28 @@ def js_dtype(row: Precision) -> str:
             f"{row.compute} kernels on CPUs. Choose fp32, fp16 or a quantized precision, or leave --layout out."
         )
     return name
+
+
+def check_layout(layout: str, row: Precision) -> None:
+    """Refuse a layout whose clients cannot run this precision, before any work.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if layout == "optimum":
+        js_dtype(row)
+
+
+def write_layout(
+    layout: str, folder: Path, graphs: Graphs, checkpoint: Checkpoint, row: Precision, progress: Progress
+) -> None:
+    """Write the files of another layout; nothing for our own."""
+    if layout == "t5edge":
+        return
+    write_optimum_files(folder, graphs, checkpoint, row)
+    weights = folder / JS_FOLDER / WEIGHTS
+    if not weights.is_symlink():
+        progress.message(f"layout {layout}: {weights.stat().st_size / 1e6:.1f} MB of weights are copied, not linked")
 
 
 def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, row: Precision) -> None:

@@ -12,9 +12,7 @@ from t5edge.runtime.gpu import GpuReport
 from t5edge.runtime.tensorrt.flavor import TensorRT
 
 
-def check_engine(
-    folder: Path, record: EngineRecord, manifest: Manifest, tool: TensorRT, found: GpuReport
-) -> None:
+def check_engine(folder: Path, record: EngineRecord, manifest: Manifest, tool: TensorRT, found: GpuReport) -> None:
     """Refuse to load an engine of another version, another GPU, or of ONNX files that have changed since.
 
     Raises:

@@ -11,8 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.precision import Precision
+from t5edge.bundle.engine_record import Engines
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.records import RescaleFacts, Speed
 from t5edge.runtime.tensorrt.records import run_words
 from t5edge.tools.report.charts import Bar, Cell, Dumbbell, bars, dumbbells, heat_map, heat_scale
 
@@ -22,7 +23,6 @@ ROLES = {
 }
 MARKS = {True: ("pass", "parity passed"), False: ("fail", "parity failed"), None: ("open", "parity not run")}
 STYLE = Path(__file__).with_name("report.css")
-Manifest = Mapping[str, Any]
 
 
 def report_page(folder: Path) -> str:
@@ -31,22 +31,22 @@ def report_page(folder: Path) -> str:
     Raises:
         UserError: ``folder`` is not a bundle.
     """
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     parity = folder / "parity.json"
     rungs = json.loads(parity.read_text(encoding="utf-8")) if parity.is_file() else None
     sections = [
         _header(manifest),
         _sizes(manifest),
-        _speed(manifest.get("speed")),
-        _sensitivity(manifest.get("quantization")),
-        _kept(manifest.get("quantization")),
-        _smoothing(manifest.get("quantization")),
-        _headroom(manifest["rescale"]),
+        _speed(manifest.speed),
+        _sensitivity(manifest.quantization),
+        _kept(manifest.quantization),
+        _smoothing(manifest.quantization),
+        _headroom(manifest.rescale),
         _parity(rungs),
-        _engines(manifest["engines"]),
+        _engines(manifest.engines),
         _footer(manifest),
     ]
-    title = escape(f"{manifest['variant']}, {Precision.from_dict(manifest['precision']).title}")
+    title = escape(f"{manifest.variant}, {manifest.precision.title}")
     style = STYLE.read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -56,17 +56,16 @@ def report_page(folder: Path) -> str:
 
 
 def _header(manifest: Manifest) -> str:
-    parity = manifest.get("parity")
-    mark, words = MARKS[None if not parity else bool(parity.get("passed"))]
-    facts = manifest["architecture"]
+    mark, words = MARKS[manifest.parity and manifest.parity.passed]
+    facts = manifest.architecture
     line = (
-        f"{facts['parameters'] / 1e6:,.1f} million parameters, {facts['encoder_layers']} + {facts['decoder_layers']} "
-        f"layers, d_model {facts['d_model']}, {'gated ' if facts['gated'] else ''}{facts['activation']}"
+        f"{facts.parameters / 1e6:,.1f} million parameters, {facts.encoder_layers} + {facts.decoder_layers} "
+        f"layers, d_model {facts.d_model}, {'gated ' if facts.gated else ''}{facts.activation}"
     )
-    if manifest.get("random_weights") is not None:
-        line += f", random weights from seed {manifest['random_weights']}"
+    if manifest.random_weights is not None:
+        line += f", random weights from seed {manifest.random_weights}"
     return (
-        f"<header><h1>{escape(str(manifest['variant']))} in {escape(Precision.from_dict(manifest['precision']).title)}"
+        f"<header><h1>{escape(manifest.variant)} in {escape(manifest.precision.title)}"
         f'<span class="badge {mark}">{words}</span></h1><p>{escape(line)}</p></header>'
         f'<div class="tiles">{"".join(_tiles(manifest))}</div>'
     )
@@ -74,17 +73,16 @@ def _header(manifest: Manifest) -> str:
 
 def _tiles(manifest: Manifest) -> Iterable[str]:
     size = _bytes(manifest)
-    full = 4 * manifest["architecture"]["parameters"]
+    full = 4 * manifest.architecture.parameters
     yield _tile(_megabytes(size), "graphs and weights")
     yield _tile(f"{size / full:.0%}", "of float32's bytes")
-    gate = (manifest.get("quantization") or {}).get("gate")
+    gate = (manifest.quantization or {}).get("gate")
     if gate:
         last = gate["tried"][-1]
         yield _tile(f"{last['kl']:.1e}", f"mean KL in nats, at most {gate['max_kl']:g}")
         yield _tile(f"{last['top1']:.1%}", f"same best token, at least {gate['min_top1']:.1%}")
-    speed = manifest.get("speed")
-    if speed:
-        yield _tile(f"{speed['speedup']:.2f}x", "float32's speed on the exporting CPU")
+    if manifest.speed:
+        yield _tile(f"{manifest.speed.speedup:.2f}x", "float32's speed on the exporting CPU")
 
 
 def _tile(number: str, words: str) -> str:
@@ -92,9 +90,8 @@ def _tile(number: str, words: str) -> str:
 
 
 def _bytes(manifest: Manifest) -> int:
-    files = manifest["files"]
-    stored = {name: facts for name, facts in files.items() if "link" not in facts}
-    return sum(facts["bytes"] for name, facts in stored.items() if name.endswith((".onnx", ".safetensors")))
+    stored = {name: facts.bytes for name, facts in manifest.files.items() if facts.link is None}
+    return sum(size for name, size in stored.items() if name.endswith((".onnx", ".safetensors")))
 
 
 def _megabytes(size: float) -> str:
@@ -102,11 +99,11 @@ def _megabytes(size: float) -> str:
 
 
 def _sizes(manifest: Manifest) -> str:
-    full = 4 * manifest["architecture"]["parameters"]
+    full = 4 * manifest.architecture.parameters
     rows = [Bar("float32 weights", full, _megabytes(full), muted=True)]
-    stored = [(name, facts) for name, facts in manifest["files"].items() if "link" not in facts]
-    files = sorted(stored, key=lambda item: -item[1]["bytes"])
-    rows += [Bar(name, facts["bytes"], _megabytes(facts["bytes"])) for name, facts in files[:4]]
+    stored = [(name, facts.bytes) for name, facts in manifest.files.items() if facts.link is None]
+    files = sorted(stored, key=lambda item: -item[1])
+    rows += [Bar(name, size, _megabytes(size)) for name, size in files[:4]]
     return _section("Size", "The largest files, against the parameters in float32.", bars(rows, "sizes of the files"))
 
 
@@ -257,18 +254,12 @@ def _smoothing(plan: Mapping[str, Any] | None) -> str:
     return _section("Activations", note, body)
 
 
-def _headroom(rescale: Mapping[str, Any]) -> str:
+def _headroom(rescale: RescaleFacts) -> str:
     rows = []
-    for stack in ("encoder", "decoder"):
-        facts = rescale.get(stack) or {}
-        if facts.get("largest_residual"):
-            headroom = facts.get("headroom")
-            cells = (
-                f"{facts['largest_residual']:,.0f}",
-                f"2^{facts.get('k', 0)}",
-                f"{headroom:,.1f}x" if headroom else "",
-            )
-            rows.append((stack, *cells))
+    for stack, facts in (("encoder", rescale.encoder), ("decoder", rescale.decoder)):
+        if facts.largest_residual:
+            headroom = f"{facts.headroom:,.1f}x" if facts.headroom else ""
+            rows.append((stack, f"{facts.largest_residual:,.0f}", f"2^{facts.k}", headroom))
     if not rows:
         return ""
     note = "Largest residual activation in float32, the power of two it is divided by, and what fp16 has left above it."
@@ -276,36 +267,35 @@ def _headroom(rescale: Mapping[str, Any]) -> str:
     return _section("fp16 range", note, _table(head, rows, frozenset({1, 2, 3})))
 
 
-def _speed(speed: Mapping[str, Any] | None) -> str:
+def _speed(speed: Speed | None) -> str:
     if not speed:
         return ""
     rows = []
     for words, key in (("encoder", "encoder_ms"), ("decoder step", "step_ms")):
-        for side in ("fp32", "quantized"):
-            value = speed[side][key]
-            rows.append(Bar(f"{words}, {side}", value, f"{value:,.2f} ms", muted=side == "fp32"))
+        for side, times in (("fp32", speed.fp32), ("quantized", speed.quantized)):
+            value = getattr(times, key)
+            rows.append(Bar(f"{words}, {side}", value, f"{value:,.2f} ms", muted=times is speed.fp32))
     note = (
-        f"ONNX Runtime on the exporting machine's CPU ({speed['threads']} cores), one text: {speed['source_tokens']} "
-        f"source tokens, then {speed['steps']} steps. Best of five runs in turn."
+        f"ONNX Runtime on the exporting machine's CPU ({speed.threads} cores), one text: {speed.source_tokens} "
+        f"source tokens, then {speed.steps} steps. Best of five runs in turn."
     )
     charts = bars(rows[:2], "encoder time") + bars(rows[2:], "decoder step time")
     return _section("Speed", note, charts)
 
 
-def _engines(engines: Mapping[str, Any]) -> str:
+def _engines(engines: Engines) -> str:
     rows = [
         [
             escape(f"{target} {capability}"),
             escape(graph),
-            _megabytes(record["bytes"]),
-            f"{record['seconds']:.1f}",
-            f"{record['attention']['fused']} of {record['attention']['expected']}",
+            _megabytes(record.bytes),
+            f"{record.seconds:.1f}",
+            f"{record.attention.fused} of {record.attention.expected}",
             escape(run_words(entry)),
         ]
         for target, capabilities in engines.items()
         for capability, entry in capabilities.items()
-        for graph, record in entry.items()
-        if graph != "run"
+        for graph, record in entry.graphs.items()
     ]
     if not rows:
         return ""
@@ -314,7 +304,7 @@ def _engines(engines: Mapping[str, Any]) -> str:
 
 
 def _footer(manifest: Manifest) -> str:
-    tools = ", ".join(f"{name} {version}" for name, version in manifest["tools"].items() if version)
-    key = (manifest.get("quantization") or {}).get("recipe", {}).get("key", "")
+    tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items() if version)
+    key = (manifest.quantization or {}).get("recipe", {}).get("key", "")
     expression = f"<br>Calibration expression {escape(key[:16])}." if key else ""
     return f"<footer>{escape(tools)}{expression}</footer>"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from t5edge.bundle.manifest import stored_bytes
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 
@@ -96,11 +95,10 @@ def _run(job: Job) -> dict[str, Any]:
     return {"status": "exported", **_facts(store.place(job.name), store.export(job.name, options))}
 
 
-def _facts(place: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    parity = manifest["parity"]
+def _facts(place: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "bundle": place,
-        "bytes": stored_bytes(manifest),
-        "passed": None if parity is None else bool(parity["passed"]),
-        "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
+        "bytes": manifest.stored_bytes,
+        "passed": manifest.parity and manifest.parity.passed,
+        "weights_sha256": manifest.hashes.get("weights.safetensors"),
     }

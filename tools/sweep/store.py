@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from t5edge.bundle.files import MANIFEST
 from t5edge.bundle.folder import FAILED_SUFFIX
-from t5edge.bundle.manifest import MANIFEST, is_bundle, read_manifest
+from t5edge.bundle.manifest import Manifest, is_bundle
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 
@@ -22,15 +22,15 @@ class Store(Protocol):
         """The bundle's folder or URL."""
         ...
 
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
+    def manifest(self, name: str) -> Manifest | None:
         """The manifest of a bundle that is there; None when there is none."""
         ...
 
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
+    def complete(self, name: str, manifest: Manifest) -> bool:
         """Whether every file of the manifest is there at its size."""
         ...
 
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
+    def export(self, name: str, options: ExportOptions) -> Manifest:
         """Make the bundle; returns its manifest. Raises as ``export_bundle``."""
         ...
 
@@ -57,18 +57,20 @@ class FolderStore:
     def place(self, name: str) -> str:
         return str(self.folder / name)
 
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
-        path = self.folder / name
-        return read_manifest(path) if is_bundle(path) else None
+    def manifest(self, name: str) -> Manifest | None:
+        try:
+            return Manifest.read(self.folder / name)
+        except UserError:
+            return None
 
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
-        files = {self.folder / name / file: facts["bytes"] for file, facts in manifest["files"].items()}
+    def complete(self, name: str, manifest: Manifest) -> bool:
+        files = {self.folder / name / file: facts.bytes for file, facts in manifest.files.items()}
         return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
+    def export(self, name: str, options: ExportOptions) -> Manifest:
         from t5edge.pipeline import export_bundle
 
-        known = self.manifest(name) is not None  # a damaged bundle of ours may be replaced without --force
+        known = is_bundle(self.folder / name)  # a damaged bundle of ours may be replaced without --force
         made = export_bundle(replace(options, out=self.place(name), force=options.force or known))
         return made.manifest
 
@@ -93,21 +95,20 @@ class UrlStore:
     def _path(self, name: str, file: str) -> str:
         return f"{self._root.rstrip('/')}/{name}/{file}"
 
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
+    def manifest(self, name: str) -> Manifest | None:
         try:
-            found = json.loads(self._files.cat_file(self._path(name, MANIFEST)))
-        except (FileNotFoundError, ValueError):
+            return Manifest.from_dict(json.loads(self._files.cat_file(self._path(name, MANIFEST))))
+        except (FileNotFoundError, ValueError, RecursionError, UserError):
             return None
-        return found if isinstance(found, dict) and "files" in found else None
 
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
+    def complete(self, name: str, manifest: Manifest) -> bool:
         try:
-            sizes = {file: self._files.size(self._path(name, file)) for file in manifest["files"]}
+            sizes = {file: self._files.size(self._path(name, file)) for file in manifest.files}
         except FileNotFoundError:
             return False
-        return all(size == manifest["files"][file]["bytes"] for file, size in sizes.items())
+        return all(size == manifest.files[file].bytes for file, size in sizes.items())
 
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
+    def export(self, name: str, options: ExportOptions) -> Manifest:
         from t5edge.pipeline import export_bundle
 
         with tempfile.TemporaryDirectory(prefix="t5edge-sweep-") as folder:
