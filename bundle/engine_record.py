@@ -69,7 +69,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class EngineRun:
-    """What running proved on a ``gpu``: ``pass`` or ``fail``, and its checks. Without a date: same proof, same bytes."""
+    """What running proved on a ``gpu``: pass or fail, and its checks. Without a date: same proof, same bytes."""
 
     gpu: str
     verdict: str

@@ -141,20 +141,15 @@ class Manifest:
         write_json(folder / MANIFEST, self.to_dict())
 
     def with_files(self, folder: Path, known_hashes: Mapping[str, str] | None = None) -> Manifest:
-        """With the files that are in ``folder`` now; hashes not known, here or from the engines' records, are computed."""
-        recorded = {
-            record.file: record.sha256 for _, _, entry in self.engine_entries() for record in entry.graphs.values()
-        }
+        """With the files that are in ``folder`` now; hashes neither given nor in the engines' records are computed."""
+        entries = (entry for capabilities in self.engines.values() for entry in capabilities.values())
+        recorded = {record.file: record.sha256 for entry in entries for record in entry.graphs.values()}
         return replace(self, files=describe_files(folder, {**(known_hashes or {}), **recorded}))
 
     def with_engines(self, target: str, capability: str, entry: EngineEntry) -> Manifest:
         """With ``entry`` as the engines of a target for one compute capability."""
         entries = {**self.engines.get(target, {}), capability: entry}
         return replace(self, engines={**self.engines, target: entries})
-
-    def engine_entries(self) -> list[tuple[str, str, EngineEntry]]:
-        """Every (target, compute capability, engines)."""
-        return [(target, name, entry) for target, entries in self.engines.items() for name, entry in entries.items()]
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -69,9 +69,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Speed:
-    """A quantized bundle against float32 on the exporting machine's CPU: one text of ``source_tokens``, ``steps`` steps.
+    """A quantized bundle against float32 on the exporting machine's CPU.
 
-    Speedups are times of float32 over times of the bundle.
+    One text: ``source_tokens`` are encoded, then ``steps`` are taken. Speedups are times of float32 over the bundle's.
     """
 
     source_tokens: Size

@@ -43,7 +43,9 @@ def verify_blockwise(
 ) -> list[CheckResult]:
     """Compare every part of a bundle with the checkpoint it was made from, on ONNX Runtime's CPU kernels.
 
-    ``manifest``: the bundle's, where it is not written yet. A result's ``name`` is the part (``decoder block 17``), its ``measure`` ends with the kind (``feed-forward``).
+    ``manifest``: the bundle's, where it is not written yet.
+
+    A result's ``name`` is the part (``decoder block 17``), its ``measure`` ends with the kind (``feed-forward``).
 
     Raises:
         UserError: the folder is no bundle, or one of another architecture.

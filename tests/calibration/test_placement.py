@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from support.quantized_models import Model, row_with
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.calibration.placement import holds, max_kl
 from t5edge.calibration.plan import Settings
@@ -28,7 +28,7 @@ def test_the_demo_holds_its_gate_in_the_bundle(demo: Model, name: str) -> None:
     assert float(errors.kl.mean()) <= kl
     assert errors.top1(0.0)[0] >= top1
     assert not plan.kept
-    json.dumps(read_manifest(folder)["quantization"], allow_nan=False)
+    json.dumps(Manifest.read(folder).quantization, allow_nan=False)
 
 
 def test_sensitive_sites_fall_back_until_the_gate_holds(outliers: Model) -> None:
@@ -71,7 +71,7 @@ def test_a_kept_site_stays_float_and_its_bytes_are_told(outliers: Model) -> None
     }
     kept = [site for site in plan.sites if site.name in plan.kept and site.graph == "encoder" and site.block]
     assert set(floats) == {site.key for site in kept}
-    facts = read_manifest(folder)["quantization"]
+    facts = Manifest.read(folder).quantization or {}
     assert facts["kept"] == sorted(plan.kept)
     assert facts["kept_bytes"] == sum(site.parameters * 3 for site in plan.sites if site.name in plan.kept)
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from support.manifests import engine_record
 from support.quantized_models import Model, row_with
-from t5edge.bundle.manifest import damaged_files, read_manifest, write_json, write_manifest
+from t5edge.bundle.engine_record import EngineAttention, EngineEntry
+from t5edge.bundle.files import write_json
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings
 from t5edge.cli import main
@@ -46,7 +49,7 @@ def read(page: str) -> str:
 
 
 def with_facts(folder: Path, **facts: object) -> Path:
-    write_manifest(folder, {**read_manifest(folder), **facts})
+    Manifest.from_dict({**Manifest.read(folder).to_dict(), **facts}).write(folder)
     return folder
 
 
@@ -59,6 +62,7 @@ def test_a_page_shows_what_was_kept_and_why(outliers: Model) -> None:
     write_json(folder / "parity.json", {"rungs": rungs})
     sides = {"encoder_ms": 2.0, "step_ms": 1.0}
     speed = {"quantized": sides, "fp32": sides, "speedup": 1.0, "threads": 2, "source_tokens": 64, "steps": 16}
+    speed |= {"encoder_speedup": 1.0, "step_speedup": 1.0}
     text = read(report_page(with_facts(folder, speed=speed)))
     for name in plan.kept:
         assert name in text
@@ -72,7 +76,7 @@ def test_fp16_headroom_is_shown(plain: Model) -> None:
     row = precision("fp16")
     stack = {"k": 3, "t": [0], "largest_residual": 70_000.0, "largest_ffn": [1.0], "headroom": 0.94}
     facts = {"rescale": {"encoder": stack, "decoder": stack}}
-    text = read(report_page(plain.write("fp16-page", plain.graphs(row), row, facts)))
+    text = read(report_page(with_facts(plain.write("fp16-page", plain.graphs(row), row), **facts)))
     assert "70,000" in text
     assert "2^3" in text
     assert "Sensitivity" not in text
@@ -80,9 +84,11 @@ def test_fp16_headroom_is_shown(plain: Model) -> None:
 
 def test_engines_and_what_they_compute_in_are_shown(plain: Model) -> None:
     row = precision("int8-weight").computing("float16")
-    record = {"bytes": 12_300_000, "seconds": 4.56, "attention": {"fused": 3, "expected": 4}}
-    engines = {"tensorrt-rtx": {"8.6": {"encoder": record, "run": "not run: no GPU"}}}
-    text = read(report_page(plain.write("engines-page", plain.graphs(precision("fp16")), row, {"engines": engines})))
+    record = engine_record(bytes=12_300_000, seconds=4.56, attention=EngineAttention("decomposable", 4, 3))
+    folder = plain.write("engines-page", plain.graphs(precision("fp16")), row)
+    entry = EngineEntry({"encoder": record}, "not run: no GPU")
+    Manifest.read(folder).with_engines("tensorrt-rtx", "8.6", entry).write(folder)
+    text = read(report_page(folder))
     for said in ("int8-weight computed in float16", "tensorrt-rtx 8.6", "12.3 MB", "4.6", "3 of 4", "not run: no GPU"):
         assert said in text
 

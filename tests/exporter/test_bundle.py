@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from support.manifests import write_manifest
+from t5edge.bundle.files import FileFacts
 from t5edge.bundle.folder import check_target_folder, keep_failed, writing
-from t5edge.bundle.manifest import FORMAT, damaged_files, is_bundle, read_manifest, write_manifest
+from t5edge.bundle.manifest import FORMAT, Manifest, damaged_files, is_bundle
 from t5edge.errors import GateError, UserError
 
 
 def make_bundle(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"weights")
-    write_manifest(folder, {"variant": "x"})
+    write_manifest(folder)
     return folder
 
 
 def test_manifest_names_every_file_with_size_and_hash(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b")
-    files = read_manifest(folder)["files"]
+    files = Manifest.read(folder).files
     facts = files["weights.safetensors"]
-    assert facts == {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert facts == FileFacts(7, hashlib.sha256(b"weights").hexdigest())
     assert damaged_files(folder) == []
     (folder / "weights.safetensors").write_bytes(b"weightz")
     assert damaged_files(folder) == ["weights.safetensors"]
@@ -45,7 +47,7 @@ def test_a_foreign_folder_is_refused_in_plain_words(tmp_path: Path, content: str
     if content is not None:
         (tmp_path / "bundle.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        read_manifest(tmp_path)
+        Manifest.read(tmp_path)
 
 
 def write_half(out: Path, force: bool) -> None:
@@ -102,7 +104,7 @@ def test_a_failed_bundle_is_kept_beside(tmp_path: Path) -> None:
 def fail_its_gate(out: Path) -> None:
     with writing(out, force=True) as folder:
         (folder / "new").write_text("new")
-        write_manifest(folder, {"variant": "failed"})
+        write_manifest(folder, variant="failed")
         raise GateError("it is wrong.")
 
 
@@ -111,8 +113,8 @@ def test_a_bundle_that_fails_its_gate_is_kept_beside_an_older_one(tmp_path: Path
     for _ in range(2):
         with pytest.raises(GateError, match=r"^it is wrong. The bundle is kept for study as '.*out.failed'.$"):
             fail_its_gate(out)
-    assert read_manifest(out)["variant"] == "x"
-    assert read_manifest(tmp_path / "out.failed")["variant"] == "failed"
+    assert Manifest.read(out).variant == "x"
+    assert Manifest.read(tmp_path / "out.failed").variant == "failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
 
 

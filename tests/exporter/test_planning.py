@@ -94,7 +94,6 @@ def test_the_frontier_leaves_no_better_one_out() -> None:
 def test_plans_fit_exported_bundles(name: str, tmp_path: Path) -> None:
     """File sizes within a tenth (headers and graphs are estimated), FLOPs and bytes read as ``inspect`` counts them."""
     from support.tiny_models import save_tiny_model
-    from t5edge.exporter.graph.costs import graph_costs
     from t5edge.pipeline import export
 
     row = precision(name)
@@ -102,12 +101,13 @@ def test_plans_fit_exported_bundles(name: str, tmp_path: Path) -> None:
         folder = save_tiny_model(twin, tmp_path / twin.name, seed=0)
         out = tmp_path / f"{twin.name}-{name}"
         bundle = export(str(folder), name, out=out, no_verify=True, target=("onnxruntime",))
-        assert not row.quantized or not bundle.manifest["quantization"]["kept"]
+        assert not row.quantized or not (bundle.manifest.quantization or {})["kept"]
         plan = plan_variant(Variant(twin.name, twin.family, twin.architecture), row, DEVICE, Lengths(32, 7))
         files = sum((out / file).stat().st_size for file in ("weights.safetensors", "encoder.onnx", "decoder.onnx"))
         assert plan.bundle_bytes == pytest.approx(files, rel=0.1)
         sizes = {"batch": 1, "source": 32, "target": 1, "past": 7}
-        costs = {graph: graph_costs(out / f"{graph}.onnx", sizes) for graph in ("encoder", "decoder")}
+        assert bundle.manifest.costs is not None
+        costs = {graph: bundle.manifest.costs[graph].at(sizes) for graph in ("encoder", "decoder")}
         assert plan.encoder_flops == pytest.approx(costs["encoder"]["flops"], rel=0.001)
         assert plan.decode_flops == pytest.approx(costs["decoder"]["flops"], rel=0.001)
         assert plan.bytes_per_token == pytest.approx(costs["decoder"]["weight_bytes"], rel=0.02)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.tensorrt.flavor import TensorRT
 from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
@@ -168,7 +168,7 @@ class FakeEngine:
     def create_execution_context(self, config: Any = None) -> HostContext:
         paths = {path.read_bytes(): path.name.removesuffix(".engine") for path in self.folder.rglob("*.engine")}
         graph = paths[self.plan]
-        ports = GraphPorts.from_dict(read_manifest(self.folder)["ports"][graph])
+        ports = Manifest.read(self.folder).ports[graph]
         return HostContext(self.folder / f"{graph}.onnx", ports, self.device)
 
 
