@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from t5edge.bundle.dtype import COMPUTE_DTYPES, DTYPES
@@ -49,11 +48,6 @@ class Precision:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "activations": list(self.activations)}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Precision:
-        """The row as a manifest holds it."""
-        return Precision(**{entry.name: data[entry.name] for entry in fields(Precision) if entry.name in data})
 
     @property
     def title(self) -> str:
