@@ -19,20 +19,20 @@ from t5edge.bundle.records import Layout, Speed
 from t5edge.bundle.versions import tool_versions
 from t5edge.calibration.plan import Plan, Settings, apply_plan, make_plan
 from t5edge.calibration.ranges import choose_rescale
-from t5edge.calibration.speed import measure_speed, verdict
-from t5edge.calibration.texts import examples_from, read_texts
-from t5edge.engines.build import BuildSettings, engines_for
+from t5edge.calibration.speed import measure_speed, too_slow, verdict
+from t5edge.calibration.texts import read_texts
+from t5edge.engines.build import BuildSettings, add_engines
 from t5edge.engines.targets import choose_targets
-from t5edge.errors import GateError, UserError
+from t5edge.errors import GateError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.trace import trace_blocks
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
-from t5edge.exporter.graphs import Form, SavedGraphs, assemble_graphs, copy_small_files, save_graphs
+from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_files, save_graphs
 from t5edge.exporter.layouts.files import check_layout, write_layout
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.options import ExportOptions, recorded_options, wanted_row
+from t5edge.options import ExportOptions, export_options, recorded_options, wanted_row
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
 from t5edge.progress import Progress, Silent
@@ -92,7 +92,8 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         )
         failures = failed_gates(manifest, options)
         if not failures:
-            manifest, failures = add_engines(folder, manifest, targets, options, progress)
+            settings = BuildSettings(options.compute_capability, options.no_fuse, options.separate_weights)
+            manifest, failures = add_engines(folder, manifest, targets, settings, progress)
         manifest = manifest.with_files(folder, manifest.hashes)
         manifest.write(folder)
         if failures:
@@ -106,17 +107,12 @@ def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, p
     blocks, rescale, plan = trace_blocks(checkpoint, progress), Rescale(), None
     if row.rescale and not options.no_rescale:
         rescale = choose_rescale(checkpoint, options.calibration, progress)
-    graphs = assemble_graphs(checkpoint, blocks, row, rescale, graph_form(options))
+    graphs = assemble_graphs(checkpoint, blocks, row, rescale, options.form)
     if texts is not None:
         settings = Settings() if options.observer is None else Settings(options.observer)
         plan = make_plan(checkpoint, graphs, row, texts, progress, settings)
         apply_plan(plan, graphs)
     return Parts(checkpoint, blocks, rescale, graphs, plan)
-
-
-def graph_form(options: ExportOptions) -> Form:
-    """The graphs that the options ask for."""
-    return Form(options.cache, options.layout, options.max_target_length)
 
 
 def save_parts(parts: Parts, row: Precision, options: ExportOptions, folder: Path, progress: Progress) -> SavedGraphs:
@@ -163,14 +159,8 @@ def check_parity(
     fits = verification_fits(parts.checkpoint.architecture)
     if not fits and not options.blockwise:
         progress.message("the whole model does not fit in the free memory: verifying block by block")
-    return verify_bundle(
-        folder,
-        parts.checkpoint,
-        blocks=parts.blocks,
-        blockwise=options.blockwise or not fits,
-        progress=progress,
-        manifest=manifest,
-    ).without_details()
+    how = {"blocks": parts.blocks, "blockwise": options.blockwise or not fits, "progress": progress}
+    return verify_bundle(folder, parts.checkpoint, manifest=manifest, **how).without_details()
 
 
 def compare_layout(folder: Path, manifest: Manifest, options: ExportOptions, progress: Progress) -> Layout | None:
@@ -197,44 +187,14 @@ def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progre
 
 def failed_gates(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Why the bundle must not be used: parity, another layout's logits, speed where it was required."""
-    failures = [] if manifest.parity is None or manifest.parity.passed else ["parity failed; parity.json says where."]
-    if manifest.layout is not None:
-        failures += filter(None, [manifest.layout.problem()])
-    speed, timed = manifest.speed, options.require_speedup and manifest.quantization is not None
-    if timed and (speed is None or speed.speedup < 1):
-        failures.append(verdict(speed) or "it could not be timed against float32.")
-    return failures
-
-
-def add_engines(
-    folder: Path, manifest: Manifest, targets: tuple[str, ...], options: ExportOptions, progress: Progress
-) -> tuple[Manifest, list[str]]:
-    """The manifest with engines of each target, and why they are wrong; ONNX Runtime runs the graphs as they are."""
-    settings = BuildSettings(options.compute_capability, options.no_fuse, options.separate_weights)
-    try:
-        for target in targets:
-            for capability, entry in engines_for(folder, manifest, target, settings, progress):
-                manifest = manifest.with_engines(target, capability, entry)
-    except GateError as error:
-        return manifest, [str(error)]
-    return manifest, []
+    passed = manifest.parity is None or manifest.parity.passed
+    failures = [None if passed else "parity failed; parity.json says where."]
+    failures.append(manifest.layout and manifest.layout.problem())
+    if options.require_speedup and manifest.quantization is not None:
+        failures.append(too_slow(manifest.speed))
+    return [failure for failure in failures if failure]
 
 
 def export(variant: str, precision: str = "fp32", progress: Progress | None = None, **options: Any) -> Bundle:
-    """Export ``variant`` in ``precision``; keywords are the fields of ``ExportOptions``.
-
-    ``targets=("onnxruntime",)`` is accepted for ``target``; ``calibration`` may be a file or an iterable of texts, of
-    (source, target) pairs or of ``Example``. Raises as ``export_bundle``.
-    """
-    if "targets" in options:
-        options["target"] = tuple(options.pop("targets"))
-    for name in ("variant", "out", "calibration"):
-        if isinstance(options.get(name), Path):
-            options[name] = str(options[name])
-    if not isinstance(options.get("calibration"), (str, type(None))):
-        options["calibration"] = examples_from(options["calibration"])
-    try:
-        chosen = ExportOptions(variant=str(variant), precision=precision, **options)
-    except TypeError as error:
-        raise UserError(f"export: {error}; see t5edge.options.ExportOptions") from error
-    return export_bundle(chosen, progress)
+    """Export ``variant`` in ``precision``; see ``export_options`` for the keywords, and ``export_bundle``."""
+    return export_bundle(export_options(variant, precision, **options), progress)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -14,17 +15,23 @@ class Dtype:
 
     Attributes:
         bits: width of one element.
-        array: numpy's dtype for its elements. numpy knows no bfloat16: its bits are held as uint16; int4 as uint8, two
-            to a byte.
-        safetensors: what a safetensors header calls ``array``, or the dtype itself.
+        held_as: numpy's name of what arrays hold: itself, the bits of bfloat16 as uint16, int4 two to a byte.
+        safetensors: what a safetensors header calls it, or what it is held as.
         rounding: largest relative error of rounding to it (unit roundoff); None for integers.
     """
 
     name: str
     bits: int
-    array: np.dtype[Any]
+    held_as: str
     safetensors: str
     rounding: float | None = None
+
+    @property
+    def array(self) -> np.dtype[Any]:
+        """The numpy dtype of ``held_as``."""
+        import numpy as np
+
+        return np.dtype(self.held_as)
 
     @property
     def bytes(self) -> int:
@@ -40,20 +47,20 @@ class Dtype:
         """bfloat16 held as uint16 as float32 of the same values; every other array as it is."""
         if self.name != "bfloat16":
             return array
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return (array.astype("uint32") << 16).view("float32")
 
 
 DTYPES = {
     row.name: row
     for row in (
-        Dtype("float", 32, np.dtype(np.float32), "F32", 2.0**-24),
-        Dtype("float16", 16, np.dtype(np.float16), "F16", 2.0**-11),
-        Dtype("bfloat16", 16, np.dtype(np.uint16), "BF16", 2.0**-8),
-        Dtype("int64", 64, np.dtype(np.int64), "I64"),
-        Dtype("int32", 32, np.dtype(np.int32), "I32"),
-        Dtype("int8", 8, np.dtype(np.int8), "I8"),
-        Dtype("uint8", 8, np.dtype(np.uint8), "U8"),
-        Dtype("int4", 4, np.dtype(np.uint8), "U8"),
+        Dtype("float", 32, "float32", "F32", 2.0**-24),
+        Dtype("float16", 16, "float16", "F16", 2.0**-11),
+        Dtype("bfloat16", 16, "uint16", "BF16", 2.0**-8),
+        Dtype("int64", 64, "int64", "I64"),
+        Dtype("int32", 32, "int32", "I32"),
+        Dtype("int8", 8, "int8", "I8"),
+        Dtype("uint8", 8, "uint8", "U8"),
+        Dtype("int4", 4, "uint8", "U8"),
     )
 }
 COMPUTE_DTYPES = tuple(row.name for row in DTYPES.values() if row.rounding is not None)

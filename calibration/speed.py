@@ -124,3 +124,10 @@ def verdict(speed: Speed | None) -> str | None:
         return None
     whole = f"{SOURCE} source tokens and {STEPS} steps together are {speed.speedup:.1f}x faster"
     return f"in part {here} ({', '.join(slower)}; {whole})."
+
+
+def too_slow(speed: Speed | None) -> str | None:
+    """Why the bundle is not known to be faster than float32 here; None where it is."""
+    if speed is not None and speed.speedup >= 1:
+        return None
+    return verdict(speed) or "it could not be timed against float32."

@@ -21,6 +21,7 @@ from t5edge.engines.check import require_right, run_state
 from t5edge.engines.guards import check_dtypes, check_sources, choose_capabilities, dtypes_of
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
+from t5edge.errors import GateError
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.gpu import find_gpus
 from t5edge.runtime.tensorrt.flavor import TensorRT, flavor_of, load_tensorrt
@@ -99,6 +100,23 @@ def build_engines(
         manifest = manifest.with_files(folder, kept)
         manifest.write(folder)
     return built
+
+
+def add_engines(
+    folder: Path, manifest: Manifest, targets: Sequence[str], settings: BuildSettings, progress: Progress
+) -> tuple[Manifest, list[str]]:
+    """``manifest`` with engines of each target, not written; and why they must not be used, if so.
+
+    Raises:
+        UserError: as ``build_engines``.
+    """
+    try:
+        for target in targets:
+            for capability, entry in engines_for(folder, manifest, target, settings, progress):
+                manifest = manifest.with_engines(target, capability, entry)
+    except GateError as error:
+        return manifest, [str(error)]
+    return manifest, []
 
 
 def engines_for(

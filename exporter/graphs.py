@@ -14,6 +14,7 @@ from t5edge.bundle.manifest import GRAPHS
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
+from t5edge.exporter.form import Form
 from t5edge.exporter.graph.assemble import Graphs, assemble
 from t5edge.exporter.graph.costs import graph_costs
 from t5edge.exporter.graph.in_place import add_in_place
@@ -22,21 +23,6 @@ from t5edge.exporter.graph.write import attach, plan_weights, write_weights
 from t5edge.exporter.layouts.optimum import add_optimum
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.progress import Progress
-
-
-@dataclass(frozen=True)
-class Form:
-    """Which graphs a bundle has besides encoder and decoder.
-
-    Attributes:
-        cache: how the decoder of engines keeps keys and values: concat, in-place or both.
-        layout: t5edge, or optimum for its graphs beside ours.
-        max_target_length: capacity of the engines' in-place cache.
-    """
-
-    cache: str
-    layout: str
-    max_target_length: int
 
 
 @dataclass(frozen=True)

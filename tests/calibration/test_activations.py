@@ -57,7 +57,7 @@ def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.Fixture
     a, row = model.checkpoint.architecture, precision("int8")
     model.graphs(row)
     scale = StackScale(k=3, t=(2,) * a.encoder_layers, t_source="wi_1" if a.gated else "wi")
-    found, form = [], pipeline.graph_form(ExportOptions("x"))
+    found, form = [], ExportOptions("x").form
     for title, rescale in (("as-it-is", Rescale()), ("rescaled", Rescale(encoder=scale))):
         graphs = pipeline.assemble_graphs(model.checkpoint, model.traced, row, rescale, form)
         plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))

@@ -44,7 +44,7 @@ def built(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> Build:
 
     monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)
     monkeypatch.setattr(pipeline, "choose_targets", lambda *_: ("tensorrt-rtx",))
-    monkeypatch.setattr(pipeline, "engines_for", engines_for)
+    monkeypatch.setattr("t5edge.engines.build.engines_for", engines_for)
     monkeypatch.setattr("t5edge.parity.ladder.verify_bundle", encoder_only)
     return seen
 
@@ -98,7 +98,7 @@ def test_engines_that_are_wrong_are_recorded_so(built: Build, tmp_path: Path, mo
         yield "8.6", EngineEntry({}, "not run: wrong")
         raise GateError("the engines are wrong.")
 
-    monkeypatch.setattr(pipeline, "engines_for", wrong)
+    monkeypatch.setattr("t5edge.engines.build.engines_for", wrong)
     with pytest.raises(GateError, match=r"^the engines are wrong. The bundle is kept for study"):
         pipeline.export("t5-demo", "fp32", out=tmp_path / "out", no_verify=True)
     kept = Manifest.read(tmp_path / "out.failed")

@@ -47,7 +47,7 @@ class Workshop:
         options = ExportOptions(
             str(self.checkpoint.source), name, cache=cache, max_batch=4, max_source_length=64, max_target_length=144
         )
-        form = pipeline.graph_form(options)
+        form = options.form
         graphs = pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), form)
         return write_bundle(
             pipeline.Parts(self.checkpoint, self.blocks(), Rescale(), graphs, None), row, options, folder

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.tensorrt.flavor import TensorRT
 from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
-
-STORED = {"float": np.float32, "float16": np.float16, "int64": np.int64}
 
 
 class HostDevice:
@@ -121,7 +120,7 @@ class HostContext:
         return True
 
     def _read(self, name: str, dtype: str) -> np.ndarray:
-        array = np.empty(self.shapes[name], STORED[dtype])
+        array = np.empty(self.shapes[name], DTYPES[dtype].array)
         if array.nbytes:
             self.device._inside(self.addresses[name], array.nbytes)
             ctypes.memmove(array.ctypes.data, self.addresses[name], array.nbytes)

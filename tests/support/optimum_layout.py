@@ -20,7 +20,7 @@ def write_layout(workshop: Workshop, name: str, folder: Path) -> Path:
     """A bundle of ``workshop``'s checkpoint in precision ``name`` and layout optimum; weight-only where quantized."""
     row = precision(name)
     options = ExportOptions(str(workshop.checkpoint.source), name, layout="optimum")
-    graphs = assemble_graphs(workshop.checkpoint, workshop.blocks(), row, Rescale(), pipeline.graph_form(options))
+    graphs = assemble_graphs(workshop.checkpoint, workshop.blocks(), row, Rescale(), options.form)
     if row.quantized:
         for _, model in graphs.items():
             quantize_weights(model, row)

@@ -54,7 +54,7 @@ class Model:
     def graphs(self, row: Precision) -> Graphs:
         if not self.traced:
             self.traced = pipeline.trace_blocks(self.checkpoint, Silent())
-        return assemble_graphs(self.checkpoint, self.traced, row, Rescale(), pipeline.graph_form(ExportOptions("x")))
+        return assemble_graphs(self.checkpoint, self.traced, row, Rescale(), ExportOptions("x").form)
 
     def bundle(self, name: str, row: Precision | None = None, settings: Settings | None = None) -> tuple[Path, Plan]:
         """A bundle quantized as ``row``, without the export's parity run."""

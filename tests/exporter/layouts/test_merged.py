@@ -10,8 +10,9 @@ import onnxruntime
 
 from support.bundles import Workshop
 from t5edge.bundle.precision import precision
+from t5edge.exporter.form import Form
 from t5edge.exporter.graph.rescale import Rescale
-from t5edge.exporter.graphs import Form, assemble_graphs
+from t5edge.exporter.graphs import assemble_graphs
 from t5edge.exporter.layouts.merged import BRANCH, merge_decoders
 from t5edge.exporter.layouts.optimum import FIRST_STEP, LATER_STEPS
 
