@@ -1,7 +1,6 @@
 """``export()``: trace, fuse, rescale, assemble, quantize, stream, prove, build. Read this file to know the system.
 
-Every stage returns its part of the manifest, which is written once, at the end. Cheap gates come first: no engine is
-built of graphs that are not proven.
+Every stage returns its part; the manifest is written once, at the end. Engines are built of proven graphs only.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_file
 from t5edge.exporter.layouts.files import check_layout, write_layout
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions, export_options, recorded_options, wanted_row
+from t5edge.parity.ladder import verify_bundle
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
 from t5edge.progress import Progress, Silent
@@ -154,13 +154,14 @@ def check_parity(
     """The parity ladder on the written graphs, whose parity.json it writes; None when it was switched off."""
     if options.no_verify:
         return None
-    from t5edge.parity.ladder import verify_bundle
-
     fits = verification_fits(parts.checkpoint.architecture)
     if not fits and not options.blockwise:
         progress.message("the whole model does not fit in the free memory: verifying block by block")
-    how = {"blocks": parts.blocks, "blockwise": options.blockwise or not fits, "progress": progress}
-    return verify_bundle(folder, parts.checkpoint, manifest=manifest, **how).without_details()
+    blockwise = options.blockwise or not fits
+    report = verify_bundle(
+        folder, parts.checkpoint, blocks=parts.blocks, blockwise=blockwise, progress=progress, manifest=manifest
+    )
+    return report.without_details()
 
 
 def compare_layout(folder: Path, manifest: Manifest, options: ExportOptions, progress: Progress) -> Layout | None:
@@ -179,19 +180,18 @@ def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progre
         return None
     with progress.stage("speed against float32"):
         speed = measure_speed(folder, manifest)
-    slower = verdict(speed)
-    if slower:
+    if slower := verdict(speed):
         progress.message(f"warning: {slower}")
     return speed
 
 
 def failed_gates(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Why the bundle must not be used: parity, another layout's logits, speed where it was required."""
-    passed = manifest.parity is None or manifest.parity.passed
-    failures = [None if passed else "parity failed; parity.json says where."]
-    failures.append(manifest.layout and manifest.layout.problem())
+    failures = [manifest.layout and manifest.layout.problem()]
+    if manifest.parity is not None and not manifest.parity.passed:
+        failures.insert(0, "parity failed; parity.json says where.")
     if options.require_speedup and manifest.quantization is not None:
-        failures.append(too_slow(manifest.speed))
+        failures += [too_slow(manifest.speed)]
     return [failure for failure in failures if failure]
 
 

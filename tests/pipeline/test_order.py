@@ -30,7 +30,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def built(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> Build:
     """Exports with blocks that are traced already and one check of the ladder; returns what engines were built from."""
     seen: Build = []
-    blocks, verify_bundle = demo.blocks(), __import__("t5edge.parity.ladder", fromlist=["x"]).verify_bundle
+    blocks, verify_bundle = demo.blocks(), pipeline.verify_bundle
 
     def engines_for(folder: Path, manifest: Manifest, *_: Any) -> Iterator[tuple[str, EngineEntry]]:
         assert not (folder / "bundle.json").exists(), "the manifest is written at the end"
@@ -45,7 +45,7 @@ def built(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> Build:
     monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)
     monkeypatch.setattr(pipeline, "choose_targets", lambda *_: ("tensorrt-rtx",))
     monkeypatch.setattr("t5edge.engines.build.engines_for", engines_for)
-    monkeypatch.setattr("t5edge.parity.ladder.verify_bundle", encoder_only)
+    monkeypatch.setattr(pipeline, "verify_bundle", encoder_only)
     return seen
 
 
