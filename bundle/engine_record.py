@@ -34,7 +34,7 @@ class EngineAttention:
     kernels: Mapping[str, Count] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineRecord:
     """One engine.
 
@@ -53,7 +53,7 @@ class EngineRecord:
     graph: str
     sources: Mapping[str, str]
     no_fuse: bool
-    separate_weights: bool
+    separate_weights: bool = False
     limits: Limits
     file: FileName
     bytes: Count

@@ -74,7 +74,7 @@ class Manifest:
     rows_share_cross: bool = False
     ports: Mapping[str, GraphPorts]
     engines: Engines = field(default_factory=dict)
-    tools: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, str | None] = field(default_factory=dict)
     parity: ParityReport | None = None
     quantization: Mapping[str, Any] | None = None
     layout: Layout | None = None

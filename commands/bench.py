@@ -107,7 +107,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         markup=False,
     )
     if step_bytes is None:
-        console.print(MISSING, highlight=False, markup=False)
+        console.print(MISSING, highlight=False, markup=False, soft_wrap=True)
 
 
 def _plain(figure: float | None, form: str) -> str:

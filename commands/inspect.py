@@ -49,7 +49,7 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
     console.print(_files(manifest))
     console.print(_graphs(data["graphs"], data["cost_sizes"]))
     if data["graphs"] is None:
-        console.print(MISSING, highlight=False)
+        console.print(MISSING, highlight=False, soft_wrap=True)
     for line in engine_lines(manifest.engines):
         console.print(line, highlight=False)
     parity = {None: "not run", True: "passed", False: "failed"}[manifest.parity and manifest.parity.passed]
