@@ -49,7 +49,7 @@ class Bundle:
     @property
     def passed(self) -> bool | None:
         """Whether it passed parity; None when verification was switched off."""
-        return self.manifest.parity and self.manifest.parity.passed
+        return self.manifest.passed
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         rows_share_cross=True,
         ports=parts.graphs.ports(),
         tools=tool_versions(),
-        quantization=parts.plan and parts.plan.to_dict(),
+        quantization=None if parts.plan is None else parts.plan.to_dict(),
         costs=saved.costs,
         files={},
     )
@@ -187,9 +187,8 @@ def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progre
 
 def failed_gates(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Why the bundle must not be used: parity, another layout's logits, speed where it was required."""
-    failures = [manifest.layout and manifest.layout.problem()]
-    if manifest.parity is not None and not manifest.parity.passed:
-        failures.insert(0, "parity failed; parity.json says where.")
+    failures = ["parity failed; parity.json says where." if manifest.passed is False else None]
+    failures += [None if manifest.layout is None else manifest.layout.problem()]
     if options.require_speedup and manifest.quantization is not None:
         failures += [too_slow(manifest.speed)]
     return [failure for failure in failures if failure]

@@ -128,7 +128,7 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``bundle.json``."""
-        data = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        data: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
         data |= {entry.name: plain(getattr(self, entry.name)) for entry in fields(self) if entry.name != "other"}
         data["architecture"] = {**self.architecture.to_dict(), "parameters": self.architecture.parameters}
         if self.parity is not None:
@@ -150,6 +150,11 @@ class Manifest:
         """With ``entry`` as the engines of a target for one compute capability."""
         entries = {**self.engines.get(target, {}), capability: entry}
         return replace(self, engines={**self.engines, target: entries})
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the bundle passed parity; None when it was not run."""
+        return None if self.parity is None else self.parity.passed
 
     @property
     def hashes(self) -> dict[str, str]:

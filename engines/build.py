@@ -90,8 +90,8 @@ def build_engines(
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
         GateError: an attention that must be fused is not, or the engines ran on this machine's GPU and are wrong.
     """
-    folder, built = Path(bundle_folder), {}
-    manifest = Manifest.read(folder)
+    folder = Path(bundle_folder)
+    manifest, built = Manifest.read(folder), dict[str, EngineEntry]()
     settings = BuildSettings(tuple(compute_capabilities), no_fuse, separate_weights, force)
     for capability, entry in engines_for(folder, manifest, target, settings, progress or Silent()):
         built[capability] = entry

@@ -52,6 +52,7 @@ def require_right(run: str | EngineRun, flavor: Flavor, no_fuse: bool) -> None:
     if isinstance(run, str) or run.verdict == PASS:
         return
     (rung,) = run.rungs
+    assert rung.value is not None
     advice = "use --target onnxruntime-cuda" if no_fuse else "build with --no-fuse"
     raise GateError(
         f"the {flavor.target} engines run on {run.gpu} and are wrong: their logits differ from ONNX Runtime's by "

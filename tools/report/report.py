@@ -56,7 +56,7 @@ def report_page(folder: Path) -> str:
 
 
 def _header(manifest: Manifest) -> str:
-    mark, words = MARKS[manifest.parity and manifest.parity.passed]
+    mark, words = MARKS[manifest.passed]
     facts = manifest.architecture
     line = (
         f"{facts.parameters / 1e6:,.1f} million parameters, {facts.encoder_layers} + {facts.decoder_layers} "

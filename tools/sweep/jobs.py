@@ -99,6 +99,6 @@ def _facts(place: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "bundle": place,
         "bytes": manifest.stored_bytes,
-        "passed": manifest.parity and manifest.parity.passed,
+        "passed": manifest.passed,
         "weights_sha256": manifest.hashes.get("weights.safetensors"),
     }
