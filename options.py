@@ -12,8 +12,9 @@ from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import PRECISIONS, Precision, precision
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
+from t5edge.exporter.form import Form
 from t5edge.exporter.reference.texts import Example
-from t5edge.runtime.tensorrt.flavor import FLAVORS
+from t5edge.runtime.backend import find_backend
 
 
 def option(help: str, default: Any = None, **extra: Any) -> Any:
@@ -112,6 +113,11 @@ class ExportOptions:
         return Limits(self.max_batch, self.max_source_length, self.max_target_length)
 
     @property
+    def form(self) -> Form:
+        """The graphs that they ask for."""
+        return Form(self.cache, self.layout, self.max_target_length)
+
+    @property
     def folder_name(self) -> str:
         """The default bundle folder: the variant's last part and the precision."""
         last = self.variant.rstrip("/").rpartition("/")[2] or "bundle"
@@ -119,6 +125,30 @@ class ExportOptions:
 
     def to_dict(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+
+def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
+    """Options as ``t5edge.export`` takes them: the fields of ``ExportOptions`` as keywords.
+
+    ``targets=("onnxruntime",)`` is accepted for ``target``; ``calibration`` may be a file or an iterable of texts, of
+    (source, target) pairs or of ``Example``.
+
+    Raises:
+        UserError: an unknown keyword, or values that mean nothing.
+    """
+    from t5edge.calibration.texts import examples_from
+
+    if "targets" in given:
+        given["target"] = tuple(given.pop("targets"))
+    for name in ("out", "calibration"):
+        if isinstance(given.get(name), Path):
+            given[name] = str(given[name])
+    if not isinstance(given.get("calibration"), (str, type(None))):
+        given["calibration"] = examples_from(given["calibration"])
+    try:
+        return ExportOptions(variant=str(variant), precision=precision, **given)
+    except TypeError as error:
+        raise UserError(f"export: {error}; see t5edge.options.ExportOptions") from error
 
 
 ELSEWHERE = ("variant", "precision", "out", "force")
@@ -152,7 +182,7 @@ def wanted_row(options: ExportOptions) -> Precision:
 def _compute(options: ExportOptions, row: Precision) -> str:
     """ONNX name of the compute dtype."""
     if options.compute == "auto":
-        engines = bool(options.target) and all(target in FLAVORS for target in options.target)
+        engines = bool(options.target) and all(find_backend(target).is_engine for target in options.target)
         return "float16" if row.quantized and engines else row.compute
     wanted = {"fp32": "float", "fp16": "float16"}[options.compute]
     if not row.quantized and wanted != row.compute:

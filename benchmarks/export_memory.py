@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from t5edge.bundle.manifest import write_json
+from t5edge.bundle.files import write_json
 from t5edge.exporter.family.variants import find_variant
 from t5edge.progress import Stage
 
@@ -99,7 +99,7 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
     made = export_bundle(options, progress)
     sync(bundle / "weights.safetensors")
     seconds = time.monotonic() - begin
-    k = [made.manifest["rescale"][stack]["k"] for stack in ("encoder", "decoder")]
+    k = [stack.k for stack in (made.manifest.rescale.encoder, made.manifest.rescale.decoder)]
     assert min(k) > 0, f"no tensor was scaled: {k}"
     size = (bundle / "weights.safetensors").stat().st_size
     print(json.dumps({"peak": peak_bytes(), "seconds": seconds, "stages": progress.stages, "bundle": size, "k": k}))

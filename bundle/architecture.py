@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from t5edge.bundle.schema import Size
+
 Stack = Literal["encoder", "decoder"]
 
 
@@ -13,20 +15,20 @@ Stack = Literal["encoder", "decoder"]
 class Architecture:
     """The facts of one model. ``d_kv`` is never derived from ``d_model / num_heads``."""
 
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_heads: int
-    encoder_layers: int
-    decoder_layers: int
+    vocab_size: Size
+    d_model: Size
+    d_kv: Size
+    d_ff: Size
+    num_heads: Size
+    encoder_layers: Size
+    decoder_layers: Size
     activation: str
     gated: bool
     tied: bool
     scale_logits: bool
     per_layer_bias: bool = False
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: Size = 32
+    max_distance: Size = 128
     norm_epsilon: float = 1e-6
     pad_token_id: int = 0
     eos_token_id: int = 1

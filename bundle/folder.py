@@ -22,8 +22,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from t5edge.bundle.files import MANIFEST
 from t5edge.bundle.lock import locked
-from t5edge.bundle.manifest import MANIFEST, is_bundle, read_manifest
+from t5edge.bundle.manifest import Manifest, is_bundle
 from t5edge.errors import GateError, UserError
 
 FAILED_SUFFIX = ".failed"
@@ -80,7 +81,7 @@ def _problem(out: Path, force: bool) -> str | None:
 def _files_besides(folder: Path) -> list[str]:
     """Names of a user's own files in a bundle's folder: those that its manifest does not list."""
     files = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    names = {path.relative_to(folder).as_posix() for path in files} - {MANIFEST, *read_manifest(folder)["files"]}
+    names = {path.relative_to(folder).as_posix() for path in files} - {MANIFEST, *Manifest.read(folder).files}
     return sorted(name for name in names if not any(fnmatchcase(name, pattern) for pattern in LEFTOVERS))
 
 

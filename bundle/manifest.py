@@ -1,108 +1,217 @@
-"""The manifest of a bundle, ``bundle.json``: read, write, hashes of the other files."""
+"""The manifest of a bundle, ``bundle.json``: typed, checked when it is read, and written by this file alone.
+
+Every attribute of ``Manifest`` is a key of the JSON. What older bundles lack gets what it meant in them.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.costs import GraphCosts
+from t5edge.bundle.engine_record import EngineEntry, Engines
+from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, sha256_of, write_json
+from t5edge.bundle.parity_report import ParityReport
+from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.precision import Precision
+from t5edge.bundle.records import Layout, RescaleFacts, Speed
+from t5edge.bundle.schema import FileName, OneOf, Size, plain, read_as, too_deep
 from t5edge.errors import UserError
 
 FORMAT = "t5edge-bundle"
-
-
 FORMAT_VERSION = 1
+GRAPHS = ("encoder", "decoder")
+"""Graphs that every bundle has."""
+CACHES = ("concat", "in-place", "both")
+OMITTED_WHEN_NONE = ("session", "costs")
+HINT = "pass a bundle written by 't5edge export'."
 
 
-MANIFEST = "bundle.json"
+@dataclass(frozen=True)
+class _Format:
+    format: str
+    format_version: Size
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a bundle.
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle is made of and what was found about it.
 
-    Raises:
-        UserError: the folder is not a bundle, or of a newer format.
+    Attributes:
+        variant, revision, random_weights: the checkpoint, as it was named.
+        content_key: changes with the checkpoint's files.
+        generation: the checkpoint's generation_config.json.
+        options: the options of the export.
+        limits: the largest sizes that engines take.
+        cache: how the engines' decoder keeps keys and values: concat, in-place or both.
+        session: configuration entries of ONNX Runtime's CPU sessions, by graph; None for the runtime's own.
+        rows_share_cross: the decoder takes cross keys, values and mask once per sentence.
+        ports: inputs and outputs of every graph, by its file's name.
+        parity: the checks on ONNX Runtime; None when they were not run.
+        quantization: the plan of a quantized bundle.
+        layout: another layout beside ours; speed: against float32; None where there is none.
+        costs: what each graph costs, by its file's name; None in bundles of older versions.
+        files: every other file, by its name with forward slashes.
+        other: keys of a later version, kept as they are.
     """
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"'{folder}' is not a folder; pass a bundle written by 't5edge export'.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"'{folder}' has no {MANIFEST}; pass a bundle written by 't5edge export'.") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); export the bundle again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"'{path}' is not a t5edge manifest; pass a bundle written by 't5edge export'.")
-    if manifest.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(
-            f"'{folder}' has format version {manifest['format_version']}, this t5edge reads up to {FORMAT_VERSION}; "
-            "upgrade t5edge."
-        )
-    return manifest
+
+    variant: str
+    revision: str | None = None
+    random_weights: int | None = None
+    content_key: str | None = None
+    architecture: Architecture
+    precision: Precision
+    rescale: RescaleFacts = field(default_factory=RescaleFacts)
+    generation: Mapping[str, Any]
+    options: Mapping[str, Any] | None = None
+    limits: Limits
+    cache: Annotated[str, OneOf(CACHES)] = "concat"
+    session: Mapping[str, Mapping[str, str]] | None = None
+    rows_share_cross: bool = False
+    ports: Mapping[str, GraphPorts]
+    engines: Engines = field(default_factory=dict)
+    tools: Mapping[str, str | None] = field(default_factory=dict)
+    parity: ParityReport | None = None
+    quantization: Mapping[str, Any] | None = None
+    layout: Layout | None = None
+    speed: Speed | None = None
+    costs: Mapping[str, GraphCosts] | None = None
+    files: Mapping[FileName, FileFacts]
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def unpack(data: Mapping[str, Any]) -> dict[str, Any]:
+        """Older forms of the fields, and the keys that are none of ours."""
+        names = {entry.name for entry in fields(Manifest)} - {"other"}
+        given = {name: value for name, value in data.items() if name in names}
+        session = given.get("session")
+        if isinstance(session, dict) and all(isinstance(value, str) for value in session.values()):
+            given["session"] = dict.fromkeys(GRAPHS, session)  # once for both graphs
+        own = {*names, *(entry.name for entry in fields(_Format))}
+        given["other"] = {name: value for name, value in data.items() if name not in own}
+        return given
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of the bundle in ``folder``.
+
+        Raises:
+            UserError: the folder is no bundle, of a newer format, or its manifest lacks something.
+        """
+        if not folder.is_dir():
+            raise UserError(f"'{folder}' is not a folder; {HINT}")
+        path = folder / MANIFEST
+        return Manifest.from_dict(_parsed(path), f"'{path}'")
+
+    @staticmethod
+    def from_dict(data: Any, name: str = "the manifest") -> Manifest:
+        """The manifest that ``data``, parsed JSON, describes; ``name`` is what messages call it.
+
+        Raises:
+            UserError: it is none, of a newer format, or fields are missing or mistyped; all of them are named.
+        """
+        _check_format(data, name)
+        problems: list[str] = []
+        read_as(_Format, data, "", problems)
+        found = read_as(Manifest, data, "", problems)
+        ports = data.get("ports")
+        if isinstance(ports, dict):
+            problems += [f"ports.{graph} is missing" for graph in GRAPHS if graph not in ports]
+        if problems:
+            raise UserError(f"{name} does not fit its format: {'; '.join(problems)}. Export the bundle again.")
+        manifest: Manifest = found
+        return manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``bundle.json``."""
+        data: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        data |= {entry.name: plain(getattr(self, entry.name)) for entry in fields(self) if entry.name != "other"}
+        data["architecture"] = {**self.architecture.to_dict(), "parameters": self.architecture.parameters}
+        if self.parity is not None:
+            data["parity"] = self.parity.short()
+        kept = {name: value for name, value in data.items() if value is not None or name not in OMITTED_WHEN_NONE}
+        return {**kept, **self.other}
+
+    def write(self, folder: Path) -> None:
+        """Write ``bundle.json``, in one rename."""
+        write_json(folder / MANIFEST, self.to_dict())
+
+    def with_files(self, folder: Path, known_hashes: Mapping[str, str] | None = None) -> Manifest:
+        """With the files that are in ``folder`` now; hashes neither given nor in the engines' records are computed."""
+        entries = (entry for capabilities in self.engines.values() for entry in capabilities.values())
+        recorded = {record.file: record.sha256 for entry in entries for record in entry.graphs.values()}
+        return replace(self, files=describe_files(folder, {**(known_hashes or {}), **recorded}))
+
+    def with_engines(self, target: str, capability: str, entry: EngineEntry) -> Manifest:
+        """With ``entry`` as the engines of a target for one compute capability."""
+        entries = {**self.engines.get(target, {}), capability: entry}
+        return replace(self, engines={**self.engines, target: entries})
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the bundle passed parity; None when it was not run."""
+        return None if self.parity is None else self.parity.passed
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The recorded sha256 of each file, by name."""
+        return {name: facts.sha256 for name, facts in self.files.items()}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the bundle's files; a link to another of them counts nothing."""
+        return sum(facts.bytes for facts in self.files.values() if facts.link is None)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Names of files of a bundle that are missing or whose sha256 is not the manifest's."""
+    hashes = Manifest.read(folder).hashes
+    return [
+        name for name, digest in hashes.items() if not (folder / name).is_file() or sha256_of(folder / name) != digest
+    ]
 
 
 def is_bundle(folder: Path) -> bool:
-    """Whether the folder is recognisably a bundle of ours."""
+    """Whether the folder is recognisably a bundle of ours, whole or damaged."""
     try:
-        read_manifest(folder)
+        _check_format(_parsed(folder / MANIFEST), "")
     except UserError:
         return False
     return True
 
 
-def sha256_of(path: Path) -> str:
-    """Hash of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _parsed(path: Path) -> Any:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"'{path.parent}' has no {MANIFEST}; {HINT}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}); export the bundle again.") from error
+    except RecursionError as error:
+        raise _too_deep(f"'{path}'") from error
+    return data
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON beside the file and rename, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _check_format(data: Any, name: str) -> None:
+    """Whose JSON it is, and of which version.
+
+    Raises:
+        UserError: another's, or of a newer format.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{name} is not a t5edge manifest; {HINT}")
+    version = data.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{name} has format version {version}, this t5edge reads up to {FORMAT_VERSION}; upgrade t5edge."
+        )
+    if too_deep(data):
+        raise _too_deep(name)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any], known_hashes: dict[str, str] | None = None) -> None:
-    """Write the manifest with the size and sha256 of every other file of the bundle, and whether it is a ``link``."""
-    known = known_hashes or {}
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST and not name.endswith(".partial"):
-            stored = _stored_as(path, folder)
-            files[name] = {"bytes": path.stat().st_size, "sha256": known.get(stored) or sha256_of(path)}
-            if stored != name:
-                files[name]["link"] = stored
-    write_json(
-        folder / MANIFEST,
-        {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files},
-    )
-
-
-def _stored_as(path: Path, folder: Path) -> str:
-    """The name of the file of the bundle that ``path`` is, or links to."""
-    resolved, root = path.resolve(), folder.resolve()
-    inside = path.is_symlink() and resolved.is_relative_to(root)
-    return (resolved.relative_to(root) if inside else path.relative_to(folder)).as_posix()
-
-
-def stored_bytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the bundle's files; a link to another of them counts nothing."""
-    return sum(facts["bytes"] for facts in manifest["files"].values() if "link" not in facts)
-
-
-def damaged_files(folder: Path) -> list[str]:
-    """Names of files that are missing or whose sha256 is not the manifest's."""
-    files = read_manifest(folder)["files"]
-    return [
-        name
-        for name, facts in files.items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != facts["sha256"]
-    ]
+def _too_deep(name: str) -> UserError:
+    return UserError(f"{name} is nested too deeply for a manifest; export the bundle again.")

@@ -1,19 +1,20 @@
-"""What the ladder found: as objects, as ``parity.json``, as a table, and as JUnit XML for CI."""
+"""What the ladder found: as objects, as ``parity.json``, and as JUnit XML for CI."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from t5edge.bundle.schema import read_as
+from t5edge.errors import UserError
 
 PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+NOT_FINITE = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class CheckResult:
     verdict: str
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @staticmethod
+    def unpack(data: Mapping[str, Any]) -> dict[str, Any]:
+        """NaN and infinity are written by their names."""
+        return {key: float(value) if value in NOT_FINITE else value for key, value in data.items()}
+
     @property
     def ran(self) -> bool:
         return not self.verdict.startswith(NOT_RUN)
@@ -42,8 +48,8 @@ class CheckResult:
 
     def describe(self) -> str:
         """One line for people."""
-        limit = "" if self.limit is None else f", limit {_number(self.limit)}"
-        value = "" if self.value is None else f": {_number(self.value)}{limit}"
+        limit = "" if self.limit is None else f", limit {number_text(self.limit)}"
+        value = "" if self.value is None else f": {number_text(self.value)}{limit}"
         return f"{self.name}, {self.measure}{value}"
 
     def short(self) -> dict[str, Any]:
@@ -87,6 +93,9 @@ class ParityReport:
     results: Sequence[CheckResult]
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", tuple(self.results))
+
     @property
     def passed(self) -> bool:
         """Nothing failed, and something was run."""
@@ -111,32 +120,36 @@ class ParityReport:
         return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
 
     @staticmethod
+    def unpack(data: Mapping[str, Any]) -> dict[str, Any]:
+        """The facts stand beside the results, which JSON calls rungs; whether it passed follows from them."""
+        facts = {name: fact for name, fact in data.items() if name not in ("passed", "rungs")}
+        return {"facts": facts} | ({"results": data["rungs"]} if "rungs" in data else {})
+
+    @staticmethod
     def read(path: Path) -> ParityReport:
-        """The report in a ``parity.json``."""
-        data = json.loads(path.read_text(encoding="utf-8"))
-        results = [CheckResult(**rung) for rung in data.pop("rungs")]
-        return ParityReport(results, {name: fact for name, fact in data.items() if name != "passed"})
+        """The report in a ``parity.json``.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        problems: list[str] = []
+        try:
+            found = read_as(ParityReport, json.loads(path.read_text(encoding="utf-8")), "", problems)
+        except (OSError, ValueError, RecursionError) as error:
+            problems = [str(error)]
+        if problems:
+            raise UserError(f"'{path}' cannot be read ({'; '.join(problems)}); verify the bundle again.")
+        report: ParityReport = found
+        return report
+
+    def without_details(self) -> ParityReport:
+        """As the manifest holds it."""
+        return replace(self, results=[replace(result, details={}) for result in self.results])
 
     def short(self) -> dict[str, Any]:
         """The manifest's entry."""
         rungs = [result.short() for result in self.results]
         return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
-
-    def table(self) -> Table:
-        """A row for each measure; of a block-wise run, whose layers are many, those of ``condense``."""
-        from rich.table import Table
-
-        facts = self.facts
-        title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
-        table = Table("rung", "measure", title=title, title_justify="left")
-        for column in ("value", "limit"):
-            table.add_column(column, justify="right")
-        table.add_column("verdict")
-        for result in condense(self.results) if facts.get("blockwise") else self.results:
-            colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
-            cells = (result.name, result.measure, _number(result.value), _number(result.limit))
-            table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
-        return table
 
     def junit(self) -> str:
         """JUnit XML: a test case for each measure; not run is skipped, with its reason."""
@@ -189,7 +202,7 @@ def _test_case(result: CheckResult, variant: str) -> ElementTree.Element:
     seconds = str(result.details.get("seconds", 0))
     name = result.name if result.measure == "-" else f"{result.name}: {result.measure}"
     case = ElementTree.Element("testcase", {"classname": f"parity.{variant}", "name": name, "time": seconds})
-    comparison = f"value {_number(result.value)}, limit {_number(result.limit)}"
+    comparison = f"value {number_text(result.value)}, limit {number_text(result.limit)}"
     if result.verdict == FAIL:
         ElementTree.SubElement(case, "failure", {"message": comparison}).text = str(_plain(dict(result.details)))
     elif not result.ran:
@@ -199,7 +212,8 @@ def _test_case(result: CheckResult, variant: str) -> ElementTree.Element:
     return case
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Three digits for people, ``-`` for nothing."""
     if value is None:
         return "-"
     return f"{value:.3g}"

@@ -1,17 +1,19 @@
-"""Graph inputs and outputs, described once: axes, dtypes, dummy inputs, and min/opt/max shapes for engines.
+"""Graph inputs and outputs, described once: axes, dtypes, and min/opt/max shapes for engines.
 
-Names follow optimum's, so that existing clients read them. This file needs numpy only: the runtime imports it.
+Names follow optimum's, so that existing clients read them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
+from t5edge.bundle.dtype import DTYPES
+from t5edge.bundle.schema import Count, OneOf, Size
 
 GraphName = Literal["encoder", "decoder", "decoder_in_place", "decoder_buffered"]
+DtypeName = Annotated[str, OneOf(tuple(DTYPES))]
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,16 @@ class Port:
     """One graph input or output. ``axes`` are axis names or fixed sizes; ``dtype`` is ONNX's lower-case name."""
 
     name: str
-    dtype: str
-    axes: tuple[str | int, ...]
+    dtype: DtypeName
+    axes: tuple[str | Count, ...]
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Concrete shape for the given axis sizes; ``past + target`` is computed."""
-        return tuple(axis if isinstance(axis, int) else _size(axis, sizes) for axis in self.axes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes)}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Port:
-        return Port(data["name"], data["dtype"], tuple(data["axes"]))
+        return tuple(axis if isinstance(axis, int) else size_of_axis(axis, sizes) for axis in self.axes)
 
 
-def _size(axis: str, sizes: Mapping[str, int]) -> int:
+def size_of_axis(axis: str, sizes: Mapping[str, int]) -> int:
+    """Size of a named axis; ``past + target`` is computed."""
     return sum(sizes[part.strip()] for part in axis.split("+"))
 
 
@@ -45,32 +41,19 @@ class GraphPorts:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "inputs": [port.to_dict() for port in self.inputs],
-            "outputs": [port.to_dict() for port in self.outputs],
-        }
-
     def axis_names(self) -> tuple[str, ...]:
         """Names of the axes that vary among the inputs, in order."""
         names = (axis for port in self.inputs for axis in port.axes if isinstance(axis, str))
         return tuple(dict.fromkeys(names))
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> GraphPorts:
-        return GraphPorts(
-            tuple(Port.from_dict(port) for port in data["inputs"]),
-            tuple(Port.from_dict(port) for port in data["outputs"]),
-        )
 
 
 @dataclass(frozen=True)
 class Limits:
     """The largest sizes a bundle is built and checked for (engines cannot exceed them; ONNX Runtime can)."""
 
-    max_batch: int = 8
-    max_source_length: int = 512
-    max_target_length: int = 256
+    max_batch: Size = 8
+    max_source_length: Size = 512
+    max_target_length: Size = 256
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -151,23 +134,3 @@ def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
     ids, mask, *caches = (fixed(port) for port in ports.inputs)
     length = Port("past_length", "int64", (1,))
     return GraphPorts((ids, mask, length, *caches), tuple(fixed(port) for port in ports.outputs))
-
-
-def dummy_inputs(
-    ports: GraphPorts, sizes: Mapping[str, int], dtypes: Mapping[str, np.dtype], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Random but legal inputs of one graph for the given axis sizes; masks are ones.
-
-    ``dtypes`` maps the compute dtype's name to a numpy dtype (bfloat16 comes from ml_dtypes).
-    """
-    generator = np.random.default_rng(seed)
-    feeds: dict[str, np.ndarray] = {}
-    for port in ports.inputs:
-        shape = port.shape(sizes)
-        if port.name.endswith("mask"):
-            feeds[port.name] = np.ones(shape, dtype=np.int64)
-        elif port.dtype == "int64":
-            feeds[port.name] = generator.integers(3, 32, shape, dtype=np.int64)
-        else:
-            feeds[port.name] = generator.standard_normal(shape).astype(dtypes[port.dtype])
-    return feeds

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
+from t5edge.bundle.dtype import COMPUTE_DTYPES, DTYPES
+from t5edge.bundle.schema import Count, OneOf
 from t5edge.errors import UserError
 
 
@@ -31,9 +32,9 @@ class Precision:
     """
 
     name: str
-    compute: str
-    weight_bits: int = 0
-    block_size: int = 0
+    compute: Annotated[str, OneOf(COMPUTE_DTYPES)]
+    weight_bits: Count = 0
+    block_size: Count = 0
     activations: tuple[str, ...] = ()
     rescale: bool = False
     max_error_ratio: float | None = None
@@ -47,11 +48,6 @@ class Precision:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "activations": list(self.activations)}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Precision:
-        """The row as a manifest holds it."""
-        return Precision(**{entry.name: data[entry.name] for entry in fields(Precision) if entry.name in data})
 
     @property
     def title(self) -> str:
@@ -73,8 +69,7 @@ class Precision:
     @property
     def bytes_per_weight(self) -> float:
         """Bytes of one MatMul weight, scales left out."""
-        full = 4.0 if self.compute == "float" else 2.0
-        return self.weight_bits / 8 if self.weight_bits else full
+        return (self.weight_bits or DTYPES[self.compute].bits) / 8
 
 
 PRECISIONS: tuple[Precision, ...] = (

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.manifest import write_json
+from t5edge.bundle.files import write_json
 from t5edge.calibration.smoothing import Choice
 from t5edge.exporter.graph.weight_expressions import Factors
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import psutil
 
-from t5edge.bundle.ports import GraphPorts
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.records import Speed, Times
 from t5edge.runtime.onnxruntime.cpu import (
     PROVIDERS,
     OnnxRuntimeModel,
@@ -36,18 +36,18 @@ MEMORY_SHARE = 0.5
 """Of the machine's memory, for the float32 weights; a model that needs more is not timed."""
 
 
-def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+def measure_speed(folder: Path, manifest: Manifest) -> Speed | None:
     """Milliseconds of encoder and decoder step, quantized and float32; None where float32 does not fit in memory.
 
     None too where the bundle computes in 16 bits, for which this machine's CPU has no kernels.
 
     The best of ``ROUNDS`` runs counts, the two sides in turn.
     """
-    if manifest["precision"]["compute"] != "float":
+    if manifest.precision.compute != "float":
         return None
-    if 4 * manifest["architecture"]["parameters"] > MEMORY_SHARE * _memory():
+    if 4 * manifest.architecture.parameters > MEMORY_SHARE * _memory():
         return None
-    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    ports = manifest.ports["decoder"]
     sides = {
         side: OnnxRuntimeModel(session(folder, manifest, "encoder"), session(folder, manifest, "decoder"), ports)
         for side, session in (("quantized", _quantized), ("fp32", _float32))
@@ -55,18 +55,20 @@ def measure_speed(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any] |
     best: dict[str, dict[str, float]] = {side: {} for side in sides}
     for _ in range(ROUNDS):
         for side, model in sides.items():
-            for part, milliseconds in _timed(model, manifest["architecture"]["vocab_size"]).items():
+            for part, milliseconds in _timed(model, manifest.architecture.vocab_size).items():
                 best[side][part] = min(milliseconds, best[side].get(part, float("inf")))
     totals = {side: found["encoder_ms"] + STEPS * found["step_ms"] for side, found in best.items()}
-    return {
-        "source_tokens": SOURCE,
-        "steps": STEPS,
-        "threads": os.cpu_count(),
-        **best,
-        "encoder_speedup": best["fp32"]["encoder_ms"] / best["quantized"]["encoder_ms"],
-        "step_speedup": best["fp32"]["step_ms"] / best["quantized"]["step_ms"],
-        "speedup": totals["fp32"] / totals["quantized"],
-    }
+    quantized, exact = Times(**best["quantized"]), Times(**best["fp32"])
+    return Speed(
+        source_tokens=SOURCE,
+        steps=STEPS,
+        threads=os.cpu_count(),
+        quantized=quantized,
+        fp32=exact,
+        encoder_speedup=exact.encoder_ms / quantized.encoder_ms,
+        step_speedup=exact.step_ms / quantized.step_ms,
+        speedup=totals["fp32"] / totals["quantized"],
+    )
 
 
 def _memory() -> int:
@@ -84,11 +86,11 @@ def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:
     return {"encoder_ms": (encoded - begin) * 1e3, "step_ms": (end - encoded) * 1e3 / STEPS}
 
 
-def _quantized(folder: Path, manifest: Mapping[str, Any], graph: str) -> Any:
+def _quantized(folder: Path, manifest: Manifest, graph: str) -> Any:
     return open_graph(folder / f"{graph}.onnx", manifest, graph)[0]
 
 
-def _float32(folder: Path, manifest: Mapping[str, Any], graph: str) -> Any:
+def _float32(folder: Path, manifest: Manifest, graph: str) -> Any:
     import onnxruntime
 
     options = session_options(entries=session_entries(manifest, graph))
@@ -117,19 +119,24 @@ def _rounded(dequantize: ir.Node) -> ir.Value | None:
     return source.inputs[0] if source is not None and source.op_type == "QuantizeLinear" else None
 
 
-def verdict(speed: Mapping[str, Any] | None) -> str | None:
+def verdict(speed: Speed | None) -> str | None:
     """A sentence for the user when the bundle, or one of its graphs, is slower than float32 here, else None."""
     if speed is None:
         return None
-    times = {
-        name: f"{name} {speed['quantized'][key]:.1f} ms against {speed['fp32'][key]:.1f} ms"
-        for name, key in PARTS.items()
-    }
+    parts = {name: (getattr(speed.quantized, key), getattr(speed.fp32, key)) for name, key in PARTS.items()}
+    times = {name: f"{name} {own:.1f} ms against {exact:.1f} ms" for name, (own, exact) in parts.items()}
     here = "slower than float32 on this machine's CPU"
-    if speed["speedup"] < 1:
+    if speed.speedup < 1:
         return f"{here} ({', '.join(times.values())}); fp32 or another quantized precision serves it better."
-    slower = [times[name] for name, key in PARTS.items() if speed["quantized"][key] * NOTICEABLE > speed["fp32"][key]]
+    slower = [times[name] for name, (own, exact) in parts.items() if own * NOTICEABLE > exact]
     if not slower:
         return None
-    whole = f"{SOURCE} source tokens and {STEPS} steps together are {speed['speedup']:.1f}x faster"
+    whole = f"{SOURCE} source tokens and {STEPS} steps together are {speed.speedup:.1f}x faster"
     return f"in part {here} ({', '.join(slower)}; {whole})."
+
+
+def too_slow(speed: Speed | None) -> str | None:
+    """Why the bundle is not known to be faster than float32 here; None where it is."""
+    if speed is not None and speed.speedup >= 1:
+        return None
+    return verdict(speed) or "it could not be timed against float32."

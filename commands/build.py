@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from t5edge.bundle.schema import plain
 from t5edge.commands.result import Result
 from t5edge.errors import UserError
 from t5edge.options import option
@@ -51,7 +52,7 @@ def run(options: BuildOptions, progress: Progress) -> Result:
         load_tensorrt(target)
     from t5edge.engines.build import build_engines
 
-    built: dict[str, Any] = {
+    built = {
         target: build_engines(
             options.bundle,
             target,
@@ -68,4 +69,4 @@ def run(options: BuildOptions, progress: Progress) -> Result:
         for line in engine_lines(built):
             console.print(line, highlight=False)
 
-    return Result({"bundle": str(Path(options.bundle)), "engines": built}, show)
+    return Result({"bundle": str(Path(options.bundle)), "engines": plain(built)}, show)

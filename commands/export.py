@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5edge.bundle.manifest import stored_bytes
+from t5edge.commands.parity_table import parity_table
 from t5edge.commands.result import Result
 from t5edge.errors import require_extra
 from t5edge.options import ExportOptions
@@ -34,12 +34,12 @@ def _single(options: ExportOptions, progress: Progress) -> Result:
     from t5edge.pipeline import export_bundle
 
     bundle = export_bundle(options, progress)
-    data = {"bundle": str(bundle.folder), "passed": bundle.passed, **bundle.manifest}
+    data = {"bundle": str(bundle.folder), "passed": bundle.passed, **bundle.manifest.to_dict()}
 
     def show(console: Console) -> None:
         if bundle.passed is not None:
-            console.print(ParityReport.read(bundle.folder / PARITY_FILE).table())
-        size = stored_bytes(bundle.manifest)
+            console.print(parity_table(ParityReport.read(bundle.folder / PARITY_FILE)))
+        size = bundle.manifest.stored_bytes
         verdict = {True: "parity passed", False: "parity failed", None: "parity not run"}[bundle.passed]
         console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)
 

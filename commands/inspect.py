@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.precision import Precision
+from t5edge.bundle.manifest import GRAPHS, Manifest
 from t5edge.commands.result import Result
 from t5edge.options import option
 from t5edge.progress import Progress
 from t5edge.runtime.tensorrt.records import engine_lines
+from t5edge.tools.costs import MISSING, bundle_costs
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -28,53 +29,54 @@ class InspectOptions:
 
 def run(options: InspectOptions, progress: Progress) -> Result:
     """Manifest facts, operators, bytes and multiply-adds of each graph, parity verdicts."""
-    from t5edge.exporter.graph.costs import graph_costs
-
     folder = Path(options.bundle)
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     sizes = {"batch": 1, "source": options.source_length, "target": 1, "past": options.past_length}
-    costs = {
-        name: graph_costs(folder / f"{name}.onnx", sizes)
-        for name in ("encoder", "decoder")
-        if (folder / f"{name}.onnx").is_file()
-    }
-    data = {**manifest, "graphs": costs, "cost_sizes": sizes}
-    return Result(data, lambda console: _show(console, folder, data))
+    counted = bundle_costs(folder, manifest)
+    costs = None if counted is None else {name: counted[name].at(sizes) for name in GRAPHS if name in counted}
+    data = {**manifest.to_dict(), "graphs": costs, "cost_sizes": sizes}
+    return Result(data, lambda console: _show(console, folder, manifest, data))
 
 
-def _show(console: Console, folder: Path, data: dict[str, Any]) -> None:
+def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, Any]) -> None:
+    a = manifest.architecture
+    console.print(
+        f"[bold]{folder}[/bold]  {manifest.variant} in {manifest.precision.title}, {a.parameters / 1e6:.1f} M "
+        f"parameters, {a.encoder_layers}+{a.decoder_layers} layers, d_model {a.d_model}, "
+        f"{a.num_heads} heads of {a.d_kv}",
+        highlight=False,
+    )
+    console.print(_files(manifest))
+    console.print(_graphs(data["graphs"], data["cost_sizes"]))
+    if data["graphs"] is None:
+        console.print(MISSING, highlight=False, soft_wrap=True)
+    for line in engine_lines(manifest.engines):
+        console.print(line, highlight=False)
+    parity = {None: "not run", True: "passed", False: "failed"}[manifest.passed]
+    console.print(
+        f"rescale: encoder k={manifest.rescale.encoder.k}, decoder k={manifest.rescale.decoder.k}; parity: {parity}",
+        highlight=False,
+    )
+
+
+def _files(manifest: Manifest) -> Table:
     from rich.table import Table
 
-    a, precision = data["architecture"], Precision.from_dict(data["precision"])
-    console.print(
-        f"[bold]{folder}[/bold]  {data['variant']} in {precision.title}, {a['parameters'] / 1e6:.1f} M "
-        f"parameters, {a['encoder_layers']}+{a['decoder_layers']} layers, d_model {a['d_model']}, "
-        f"{a['num_heads']} heads of {a['d_kv']}",
-        highlight=False,
-    )
-    files = Table("file", "bytes", title="files", title_justify="left")
-    for name, facts in data["files"].items():
-        files.add_row(name, f"link to {facts['link']}" if "link" in facts else f"{facts['bytes']:,}")
-    console.print(files)
-    sizes = data["cost_sizes"]
+    table = Table("file", "bytes", title="files", title_justify="left")
+    for name, facts in manifest.files.items():
+        table.add_row(name, f"{facts.bytes:,}" if facts.link is None else f"link to {facts.link}")
+    return table
+
+
+def _graphs(costs: dict[str, Any] | None, sizes: dict[str, int]) -> Table:
+    from rich.table import Table
+
     title = f"graphs at batch 1, source {sizes['source']}, past {sizes['past']}, one new token"
-    graphs = Table("graph", "nodes", "weights MB", "MFLOP", "operators", title=title, title_justify="left")
-    for name, cost in data["graphs"].items():
+    table = Table("graph", "nodes", "weights MB", "MFLOP", "operators", title=title, title_justify="left")
+    for name in GRAPHS if costs is None else ():
+        table.add_row(name, *"????")
+    for name, cost in (costs or {}).items():
         operators = ", ".join(f"{op} {count}" for op, count in cost["operators"].items())
         row = (str(cost["nodes"]), f"{cost['weight_bytes'] / 1e6:.1f}", f"{cost['flops'] / 1e6:.1f}")
-        graphs.add_row(name, *row, operators)
-    console.print(graphs)
-    for line in engine_lines(data["engines"]):
-        console.print(line, highlight=False)
-    rescale = data["rescale"]
-    console.print(
-        f"rescale: encoder k={rescale['encoder']['k']}, decoder k={rescale['decoder']['k']}; "
-        f"parity: {_verdict(data['parity'])}",
-        highlight=False,
-    )
-
-
-def _verdict(parity: dict[str, Any] | None) -> str:
-    if not parity:
-        return "not run"
-    return "passed" if parity.get("passed") else "failed"
+        table.add_row(name, *row, operators)
+    return table

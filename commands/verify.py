@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5edge.commands.parity_table import parity_table
 from t5edge.commands.result import Result
 from t5edge.options import option
 from t5edge.progress import Progress
@@ -43,7 +44,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
     )
 
     def show(console: Console) -> None:
-        console.print(report.table())
+        console.print(parity_table(report))
 
     if any(result.ran for result in report.results):
         return Result(report.to_dict(), show, 0 if report.passed else 1)

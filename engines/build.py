@@ -1,4 +1,4 @@
-"""TensorRT, and what TensorRT-RTX shares with it: build a bundle's engines, open them on a GPU.
+"""TensorRT, and what TensorRT-RTX shares with it: build a bundle's engines, and prove them where they can run.
 
 ``build_engines`` runs where the bundle was exported or on the device, from the bundle alone: it needs numpy, onnx,
 polygraphy, and tensorrt or tensorrt-rtx; neither torch nor transformers.
@@ -7,13 +7,14 @@ polygraphy, and tensorrt or tensorrt-rtx; neither torch nor transformers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from t5edge.bundle.manifest import read_manifest, write_json, write_manifest
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.engine_record import EngineAttention, EngineEntry, EngineRecord
+from t5edge.bundle.files import write_json
+from t5edge.bundle.manifest import Manifest
 from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import BuiltEngine, EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.check import require_right, run_state
@@ -21,8 +22,9 @@ from t5edge.engines.guards import check_dtypes, check_sources, choose_capabiliti
 from t5edge.engines.polygraphy_backend import load_builder
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
+from t5edge.errors import GateError
 from t5edge.progress import Progress, Silent
-from t5edge.runtime.gpu import GpuReport, find_gpus
+from t5edge.runtime.gpu import find_gpus
 from t5edge.runtime.tensorrt.flavor import TensorRT, flavor_of
 from t5edge.runtime.tensorrt.records import (
     engine_path,
@@ -33,23 +35,27 @@ from t5edge.runtime.tensorrt.records import (
     write_plan,
 )
 
-if TYPE_CHECKING:
-    pass
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How engines are built. ``separate_weights``: see ``engines.weights``; ``force``: also those that fit already."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    no_fuse: bool = False
+    separate_weights: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle and what is asked of it.
-
-    ``sources``: sha256 of the files that engines are built from. ``separate``: weights stay in their own file.
-    """
+    """One bundle and what is asked of it. ``sources``: sha256 of the files that engines are built from."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     sources: Mapping[str, str]
-    no_fuse: bool
-    separate: bool
-    force: bool
+    settings: BuildSettings
 
 
 def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
@@ -76,71 +82,83 @@ def build_engines(
     separate_weights: bool = False,
     force: bool = False,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Build every graph of a bundle for each compute capability and record it in the manifest.
+) -> dict[str, EngineEntry]:
+    """Build every graph of a finished bundle for each compute capability and record it in the manifest.
 
-    An engine that fits already is kept unless ``force``. ``separate_weights``: see ``tensorrt_weights``. Returns the
-    manifest's entries by compute capability: a record per graph, and under ``run`` what running them proved
-    (``not run: reason`` before anything has).
+    An engine that fits already is kept unless ``force``. Returns the manifest's entries by compute capability.
 
     Raises:
         UserError: the bundle is damaged, the combination cannot be built, or the builder refuses a graph.
         GateError: an attention that must be fused is not, or the engines ran on this machine's GPU and are wrong.
     """
-    folder, progress = Path(bundle_folder), progress or Silent()
-    manifest, flavor, found = read_manifest(folder), flavor_of(target), find_gpus()
-    capabilities = choose_capabilities(flavor, compute_capabilities, found)
+    folder = Path(bundle_folder)
+    manifest, built = Manifest.read(folder), dict[str, EngineEntry]()
+    settings = BuildSettings(tuple(compute_capabilities), no_fuse, separate_weights, force)
+    for capability, entry in engines_for(folder, manifest, target, settings, progress or Silent()):
+        built[capability] = entry
+        manifest = manifest.with_engines(target, capability, entry)
+        kept = {name: digest for name, digest in manifest.hashes.items() if not name.endswith(".engine.json")}
+        manifest = manifest.with_files(folder, kept)
+        manifest.write(folder)
+    return built
+
+
+def add_engines(
+    folder: Path, manifest: Manifest, targets: Sequence[str], settings: BuildSettings, progress: Progress
+) -> tuple[Manifest, list[str]]:
+    """``manifest`` with engines of each target, not written; and why they must not be used, if so.
+
+    Raises:
+        UserError: as ``build_engines``.
+    """
+    try:
+        for target in targets:
+            for capability, entry in engines_for(folder, manifest, target, settings, progress):
+                manifest = manifest.with_engines(target, capability, entry)
+    except GateError as error:
+        return manifest, [str(error)]
+    return manifest, []
+
+
+def engines_for(
+    folder: Path, manifest: Manifest, target: str, settings: BuildSettings, progress: Progress
+) -> Iterator[tuple[str, EngineEntry]]:
+    """Build the engines of a bundle; yields compute capability and entry when they are built, and again when they ran.
+
+    Raises:
+        UserError, GateError: as ``build_engines``; what was yielded before stands.
+    """
+    flavor, found = flavor_of(target), find_gpus()
+    capabilities = choose_capabilities(flavor, settings.compute_capabilities, found)
     files = [f"{graph}.onnx" for graph in graphs_of(manifest)]
     with progress.stage("check the bundle", len(files) + 1, "files") as stage:
-        sources = check_sources(folder, manifest, [*files, "weights.safetensors"], stage.advance)
+        sources = check_sources(folder, manifest, [*files, WEIGHTS], stage.advance)
     check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
-    tool = load_builder(target)
-    job = Job(folder, manifest, sources, no_fuse, separate_weights, force)
-    return {capability: _build_for(job, tool, capability, found, progress) for capability in capabilities}
+    tool, job = load_builder(target), Job(folder, manifest, sources, settings)
+    for capability in capabilities:
+        graphs = {graph: _engine(job, tool, capability, graph, progress) for graph in graphs_of(manifest)}
+        before = manifest.engines.get(target, {}).get(capability)
+        yield capability, EngineEntry(graphs, kept_run(before, graphs, "not run: being built"))
+        run = run_state(folder, manifest, flavor, capability, found)
+        yield capability, EngineEntry(graphs, kept_run(before, graphs, run))
+        require_right(run, flavor, settings.no_fuse)
 
 
-def _build_for(job: Job, tool: TensorRT, capability: str, found: GpuReport, progress: Progress) -> dict[str, Any]:
-    """Every engine for one compute capability, then the manifest."""
-    graphs = graphs_of(job.manifest)
-    entry: dict[str, Any] = {graph: _engine(job, tool, capability, graph, progress) for graph in graphs}
-    before = job.manifest["engines"].get(tool.flavor.target, {}).get(capability)
-    entry["run"] = kept_run(before, entry, "not run: being built")
-    _record(job, tool.flavor.target, capability, entry)
-    found_here = run_state(job.folder, tool.flavor, capability, found)
-    entry["run"] = kept_run(before, entry, found_here)
-    _record(job, tool.flavor.target, capability, entry)
-    require_right(found_here, tool.flavor, job.no_fuse)
-    return entry
-
-
-def _record(job: Job, target: str, capability: str, entry: dict[str, Any]) -> None:
-    """Write the manifest with this entry; other files keep the hashes they were exported with."""
-    graphs = graphs_of(job.manifest)
-    job.manifest["engines"].setdefault(target, {})[capability] = entry
-    known = {name: facts["sha256"] for name, facts in job.manifest["files"].items()}
-    for graph in graphs:
-        known[entry[graph]["file"]] = entry[graph]["sha256"]
-        known.pop(entry[graph]["file"] + ".json", None)
-    derived = ("format", "format_version", "files")
-    write_manifest(job.folder, {key: value for key, value in job.manifest.items() if key not in derived}, known)
-    job.manifest.update(read_manifest(job.folder))
-
-
-def _engine(job: Job, tool: TensorRT, capability: str, graph: str, progress: Progress) -> dict[str, Any]:
+def _engine(job: Job, tool: TensorRT, capability: str, graph: str, progress: Progress) -> EngineRecord:
     """Build one engine, or keep the one that fits; returns its record."""
     path = engine_path(job.folder, tool.flavor.target, capability, graph)
     wanted = _identity(job, tool, capability, graph)
     kept = read_record(path)
-    if kept is not None and not job.force and all(kept.get(key) == value for key, value in wanted.items()):
+    if kept is not None and not job.settings.force and all(getattr(kept, key) == wanted[key] for key in wanted):
         progress.message(f"{graph} for {tool.flavor.target} {capability} is up to date")
         return kept
-    places = separable_weights(job.folder / f"{graph}.onnx") if job.separate else {}
+    places = separable_weights(job.folder / f"{graph}.onnx") if job.settings.separate_weights else {}
     spec = _spec(job, capability, graph, tuple(places))
     built = build_engine(tool, spec, progress, timing_cache(tool, capability))
     check_attention(spec, built)
-    record = {**wanted, **_facts(job.folder, path, spec, built), "weights": {k: list(v) for k, v in places.items()}}
+    record = EngineRecord(**wanted, **_facts(job.folder, path, spec, built), weights=places)
     write_plan(path, built.plan)
-    write_json(record_path(path), record)
+    write_json(record_path(path), record.to_dict())
     return record
 
 
@@ -151,20 +169,21 @@ def _identity(job: Job, tool: TensorRT, capability: str, graph: str) -> dict[str
         "version": tool.version,
         "compute_capability": capability,
         "graph": graph,
-        "sources": {name: job.sources[name] for name in (f"{graph}.onnx", "weights.safetensors")},
-        "no_fuse": job.no_fuse,
-        "separate_weights": job.separate,
-        "limits": job.manifest["limits"],
+        "sources": {name: job.sources[name] for name in (f"{graph}.onnx", WEIGHTS)},
+        "no_fuse": job.settings.no_fuse,
+        "separate_weights": job.settings.separate_weights,
+        "limits": job.manifest.limits,
     }
 
 
 def _spec(job: Job, capability: str, graph: str, separate: tuple[str, ...]) -> EngineSpec:
-    compute, facts = str(job.manifest["precision"]["compute"]), job.manifest["architecture"]
-    form = attention_form(compute, int(facts["d_kv"]), job.no_fuse)
+    manifest, facts = job.manifest, job.manifest.architecture
+    compute = manifest.precision.compute
+    form = attention_form(compute, facts.d_kv, job.settings.no_fuse)
     return EngineSpec(
         onnx=job.folder / f"{graph}.onnx",
-        ports=GraphPorts.from_dict(job.manifest["ports"][graph]),
-        profiles=engine_profiles(Limits(**job.manifest["limits"]), graph, form, int(facts["num_heads"])),
+        ports=manifest.ports[graph],
+        profiles=engine_profiles(manifest.limits, graph, form, facts.num_heads),
         form=form,
         compute_capability=capability,
         exact_float32=compute == "float",
@@ -180,6 +199,6 @@ def _facts(folder: Path, path: Path, spec: EngineSpec, built: BuiltEngine) -> di
         "bytes": built.plan.nbytes,
         "sha256": hashlib.sha256(built.plan).hexdigest(),
         "seconds": round(built.seconds, 2),
-        "attention": {"form": spec.form, **built.attention.to_dict()},
-        "profiles": [{axis: list(profile[axis]) for axis in axes} for profile in spec.profiles],
+        "attention": EngineAttention(form=spec.form, **asdict(built.attention)),
+        "profiles": tuple({axis: profile[axis] for axis in axes} for profile in spec.profiles),
     }

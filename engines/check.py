@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.engine_record import EngineRun
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import PASS, ParityReport, at_most
-from t5edge.engines.proof import Run, proof
+from t5edge.engines.proof import proof
 from t5edge.errors import GateError, UserError
 from t5edge.runtime.gpu import GpuReport
 from t5edge.runtime.tensorrt.flavor import Flavor
@@ -25,7 +26,7 @@ MEASURE = "largest logit difference over the largest logit"
 STEPS = 24
 
 
-def run_state(folder: Path, flavor: Flavor, capability: str, found: GpuReport) -> Run:
+def run_state(folder: Path, manifest: Manifest, flavor: Flavor, capability: str, found: GpuReport) -> str | EngineRun:
     """What the manifest says about running an engine: the GPU's name with a verdict, or why it was not run."""
     if not found.gpus:
         return f"not run: {found.reason}"
@@ -35,43 +36,44 @@ def run_state(folder: Path, flavor: Flavor, capability: str, found: GpuReport) -
     if importlib.util.find_spec("onnxruntime") is None:
         return f"not run: onnxruntime is not installed to compare with; t5edge verify BUNDLE --target {flavor.target}"
     try:
-        error = logit_error(folder, flavor.target)
+        error = logit_error(folder, manifest, flavor.target)
     except UserError as refused:
         return f"not run: {refused}"
-    limit = LIMITS[read_manifest(folder)["precision"]["compute"]]
+    limit = LIMITS[manifest.precision.compute]
     return proof(gpu, ParityReport([at_most(RUNG, MEASURE, error, limit)]))
 
 
-def require_right(run: Run, flavor: Flavor, no_fuse: bool) -> None:
+def require_right(run: str | EngineRun, flavor: Flavor, no_fuse: bool) -> None:
     """Stop when the engines ran and are wrong.
 
     Raises:
         GateError: with the error, the limit, and what to try.
     """
-    if isinstance(run, str) or run["verdict"] == PASS:
+    if isinstance(run, str) or run.verdict == PASS:
         return
-    (rung,) = run["rungs"]
+    (rung,) = run.rungs
+    assert rung.value is not None
     advice = "use --target onnxruntime-cuda" if no_fuse else "build with --no-fuse"
     raise GateError(
-        f"the {flavor.target} engines run on {run['gpu']} and are wrong: their logits differ from ONNX Runtime's by "
-        f"{float(rung['value']):.1e}, at most {rung['limit']:.0e} was expected; {advice}."
+        f"the {flavor.target} engines run on {run.gpu} and are wrong: their logits differ from ONNX Runtime's by "
+        f"{rung.value:.1e}, at most {rung.limit:.0e} was expected; {advice}."
     )
 
 
-def logit_error(folder: Path, target: str) -> float:
+def logit_error(folder: Path, manifest: Manifest, target: str) -> float:
     """Largest logit difference over the largest logit, teacher-forced, two sentences of which one is padded.
 
     Raises:
         UserError: one of the two cannot run the bundle here.
     """
-    from t5edge.runtime.model import load
+    from t5edge.runtime.model import open_model
 
-    engines, reference = load(folder, target=target), load(folder)
-    limits, random = engines.manifest["limits"], np.random.default_rng(0)
-    rows, source = min(2, limits["max_batch"]), min(24, limits["max_source_length"])
+    engines, reference = open_model(folder, manifest, target), open_model(folder, manifest)
+    limits, random = manifest.limits, np.random.default_rng(0)
+    rows, source = min(2, limits.max_batch), min(24, limits.max_source_length)
     ids = random.integers(3, engines.vocab_size, (rows, source))
     mask = np.ones_like(ids)
     mask[-1, (source + 1) // 2 :] = 0
-    targets = random.integers(3, engines.vocab_size, (rows, min(STEPS, limits["max_target_length"])))
+    targets = random.integers(3, engines.vocab_size, (rows, min(STEPS, limits.max_target_length)))
     found, expected = (model.logits(ids, mask, targets) for model in (engines, reference))
     return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -6,12 +6,12 @@ Every refusal says why, and names the nearest thing that works.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from t5edge.bundle.manifest import sha256_of
+from t5edge.bundle.files import sha256_of
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import GpuReport
 from t5edge.runtime.tensorrt.flavor import Flavor
@@ -140,11 +140,11 @@ def _raise_all(problems: Iterable[str]) -> None:
         raise UserError(text + ".")
 
 
-def dtypes_of(manifest: Mapping[str, Any], graphs: Iterable[Path]) -> set[str]:
+def dtypes_of(manifest: Manifest, graphs: Iterable[Path]) -> set[str]:
     """ONNX names of the compute dtype and of every weight's dtype, read from the graphs (weights stay on disk)."""
     import onnx
 
-    dtypes = {str(manifest["precision"]["compute"])}
+    dtypes = {manifest.precision.compute}
     for path in graphs:
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             name = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
@@ -154,7 +154,7 @@ def dtypes_of(manifest: Mapping[str, Any], graphs: Iterable[Path]) -> set[str]:
 
 
 def check_sources(
-    folder: Path, manifest: Mapping[str, Any], names: Iterable[str], on_file: Callable[[], None] = lambda: None
+    folder: Path, manifest: Manifest, names: Iterable[str], on_file: Callable[[], None] = lambda: None
 ) -> dict[str, str]:
     """The sha256 of each source file, which must be the manifest's; ``on_file`` is called after each.
 
@@ -164,8 +164,8 @@ def check_sources(
     hashes: dict[str, str] = {}
     for name in names:
         path = folder / name
-        recorded = manifest["files"].get(name, {}).get("sha256")
-        if not path.is_file() or sha256_of(path) != recorded:
+        recorded = manifest.hashes.get(name)
+        if recorded is None or not path.is_file() or sha256_of(path) != recorded:
             raise UserError(
                 f"'{path}' is missing or not the file the bundle was exported with; export the bundle again."
             )

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 FUSED = re.compile(r"_(?:gemm|gemv)_mha_v\d+")
 START = rb"function=\{ name="
@@ -62,9 +61,6 @@ class AttentionProof:
     @property
     def complete(self) -> bool:
         return self.fused == self.expected and not self.decomposed
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "decomposed": list(self.decomposed)}
 
 
 def prove_attention(kernels: Sequence[Kernel], attentions: Sequence[str], profiles: int) -> AttentionProof:

@@ -77,11 +77,11 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 def _longest(subject: Subject) -> int:
     """New tokens that fit behind the start token."""
-    return max(1, int(subject.manifest["limits"]["max_target_length"]) - 1)
+    return max(1, subject.manifest.limits.max_target_length - 1)
 
 
 def _pairs(subject: Subject, ours: Tokens, theirs: Tokens) -> list[Pair]:
-    ends = set(read_options(subject.manifest["generation"]).eos)
+    ends = set(read_options(subject.manifest.generation).eos)
     rows = zip(ours.tolist(), theirs.tolist(), strict=True)
     return [Pair(row, _cut(own, ends), _cut(other, ends)) for row, (own, other) in enumerate(rows)]
 
@@ -167,7 +167,7 @@ def _score_gap(subject: Subject, pair: Pair) -> float:
 def _unstable_rows(subject: Subject, pairs: Sequence[Pair], settings: dict[str, Any], margin: float) -> set[int]:
     """Rows whose outcome in the reference itself changes when its logits change by less than the margin."""
     prompts = subject.workload.prompts
-    options = read_options(subject.manifest["generation"], **settings)
+    options = read_options(subject.manifest.generation, **settings)
     found: set[int] = set()
     for seed in range(NOISE_SEEDS):
         model = NoisyStep(subject.reference.model, margin, seed)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.cpu import PROVIDERS, Entries, session_entries, session_options
 
@@ -80,7 +80,7 @@ def integer_matmuls(
         return _session(data, folder, chosen)
 
     session, arithmetic = (
-        open_exact(session_entries(read_manifest(folder), GRAPH), start) if entries is None else (start(entries), None)
+        open_exact(session_entries(Manifest.read(folder), GRAPH), start) if entries is None else (start(entries), None)
     )
     feeds = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
     found = dict(zip(exposed, session.run(exposed, feeds), strict=True))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.manifest import damaged_files, read_manifest, write_json, write_manifest
+from t5edge.bundle.files import write_json
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_run
-from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import Precision
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
@@ -23,8 +23,7 @@ from t5edge.parity.reference import Reference, measure_reference, passes, thread
 from t5edge.parity.subject import Subject
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
-from t5edge.runtime.onnxruntime import cpu as onnxruntime
-from t5edge.runtime.tensorrt.flavor import FLAVORS
+from t5edge.runtime.backend import find_backend
 
 if TYPE_CHECKING:
     from t5edge.kernels.block import Block, BlockKind
@@ -69,20 +68,23 @@ def verify_bundle(
     blocks: Mapping[BlockKind, Block] | None = None,
     blockwise: bool = False,
     rungs: Sequence[Rung] = RUNGS,
+    manifest: Manifest | None = None,
 ) -> ParityReport:
     """Run the ladder on a bundle of ``checkpoint``; writes ``parity.json`` and the manifest's ``parity`` entry.
 
     ``blocks``: the fused blocks the bundle was assembled from; None traces them again. ``blockwise``: see ``verify``.
+    ``manifest``: the bundle's, where it is not written yet; it is then left to the caller to write.
     """
     progress = progress or Silent()
+    opened = manifest or Manifest.read(folder)
     if blockwise:
-        report = run_blockwise(folder, checkpoint, target, progress, rungs)
+        report = run_blockwise(folder, opened, checkpoint, target, progress, rungs)
     else:
-        report = run_ladder(folder, checkpoint, target, progress, blocks, rungs)
+        report = run_ladder(folder, opened, checkpoint, target, progress, blocks, rungs)
     write_json(folder / REPORT, report.to_dict())
-    manifest = read_manifest(folder)
-    hashes = {name: facts["sha256"] for name, facts in manifest["files"].items() if name != REPORT}
-    write_manifest(folder, {**manifest, "parity": report.short()}, hashes)
+    if manifest is None:
+        hashes = {name: digest for name, digest in opened.hashes.items() if name != REPORT}
+        replace(opened, parity=report.without_details()).with_files(folder, hashes).write(folder)
     return report
 
 
@@ -114,7 +116,7 @@ def verify(
     if blockwise:
         _check_blockwise(target)
     folder, progress = Path(bundle), progress or Silent()
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     damaged = damaged_files(folder)
     names = f": {', '.join(damaged)}" if damaged else ""
     files = at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
@@ -126,13 +128,13 @@ def verify(
     else:
         source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
         if blockwise:
-            report = run_blockwise(folder, source, target, progress, rungs)
+            report = run_blockwise(folder, manifest, source, target, progress, rungs)
         else:
-            report = run_ladder(folder, source, target, progress, None, rungs)
-        changed = source.content_key() != manifest["content_key"]
+            report = run_ladder(folder, manifest, source, target, progress, None, rungs)
+        changed = source.content_key() != manifest.content_key
         results = [files, *report.results, *layout_results(folder, manifest, source.architecture, target, blockwise)]
         report = ParityReport(results, {**report.facts, "checkpoint_touched": changed})
-        if target in FLAVORS:
+        if find_backend(target).is_engine:
             record_run(folder, target, report, progress)
     if junit is not None:
         try:
@@ -142,7 +144,7 @@ def verify(
     return report
 
 
-def find_checkpoint(folder: Path, manifest: Mapping[str, Any], variant: str | None) -> Checkpoint:
+def find_checkpoint(folder: Path, manifest: Manifest, variant: str | None) -> Checkpoint:
     """The checkpoint of a bundle, or ``variant`` where one is named.
 
     Raises:
@@ -151,14 +153,14 @@ def find_checkpoint(folder: Path, manifest: Mapping[str, Any], variant: str | No
     named = variant is not None
     try:
         checkpoint = open_checkpoint(
-            variant if variant is not None else manifest["variant"],
-            random_weights=None if named else manifest["random_weights"],
-            revision=None if named else manifest["revision"],
+            variant if variant is not None else manifest.variant,
+            random_weights=None if named else manifest.random_weights,
+            revision=None if named else manifest.revision,
         )
     except UserError as error:
         hint = "" if named else f" '{folder}' was exported from it; name another place with --checkpoint."
         raise UserError(f"{error}{hint}") from error
-    found, built = checkpoint.architecture.to_dict(), manifest["architecture"]
+    found, built = checkpoint.architecture.to_dict(), manifest.architecture.to_dict()
     other = [key for key, value in found.items() if built.get(key) != value]
     differences = [f"{key}: bundle {built.get(key)}, checkpoint {found[key]}" for key in other]
     if differences:
@@ -169,12 +171,13 @@ def find_checkpoint(folder: Path, manifest: Mapping[str, Any], variant: str | No
     return checkpoint
 
 
-def _facts(manifest: Mapping[str, Any], target: str) -> dict[str, Any]:
-    return {"variant": manifest["variant"], "precision": manifest["precision"]["name"], "target": target}
+def _facts(manifest: Manifest, target: str) -> dict[str, Any]:
+    return {"variant": manifest.variant, "precision": manifest.precision.name, "target": target}
 
 
 def run_ladder(
     folder: Path,
+    manifest: Manifest,
     checkpoint: Checkpoint,
     target: str,
     progress: Progress,
@@ -185,7 +188,7 @@ def run_ladder(
     begin = time.monotonic()
     results: list[CheckResult] = []
     with threads_for(checkpoint.architecture.parameters):
-        subject = open_subject(folder, checkpoint, target, progress, blocks, rungs)
+        subject = open_subject(folder, checkpoint, target, progress, blocks, rungs, manifest)
         with progress.stage("parity", len(rungs), "rungs") as stage:
             for rung in rungs:
                 stage.note(rung.name)
@@ -195,7 +198,7 @@ def run_ladder(
 
 
 def run_blockwise(
-    folder: Path, checkpoint: Checkpoint, target: str, progress: Progress, rungs: Sequence[Rung]
+    folder: Path, manifest: Manifest, checkpoint: Checkpoint, target: str, progress: Progress, rungs: Sequence[Rung]
 ) -> ParityReport:
     """Compare block by block; every rung of the ladder itself is ``not run``.
 
@@ -206,14 +209,14 @@ def run_blockwise(
 
     _check_blockwise(target)
     begin = time.monotonic()
-    results = verify_blockwise(folder, checkpoint, progress)
+    results = verify_blockwise(folder, checkpoint, progress, manifest)
     results += [not_run(rung.name, "needs the whole model in memory; verified block by block") for rung in rungs]
-    facts = {**_facts(read_manifest(folder), target), "blockwise": True}
+    facts = {**_facts(manifest, target), "blockwise": True}
     return _finished(results, facts, begin, progress)
 
 
 def _check_blockwise(target: str) -> None:
-    if target != "onnxruntime":
+    if find_backend(target).needs_gpu:
         raise UserError(f"single blocks run on onnxruntime only, not on {target}; leave out --blockwise or --target.")
 
 
@@ -246,16 +249,18 @@ def open_subject(
     progress: Progress,
     blocks: Mapping[BlockKind, Block] | None,
     rungs: Sequence[Rung],
+    manifest: Manifest | None = None,
 ) -> Subject:
     """Open the bundle, run PyTorch on what the rungs need, and trace the blocks if a rung needs them."""
-    from t5edge.runtime.model import load
+    from t5edge.runtime.model import open_model
 
-    manifest = read_manifest(folder)
-    model = load(folder, target, **({"buffers": False} if target == onnxruntime.NAME else {}))
-    if target in FLAVORS:  # engines have a largest batch, the workload does not know it
-        model.step_model = InParts(model.step_model, manifest["limits"]["max_batch"])
-    row = Precision.from_dict(manifest["precision"])
-    workload = build_workload(checkpoint, Limits(**manifest["limits"]))
+    manifest, backend = manifest or Manifest.read(folder), find_backend(target)
+    model = open_model(folder, manifest, target, **({"buffers": False} if backend.writes_cache_in_place else {}))
+    largest = backend.max_batch(manifest)
+    if largest is not None:  # the workload does not know it
+        model.step_model = InParts(model.step_model, largest)
+    row = manifest.precision
+    workload = build_workload(checkpoint, manifest.limits)
     groups = dict.fromkeys(group for rung in rungs for group in rung.groups)
     reference = _reference(checkpoint, row, workload, tuple(groups), progress)
     if blocks is None:

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.dtype import DTYPES
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.bundle.records import LayoutParity
 from t5edge.exporter.layouts.files import MERGED
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
 from t5edge.parity.measures import relative_error
+from t5edge.runtime.backend import find_backend
 
 LIMITS = {"float": 1e-5, "float16": 2e-3}
 """Compute dtype -> largest relative error of a step's logits. float16: two roundings of the logits."""
@@ -32,7 +36,7 @@ class Case:
     steps: tuple[np.ndarray, ...]
 
 
-def check_optimum(folder: Path, architecture: Architecture, compute: str) -> dict[str, Any]:
+def check_optimum(folder: Path, architecture: Architecture, compute: str) -> LayoutParity:
     """Relative error of the logits by form, the worst step each; the limit; whether all hold it."""
     case = make_case(architecture.vocab_size)
     guess = architecture.d_model // architecture.num_heads
@@ -42,24 +46,23 @@ def check_optimum(folder: Path, architecture: Architecture, compute: str) -> dic
         logits = run_steps(folder, ENCODER, first, later, case, guess)
         errors[form] = max(map(relative_error, logits, reference))
     limit = LIMITS[compute]
-    return {"errors": errors, "limit": limit, "passed": all(error <= limit for error in errors.values())}
+    return LayoutParity(errors, limit, all(error <= limit for error in errors.values()))
 
 
 def layout_results(
-    folder: Path, manifest: Mapping[str, Any], architecture: Architecture, target: str, blockwise: bool
+    folder: Path, manifest: Manifest, architecture: Architecture, target: str, blockwise: bool
 ) -> list[CheckResult]:
     """The comparison again, on a finished bundle, as results of a rung; none where the bundle has only our layout."""
-    layout = manifest.get("layout")
-    if not layout:
+    if manifest.layout is None:
         return []
-    name = f"layout {layout['name']}"
-    if target != "onnxruntime":
+    name = f"layout {manifest.layout.name}"
+    if find_backend(target).needs_gpu:
         return [not_run(name, "its graphs run on ONNX Runtime only")]
     if blockwise:
         return [not_run(name, "it needs the whole model in memory")]
-    found = check_optimum(folder, architecture, manifest["precision"]["compute"])
-    errors = found["errors"].items()
-    return [at_most(name, f"relative error, logits, {form}", error, found["limit"]) for form, error in errors]
+    found = check_optimum(folder, architecture, manifest.precision.compute)
+    errors = found.errors.items()
+    return [at_most(name, f"relative error, logits, {form}", error, found.limit) for form, error in errors]
 
 
 def make_case(vocab_size: int) -> Case:
@@ -118,12 +121,11 @@ def _present(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _empty_cache(session: Any, rows: int, guessed_d_kv: int) -> dict[str, np.ndarray]:
     """[rows, heads, 0, d_kv] for every past input."""
-    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     past = [port for port in session.get_inputs() if port.name.startswith("past_key_values.")]
     return {
         port.name: np.zeros(
             (rows, port.shape[1], 0, port.shape[3] if isinstance(port.shape[3], int) else guessed_d_kv),
-            dtypes[port.type],
+            DTYPES[port.type.removeprefix("tensor(").removesuffix(")")].array,
         )
         for port in past
     }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from t5edge.bundle.dtype import DTYPES, NARROW
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure
 from t5edge.bundle.precision import Precision
 from t5edge.parity.measures import LogitErrors
@@ -29,7 +30,8 @@ QUANTIZED_RATIO = 3.0
 """A quantized bundle may err this many times its unit. On its texts the ratio is 1, elsewhere up to 1.7 was seen."""
 SCALE_DTYPE = "bfloat16"
 """PyTorch's dtype that tells where a quantized row's errors are amplified."""
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}
+"""Largest relative error of one rounding to a 16-bit dtype."""
 BROKEN_DOWN = 64.0
 """PyTorch's own error never counts as more roundings than this: beyond, PyTorch itself overflowed or clamped."""
 Measured = Literal["hidden", "cross", "logits", "position", "log_probs"]

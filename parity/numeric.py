@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.parity_report import CheckResult, at_most, not_run
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.limits import (
@@ -25,7 +26,6 @@ from t5edge.parity.operators import block_error, operator_errors
 from t5edge.parity.reference import OutputErrors, Outputs
 from t5edge.parity.subject import Subject, bundle_outputs
 from t5edge.parity.workload import padded_left, rows_of
-from t5edge.runtime.onnxruntime.emulation import NARROW
 
 POSITION_SPREAD = 4.0
 """In float32 a single position may be off by this many times the bound on all of them."""

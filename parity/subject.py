@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import Precision
 from t5edge.parity.limits import OwnErrors, bounds_errors
 from t5edge.parity.reference import OutputErrors, Outputs, Reference, compare_outputs
 from t5edge.parity.workload import Workload
-from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.backend import find_backend
+from t5edge.runtime.model import BundleModel, open_model
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
@@ -27,7 +29,7 @@ class Subject:
     """One bundle under test. ``blocks`` are the fused blocks it was assembled from."""
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     checkpoint: Checkpoint
     row: Precision
     model: BundleModel
@@ -70,19 +72,16 @@ class Subject:
     @property
     def emulated(self) -> bool:
         """Whether the target under test itself rounds every tensor to the compute dtype on the CPU."""
-        from t5edge.runtime.onnxruntime import cpu as onnxruntime
-
-        return self.target == onnxruntime.NAME and self.row.compute in onnxruntime.EMULATED
+        return self.row.compute in find_backend(self.target).emulates
 
     @cached_property
     def buffered_logits(self) -> np.ndarray | None:
         """Logits of texts in cached steps by the decoder that writes its cache in place; None where there is none."""
-        from t5edge.runtime.onnxruntime import cpu as onnxruntime
         from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
-        if self.target != onnxruntime.NAME or GRAPH not in self.manifest["ports"]:
+        if not find_backend(self.target).writes_cache_in_place or GRAPH not in self.manifest.ports:
             return None
-        model, batch = load(self.folder, self.target), self.workload.texts
+        model, batch = open_model(self.folder, self.manifest, self.target), self.workload.texts
         if not isinstance(model.step_model, BufferedModel):
             return None
         return model.logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
@@ -93,8 +92,7 @@ class Subject:
         from t5edge.runtime.onnxruntime.cpu import session_options
         from t5edge.runtime.onnxruntime.emulation import open_rounded
 
-        manifest = dict(self.manifest)
-        return BundleModel(self.folder, manifest, open_rounded(self.folder, manifest, session_options()))
+        return BundleModel(self.folder, self.manifest, open_rounded(self.folder, self.manifest, session_options()))
 
 
 def bundle_outputs(model: BundleModel, batch: Batch, cached: bool) -> Outputs:

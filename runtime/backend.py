@@ -6,11 +6,11 @@ Code asks for a capability, never for a name. A backend's module is imported whe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 
 
@@ -25,6 +25,8 @@ class Backend:
         needs_gpu: it runs on an NVIDIA GPU only.
         takes_threads: ``open`` takes ``threads``.
         emulates: compute dtypes (ONNX's lower-case names) that it has no kernels for and computes in float32, rounded.
+        writes_cache_in_place: it runs the decoder that writes its cache in place, where the bundle has one; ``open``
+            takes ``buffers``, False for the one whose cache grows.
     """
 
     name: str
@@ -33,8 +35,13 @@ class Backend:
     needs_gpu: bool = True
     takes_threads: bool = False
     emulates: tuple[str, ...] = ()
+    writes_cache_in_place: bool = False
 
-    def open(self, folder: Path, manifest: Mapping[str, Any], **settings: Any) -> Any:
+    def max_batch(self, manifest: Manifest) -> int | None:
+        """The most rows of a batch; None where only memory limits them."""
+        return manifest.limits.max_batch if self.is_engine else None
+
+    def open(self, folder: Path, manifest: Manifest, **settings: Any) -> Any:
         """The bundle's ``StepModel`` on this backend.
 
         Raises:
@@ -52,6 +59,7 @@ BACKENDS = {
             needs_gpu=False,
             takes_threads=True,
             emulates=("bfloat16",),
+            writes_cache_in_place=True,
         ),
         Backend("onnxruntime-cuda", "t5edge.runtime.onnxruntime.cuda"),
         Backend("onnxruntime-rtx", "t5edge.runtime.onnxruntime.rtx"),

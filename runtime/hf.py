@@ -78,7 +78,7 @@ class T5EdgeForConditionalGeneration(GenerationMixin):
     def __init__(self, bundle: BundleModel) -> None:
         self.bundle = bundle
         self.config = AutoConfig.from_pretrained(bundle.folder)
-        self.generation_config = GenerationConfig.from_dict(dict(bundle.manifest["generation"]))
+        self.generation_config = GenerationConfig.from_dict(dict(bundle.manifest.generation))
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.encoder = SourceEncoder()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5edge.bundle.architecture import Architecture
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.generation.options import GenerationOptions, read_options
@@ -29,12 +29,12 @@ BATCH_TOKENS = 4096
 class BundleModel:
     """What ``t5edge.load`` returns. Arrays are numpy, batch first."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], step_model: Any) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, step_model: Any) -> None:
         self.folder, self.manifest, self.step_model = folder, manifest, step_model
 
     @property
     def vocab_size(self) -> int:
-        return int(self.manifest["architecture"]["vocab_size"])
+        return self.manifest.architecture.vocab_size
 
     @property
     def arithmetic(self) -> Arithmetic | None:
@@ -42,17 +42,15 @@ class BundleModel:
         found: Arithmetic | None = getattr(self.step_model, "arithmetic", None)
         return found
 
-    @cached_property
+    @property
     def architecture(self) -> Architecture:
         """The facts of the model."""
-        facts = dict(self.manifest["architecture"])
-        facts.pop("parameters", None)
-        return Architecture(**facts)
+        return self.manifest.architecture
 
     @cached_property
     def tokenizer(self) -> BundleTokenizer:
         """Loaded on first use; raises UserError when the bundle has none."""
-        return BundleTokenizer(self.folder, self.manifest["generation"].get("pad_token_id") or 0)
+        return BundleTokenizer(self.folder, self.manifest.generation.get("pad_token_id") or 0)
 
     def logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
@@ -103,7 +101,7 @@ class BundleModel:
         Raises:
             UserError: an unknown option, a wrong value, or a token id outside the vocabulary.
         """
-        chosen = read_options(self.manifest["generation"], **options)
+        chosen = read_options(self.manifest.generation, **options)
         chosen.check_ids(self.vocab_size)
         return chosen
 
@@ -172,6 +170,10 @@ def load(folder: str | Path, target: str = "onnxruntime", **settings: Any) -> Bu
     Raises:
         UserError: not a bundle, an unknown target, or the target cannot run it here.
     """
-    backend, path = find_backend(target), Path(folder)
-    manifest = read_manifest(path)
-    return BundleModel(path, manifest, backend.open(path, manifest, **settings))
+    find_backend(target)
+    return open_model(Path(folder), Manifest.read(Path(folder)), target, **settings)
+
+
+def open_model(folder: Path, manifest: Manifest, target: str = "onnxruntime", **settings: Any) -> BundleModel:
+    """Open the bundle in ``folder`` under a manifest that need not be written yet; raises as ``load``."""
+    return BundleModel(folder, manifest, find_backend(target).open(folder, manifest, **settings))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.architecture import Stack
+from t5edge.bundle.records import RescaleFacts, StackRescale
 from t5edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,15 +51,11 @@ class StackScale:
             return float(2.0 ** (t - self.k))
         return float(2.0**-t) if role == self.t_source else 1.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def facts(self) -> StackRescale:
+        """For the manifest."""
         largest = None if self.largest_residual is None else self.largest_residual / 2.0**self.k
-        return {
-            "k": self.k,
-            "t": list(self.t),
-            "largest_residual": self.largest_residual,
-            "largest_ffn": list(self.largest_ffn),
-            "headroom": None if not largest else FP16_MAX / largest,
-        }
+        headroom = None if not largest else FP16_MAX / largest
+        return StackRescale(self.k, self.t, self.largest_residual, self.largest_ffn, headroom)
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,9 @@ class Rescale:
     encoder: StackScale = field(default_factory=StackScale)
     decoder: StackScale = field(default_factory=StackScale)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"encoder": self.encoder.to_dict(), "decoder": self.decoder.to_dict()}
+    def facts(self) -> RescaleFacts:
+        """For the manifest."""
+        return RescaleFacts(self.encoder.facts(), self.decoder.facts())
 
 
 def exponent(largest: float, headroom: float = HEADROOM) -> int:

@@ -18,20 +18,12 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from t5edge.bundle.dtype import DTYPES
 from t5edge.errors import UserError
 from t5edge.exporter.graph.weight_expressions import Read, cast, evaluate, evaluate_stack
 from t5edge.kernels.weights import PlannedTensor, StackedWeight
 
 FILE_NAME = "weights.safetensors"
-SAFETENSORS_NAMES = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.INT8: "I8",
-    ir.DataType.UINT8: "U8",
-    ir.DataType.INT4: "U8",  # two to a byte; safetensors has no four-bit type
-    ir.DataType.INT32: "I32",
-}
 Progress = Callable[[int], None]
 """Called with the number of bytes just written."""
 
@@ -73,7 +65,7 @@ def plan_weights(models: Iterable[ir.Model]) -> WeightFile:
         length = tensor.nbytes
         shape = list(tensor.shape.numpy()) if tensor.dtype != ir.DataType.INT4 else [length]
         entry = {
-            "dtype": SAFETENSORS_NAMES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype.name.lower()].safetensors,
             "shape": shape,
             "data_offsets": [offset, offset + length],
         }

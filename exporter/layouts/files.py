@@ -21,7 +21,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from t5edge.bundle.manifest import write_json
+from t5edge.bundle.files import write_json
 from t5edge.bundle.precision import Precision
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint
@@ -29,6 +29,7 @@ from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
 from t5edge.exporter.layouts.merged import merge_decoders
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
+from t5edge.progress import Progress
 
 MERGED = "decoder_model_merged"
 JS_FOLDER = "onnx"
@@ -60,6 +61,28 @@ def js_dtype(precision: Precision) -> str:
             "--layout."
         )
     return name
+
+
+def check_layout(layout: str, precision: Precision) -> None:
+    """Refuse a layout whose clients cannot run this precision, before any work.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if layout == "optimum":
+        js_dtype(precision)
+
+
+def write_layout(
+    layout: str, folder: Path, graphs: Graphs, checkpoint: Checkpoint, precision: Precision, progress: Progress
+) -> None:
+    """Write the files of another layout; nothing for our own."""
+    if layout == "t5edge":
+        return
+    write_optimum_files(folder, graphs, checkpoint, precision)
+    weights = folder / JS_FOLDER / WEIGHTS
+    if not weights.is_symlink():
+        progress.message(f"layout {layout}: {weights.stat().st_size / 1e6:.1f} MB of weights are copied, not linked")
 
 
 def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, precision: Precision) -> None:

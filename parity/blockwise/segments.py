@@ -17,9 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.architecture import Stack
+from t5edge.bundle.dtype import NARROW
 from t5edge.runtime.onnxruntime.arithmetic import open_exact
 from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, Entries, session_options
-from t5edge.runtime.onnxruntime.emulation import NARROW, ROUNDING_REMOVERS, emulate
+from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate
 
 
 @dataclass(frozen=True)

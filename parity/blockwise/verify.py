@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from t5edge.bundle.architecture import Stack
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult
-from t5edge.bundle.ports import Limits
-from t5edge.bundle.precision import Precision
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.parity.blockwise.blocks import BlockChecks
@@ -40,16 +38,20 @@ if TYPE_CHECKING:
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 
 
-def verify_blockwise(folder: Path, checkpoint: Checkpoint, progress: Progress | None = None) -> list[CheckResult]:
+def verify_blockwise(
+    folder: Path, checkpoint: Checkpoint, progress: Progress | None = None, manifest: Manifest | None = None
+) -> list[CheckResult]:
     """Compare every part of a bundle with the checkpoint it was made from, on ONNX Runtime's CPU kernels.
+
+    ``manifest``: the bundle's, where it is not written yet.
 
     A result's ``name`` is the part (``decoder block 17``), its ``measure`` ends with the kind (``feed-forward``).
 
     Raises:
         UserError: the folder is no bundle, or one of another architecture.
     """
-    manifest = read_manifest(folder)
-    built, facts = manifest["architecture"], checkpoint.architecture.to_dict()
+    manifest = manifest or Manifest.read(folder)
+    built, facts = manifest.architecture.to_dict(), checkpoint.architecture.to_dict()
     differing = [
         f"{key}: bundle {built.get(key)}, checkpoint {facts[key]}" for key in facts if built.get(key) != facts[key]
     ]
@@ -63,15 +65,14 @@ def verify_blockwise(folder: Path, checkpoint: Checkpoint, progress: Progress | 
 class _Comparison:
     """One run over the model. A layer's results gather while PyTorch has that layer in memory."""
 
-    def __init__(
-        self, folder: Path, manifest: dict[str, Any], checkpoint: Checkpoint, advance: Callable[[], None]
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, checkpoint: Checkpoint, advance: Callable[[], None]) -> None:
         import torch
 
-        self.row, self.advance = Precision.from_dict(manifest["precision"]), advance
-        self.batch = build_workload(checkpoint, Limits(**manifest["limits"])).texts
+        self.row, self.advance = manifest.precision, advance
+        self.batch = build_workload(checkpoint, manifest.limits).texts
+        rescale = {"encoder": manifest.rescale.encoder, "decoder": manifest.rescale.decoder}
         self.graphs: dict[Stack, CutGraph] = {
-            stack: CutGraph(folder, stack, self.row.compute, manifest["rescale"][stack]["k"]) for stack in STACKS
+            stack: CutGraph(folder, stack, self.row.compute, rescale[stack].k) for stack in STACKS
         }
         self.reference = SublayerReference(checkpoint, torch.float32, on_layer=self._compare)
         self.ends = EndChecks(checkpoint, self.row, self.graphs, self.reference)

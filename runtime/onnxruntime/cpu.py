@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from packaging.version import Version
 
+from t5edge.bundle.dtype import DTYPES
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError, missing_package
+from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 
 if TYPE_CHECKING:
@@ -27,8 +30,6 @@ NAME = "onnxruntime"
 PROVIDERS = ("CPUExecutionProvider",)
 SINCE = (1, 27)
 """Found by running them: 1.24 loads no quantized bundle, 1.25 and 1.26 answer wrongly, from 1.27 on all agree."""
-EMULATED = ("bfloat16",)
-"""Compute dtypes without kernels in the CPU provider; see ``t5edge.runtime.onnxruntime.emulation``."""
 Entries = Mapping[str, str]
 ACCURACY = {"session.qdq_matmulnbits_accuracy_level": "4"}
 BLOCK = "session.qdq_matmulnbits_block_size"
@@ -37,11 +38,6 @@ CONFIGURATION: dict[str, Entries] = {
     "decoder": {"session.intra_op.spin_duration_us": "1000", **ACCURACY, BLOCK: "128"},
 }
 """Session configuration of the CPU, chosen by measurement and recorded in the manifest; docs/adr/0011."""
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "int64": np.dtype(np.int64),
-}
 
 
 @dataclass
@@ -69,7 +65,7 @@ class OnnxRuntimeModel:
         own = [port for port in ports.inputs if port.name.endswith(("decoder.key", "decoder.value"))]
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
         self._own_shape = (int(own[0].axes[1]), int(own[0].axes[3]))
-        self._own_dtype = DTYPES[own[0].dtype]
+        self._own_dtype = DTYPES[own[0].dtype].array
         self._vocab_size = int(ports.outputs[0].axes[2])
 
     def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:
@@ -152,11 +148,10 @@ def session_options(threads: int | None = None, entries: Entries | None = None) 
     return options
 
 
-def session_entries(manifest: Mapping[str, Any], graph: str) -> Entries:
-    """Configuration entries of "encoder" or "decoder" as recorded: per graph, or in older bundles for both or none."""
-    recorded = manifest.get("session", CONFIGURATION)
-    entries: Entries = recorded.get(graph, recorded)
-    return entries
+def session_entries(manifest: Manifest, graph: str) -> Entries:
+    """Configuration entries of "encoder" or "decoder" as recorded; older bundles record none and get ours."""
+    recorded = CONFIGURATION if manifest.session is None else manifest.session
+    return recorded.get(graph, {})
 
 
 def _give_back_memory() -> None:
@@ -169,7 +164,7 @@ def _give_back_memory() -> None:
 
 def open(
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     target: str = NAME,
     *,
     providers: Sequence[str] = PROVIDERS,
@@ -189,31 +184,30 @@ def open(
         raise missing_package("onnxruntime") from error
     from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
-    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    if manifest["precision"]["compute"] in EMULATED and tuple(providers) == PROVIDERS:
+    if manifest.precision.compute in find_backend(target).emulates and tuple(providers) == PROVIDERS:
         from t5edge.runtime.onnxruntime.emulation import open_rounded
 
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     recent = is_recent(onnxruntime.__version__)
-    if manifest["precision"]["weight_bits"] and not recent:
+    if manifest.precision.quantized and not recent:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} computes quantized graphs wrongly or not at all; "
             f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}' (Python 3.11 or later)"
         )
-    buffered = buffers and recent and GRAPH in manifest["ports"] and tuple(providers) == PROVIDERS
+    buffered = buffers and recent and GRAPH in manifest.ports and tuple(providers) == PROVIDERS
     encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers)
     file = f"{GRAPH if buffered else 'decoder'}.onnx"
     decoder, _ = open_graph(folder / file, manifest, "decoder", threads, providers)
     _give_back_memory()
     kind = BufferedModel if buffered else OnnxRuntimeModel
-    model = kind(encoder, decoder, ports, rows_share_cross=rows_share_cross(manifest))
+    model = kind(encoder, decoder, manifest.ports["decoder"], rows_share_cross=manifest.rows_share_cross)
     model.arithmetic = arithmetic
     return model
 
 
 def open_graph(
     path: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     graph: str,
     threads: int | None = None,
     providers: Sequence[str] = PROVIDERS,
@@ -230,7 +224,7 @@ def open_graph(
         return _session(path, entries, threads, providers)
 
     entries = session_entries(manifest, graph)
-    if graph in manifest["precision"]["activations"] and manifest["precision"]["compute"] == "float":
+    if graph in manifest.precision.activations and manifest.precision.compute == "float":
         return open_exact(entries, start)
     return start(entries), None
 
@@ -247,8 +241,3 @@ def _session(path: Path, entries: Entries, threads: int | None, providers: Seque
 def is_recent(version: str) -> bool:
     """Whether an ONNX Runtime is at least ``SINCE``."""
     return Version(version).release >= SINCE
-
-
-def rows_share_cross(manifest: Mapping[str, Any]) -> bool:
-    """Whether the bundle's decoder takes cross keys, values and mask once per sentence; older bundles' does not."""
-    return bool(manifest.get("rows_share_cross"))

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError, install
 from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
@@ -14,13 +15,13 @@ NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
 
-def open(folder: Path, manifest: dict[str, Any], target: str = NAME) -> DeviceModel:
+def open(folder: Path, manifest: Manifest, target: str = NAME) -> DeviceModel:
     """Open a bundle on the first CUDA device.
 
     Raises:
         UserError: no GPU, no onnxruntime-gpu, or its CUDA provider does not start.
     """
-    require_gpu(NAME)
+    require_gpu(target)
     try:
         import onnxruntime
     except ImportError as error:
@@ -34,9 +35,13 @@ def open(folder: Path, manifest: dict[str, Any], target: str = NAME) -> DeviceMo
     return open_on_gpu(folder, manifest, PROVIDER, start)
 
 
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+"""Packages that own one import name."""
+
+
 def no_provider(version: str) -> str:
     """Why the onnxruntime that is imported has no CUDA provider, and what to do."""
-    packages = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    packages = list(filter(_is_installed, PACKAGES))
     if len(packages) > 1:
         problem = "onnxruntime and onnxruntime-gpu, both installed, overwrite each other: no CUDA provider is left"
     else:

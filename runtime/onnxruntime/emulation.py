@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5edge.bundle.dtype import NARROW
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts, Port
 from t5edge.errors import UserError
 
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
-
-NARROW = ("float16", "bfloat16")
-"""Compute dtypes that are emulated, by ONNX's lower-case names."""
 
 ROUNDING_REMOVERS = ["CastElimination", "CastChainElimination", "InsertCastTransformer"]
 """Optimizers of ONNX Runtime that would drop a pair of casts that rounds."""
@@ -91,13 +90,13 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, narrow: ir.DataType
             graph.outputs[index] = rounded
 
 
-def open_rounded(folder: Path, manifest: dict[str, Any], options: Any) -> OnnxRuntimeModel:
+def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeModel:
     """Both graphs of a bundle whose compute dtype is one of ``NARROW``, emulated on the CPU.
 
     Raises:
         UserError: onnx-ir is missing (the device has only the runtime's packages).
     """
-    compute = manifest["precision"]["compute"]
+    compute = manifest.precision.compute
     assert compute in NARROW, compute
     try:
         import onnx_ir as ir
@@ -108,7 +107,7 @@ def open_rounded(folder: Path, manifest: dict[str, Any], options: Any) -> OnnxRu
         ) from error
     import onnxruntime
 
-    from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, rows_share_cross
+    from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     sessions = []
@@ -120,7 +119,7 @@ def open_rounded(folder: Path, manifest: dict[str, Any], options: Any) -> OnnxRu
                 data, options, providers=["CPUExecutionProvider"], disabled_optimizers=ROUNDING_REMOVERS
             )
         )
-    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    ports = manifest.ports["decoder"]
     wide = tuple(Port(p.name, "float" if p.dtype == compute else p.dtype, p.axes) for p in ports.inputs)
     own = GraphPorts(wide, ports.outputs)
-    return OnnxRuntimeModel(sessions[0], sessions[1], own, rows_share_cross=rows_share_cross(manifest))
+    return OnnxRuntimeModel(sessions[0], sessions[1], own, rows_share_cross=manifest.rows_share_cross)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, rows_share_cross
+from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
@@ -64,7 +65,7 @@ def require_gpu(target: str) -> None:
         )
 
 
-def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: Start) -> DeviceModel:
+def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -> DeviceModel:
     """Open both graphs and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
 
     Raises:
@@ -83,5 +84,5 @@ def open_on_gpu(folder: Path, manifest: dict[str, Any], provider: str, start: St
                 "libraries, or use --target onnxruntime."
             )
         sessions.append(session)
-    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
-    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=rows_share_cross(manifest))
+    ports = manifest.ports["decoder"]
+    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=manifest.rows_share_cross)

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
@@ -14,13 +15,13 @@ NAME = "onnxruntime-rtx"
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"
 
 
-def open(folder: Path, manifest: dict[str, Any], target: str = NAME) -> DeviceModel:
+def open(folder: Path, manifest: Manifest, target: str = NAME) -> DeviceModel:
     """Open a bundle on the first RTX device.
 
     Raises:
         UserError: no GPU, the provider is not installed, or it finds no device.
     """
-    require_gpu(NAME)
+    require_gpu(target)
     try:
         import onnxruntime
 

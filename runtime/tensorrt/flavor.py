@@ -60,12 +60,13 @@ def flavor_of(target: str) -> Flavor:
     Raises:
         UserError: the target has no engines.
     """
-    if target not in FLAVORS:
+    flavor = FLAVORS.get(target)
+    if flavor is None:
         raise UserError(
             f"target '{target}' has no engines to build; choose one of {', '.join(FLAVORS)} "
             "(onnxruntime runs the ONNX files as they are)."
         )
-    return FLAVORS[target]
+    return flavor
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t5edge.bundle.manifest import sha256_of
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.engine_record import EngineRecord
+from t5edge.bundle.files import sha256_of
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import GpuReport, find_gpus
 from t5edge.runtime.tensorrt.device import CudaDevice, Device
@@ -18,10 +18,8 @@ from t5edge.runtime.tensorrt.records import engine_path, graphs_of, read_record,
 from t5edge.runtime.tensorrt.run import Engine, EngineModel
 from t5edge.runtime.tensorrt.weights import WEIGHTS_FILE, DeviceWeights
 
-Record = Mapping[str, Any]
 
-
-def open(folder: Path, manifest: dict[str, Any], target: str) -> EngineModel:
+def open(folder: Path, manifest: Manifest, target: str) -> EngineModel:
     """The engines for the first GPU; the in-place decoder where there are both.
 
     Raises:
@@ -48,28 +46,28 @@ def open(folder: Path, manifest: dict[str, Any], target: str) -> EngineModel:
     return EngineModel(
         encoder_engine,
         decoder_engine,
-        Limits(**manifest["limits"]),
+        manifest.limits,
         in_place=decoder == "decoder_in_place",
         record=not tool.flavor.jit,
         on_done=keep_kernels if caches else None,
     )
 
 
-def find_records(folder: Path, manifest: Mapping[str, Any], tool: TensorRT, found: GpuReport) -> dict[str, Record]:
+def find_records(folder: Path, manifest: Manifest, tool: TensorRT, found: GpuReport) -> dict[str, EngineRecord]:
     """The checked records of the engines for the first GPU.
 
     Raises:
         UserError: an engine is missing or does not fit.
     """
     target, capability = tool.flavor.target, found.gpus[0].compute_capability
-    records: dict[str, Record] = {}
+    records: dict[str, EngineRecord] = {}
     for graph in graphs_of(manifest):
         path = engine_path(folder, target, capability, graph)
         record = read_record(path)
         if record is None:
             raise _missing(folder, target, capability, graph)
         check_engine(folder, record, manifest, tool, found)
-        if sha256_of(path) != record["sha256"]:
+        if sha256_of(path) != record.sha256:
             raise UserError(f"'{path}' is damaged; build it again: t5edge build '{folder}' --target {target} --force")
         records[graph] = record
     return records
@@ -89,29 +87,29 @@ def _missing(folder: Path, target: str, capability: str, graph: str) -> UserErro
 @collector_paused()
 def _open_engine(
     folder: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     tool: TensorRT,
-    record: Record,
+    record: EngineRecord,
     device: Device,
     weights: DeviceWeights,
 ) -> tuple[Engine, KernelCache | None]:
     """Deserialize one engine and make its execution context."""
     log = make_log(tool)
     runtime = tool.trt.Runtime(log)
-    engine = runtime.deserialize_cuda_engine((folder / record["file"]).read_bytes())
+    engine = runtime.deserialize_cuda_engine((folder / record.file).read_bytes())
     context, kernels = (None, None) if engine is None else _context(tool, engine, record)
     if context is None:
         said = shorten(log.errors[0]) if log.errors else "no reason given"
         raise UserError(
-            f"{tool.title} cannot load '{record['file']}': {said}. "
-            f"Build it here: t5edge build '{folder}' --target {record['target']} --force"
+            f"{tool.title} cannot load '{record.file}': {said}. "
+            f"Build it here: t5edge build '{folder}' --target {record.target} --force"
         )
-    ports = GraphPorts.from_dict(manifest["ports"][record["graph"]])
-    owners, inputs = (runtime, engine, log), weights.inputs(record.get("weights", {}))
-    return Engine(context, ports, len(record["profiles"]), device, owners, inputs), kernels
+    owners, inputs = (runtime, engine, log), weights.inputs(record.weights)
+    ports = manifest.ports[record.graph]
+    return Engine(context, ports, len(record.profiles), device, owners, inputs), kernels
 
 
-def _context(tool: TensorRT, engine: Any, record: Record) -> tuple[Any, KernelCache | None]:
+def _context(tool: TensorRT, engine: Any, record: EngineRecord) -> tuple[Any, KernelCache | None]:
     """An execution context. TensorRT-RTX finishes kernels here: it gets its runtime cache and its CUDA graphs."""
     path = runtime_cache(tool, record)
     if path is None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from t5edge.bundle.engine_record import EngineEntry, EngineRecord, Engines
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.flavor import TensorRT
 
@@ -26,9 +27,9 @@ DECODERS = {
 """The manifest's ``cache`` -> the decoder graphs that engines are built of."""
 
 
-def graphs_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+def graphs_of(manifest: Manifest) -> tuple[str, ...]:
     """Names of the graphs that engines are built of, each a file ``<name>.onnx``."""
-    return ("encoder", *DECODERS[manifest.get("cache", "concat")])
+    return ("encoder", *DECODERS[manifest.cache])
 
 
 def engine_path(folder: Path, target: str, capability: str, graph: str) -> Path:
@@ -41,36 +42,36 @@ def record_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def read_record(engine: Path) -> dict[str, Any] | None:
+def read_record(engine: Path) -> EngineRecord | None:
     """The record beside an engine; None when the engine or a readable record is missing."""
+    problems: list[str] = []
     try:
-        record = json.loads(record_path(engine).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = json.loads(record_path(engine).read_text(encoding="utf-8"))
+        record: EngineRecord = read_as(EngineRecord, data, "", problems)
+    except (OSError, ValueError, RecursionError):
         return None
-    fits = isinstance(record, dict) and engine.is_file() and engine.stat().st_size == record.get("bytes")
+    fits = not problems and engine.is_file() and engine.stat().st_size == record.bytes
     return record if fits else None
 
 
-def engine_lines(engines: Mapping[str, Any]) -> list[str]:
+def engine_lines(engines: Engines) -> list[str]:
     """One line per engine of a manifest's ``engines``, and one per compute capability on whether they ran."""
     lines = []
     for target, capabilities in engines.items():
         for capability, entry in capabilities.items():
-            for graph, record in entry.items():
-                if graph != "run":
-                    attention = record["attention"]
-                    lines.append(
-                        f"{target} {capability}  {graph}  {record['bytes'] / 1e6:.1f} MB  {record['seconds']:.1f} s  "
-                        f"{attention['fused']} of {attention['expected']} attentions fused"
-                    )
+            for graph, record in entry.graphs.items():
+                attention = record.attention
+                lines.append(
+                    f"{target} {capability}  {graph}  {record.bytes / 1e6:.1f} MB  {record.seconds:.1f} s  "
+                    f"{attention.fused} of {attention.expected} attentions fused"
+                )
             lines.append(f"{target} {capability}  {run_words(entry)}")
     return lines
 
 
-def run_words(entry: Mapping[str, Any]) -> str:
+def run_words(entry: EngineEntry) -> str:
     """Where the engines of one compute capability ran, or why they did not."""
-    run = entry["run"]
-    return run if isinstance(run, str) else f"ran on {run['gpu']}"
+    return entry.run if isinstance(entry.run, str) else f"ran on {entry.run.gpu}"
 
 
 def write_plan(engine: Path, plan: memoryview) -> None:
@@ -108,8 +109,8 @@ def timing_cache(tool: TensorRT, capability: str) -> Path | None:
     return folder / f"timing-{tool.flavor.target}-{tool.version}-{capability}.cache"
 
 
-def runtime_cache(tool: TensorRT, record: Mapping[str, Any]) -> Path | None:
+def runtime_cache(tool: TensorRT, record: EngineRecord) -> Path | None:
     """The cache of kernels finished on the device for one engine; None for a flavor that finishes them at build."""
     if not tool.flavor.jit:
         return None
-    return cache_folder() / f"runtime-{tool.version}-{record['sha256'][:16]}.cache"
+    return cache_folder() / f"runtime-{tool.version}-{record.sha256[:16]}.cache"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.ports import GraphPorts, Limits, Port
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.device import Buffer, Device, when_unused
@@ -21,7 +22,6 @@ from t5edge.runtime.tensorrt.device import Buffer, Device, when_unused
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
 
-ITEM_SIZES = {"float": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 STEP_PROFILE, PREFILL_PROFILE = 0, 1
 Buffers = dict[str, Buffer]
 
@@ -77,7 +77,7 @@ class Engine:
 
 def size_of(port: Port, sizes: Mapping[str, int]) -> int:
     """Bytes of a port's tensor."""
-    return int(np.prod(port.shape(sizes), dtype=np.int64)) * ITEM_SIZES[port.dtype]
+    return int(np.prod(port.shape(sizes), dtype=np.int64)) * DTYPES[port.dtype].bytes
 
 
 def _profile_of(target: int) -> int:
@@ -277,11 +277,11 @@ class EngineModel:
 
     def _fetched(self, buffer: Buffer, shape: tuple[int, ...], dtype: str) -> Any:
         """A buffer's contents as numpy; bfloat16 becomes float32."""
-        stored = {"float": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}[dtype]
-        array = np.empty(shape, stored)
+        row = DTYPES[dtype]
+        array = np.empty(shape, row.array)
         self.device.download(array, buffer.address)
         self.device.synchronize()
-        return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
+        return row.widened(array)
 
     def _check_sizes(self, rows: int, source: int) -> None:
         if rows > self.limits.max_batch or source > self.limits.max_source_length:

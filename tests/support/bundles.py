@@ -9,8 +9,7 @@ from pathlib import Path
 from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
-from t5edge.bundle.manifest import write_manifest
-from t5edge.bundle.precision import precision
+from t5edge.bundle.precision import Precision, precision
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
@@ -42,11 +41,19 @@ class Workshop:
         options = ExportOptions(
             str(self.checkpoint.source), name, cache=cache, max_batch=4, max_source_length=64, max_target_length=144
         )
-        graphs = pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), options)
-        digest = pipeline.save_graphs(graphs, self.checkpoint, folder, Silent())
-        pipeline.copy_small_files(self.checkpoint, folder)
-        manifest = pipeline.describe(self.checkpoint, options, row, Rescale(), graphs)
-        write_manifest(folder, manifest, {"weights.safetensors": digest})
+        form = options.form
+        graphs = pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), form)
+        return write_bundle(
+            pipeline.Parts(self.checkpoint, self.blocks(), Rescale(), graphs, None), row, options, folder
+        )
+
+
+def write_bundle(parts: pipeline.Parts, row: Precision, options: ExportOptions, folder: Path) -> Path:
+    """Write ``parts`` as a bundle of which nothing is proven."""
+    saved = pipeline.save_parts(parts, row, options, folder, Silent())
+    manifest = pipeline.describe(parts, row, options, saved)
+    manifest.with_files(folder, {"weights.safetensors": saved.weights_sha256}).write(folder)
+    return folder
 
 
 def demo_workshop(folder: Path) -> Workshop:

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.dtype import DTYPES
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.tensorrt.flavor import TensorRT
 from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
-
-STORED = {"float": np.float32, "float16": np.float16, "int64": np.int64}
 
 
 class HostDevice:
@@ -138,7 +137,7 @@ class HostContext:
         return True
 
     def _run(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> None:
-        feeds = {port.name: np.empty(shapes[port.name], STORED[port.dtype]) for port in self.ports.inputs}
+        feeds = {port.name: np.empty(shapes[port.name], DTYPES[port.dtype].array) for port in self.ports.inputs}
         for name, array in feeds.items():
             if array.nbytes:
                 self.device.read(array, addresses[name])
@@ -185,7 +184,7 @@ class FakeEngine:
     def create_execution_context(self, config: Any = None) -> HostContext:
         paths = {path.read_bytes(): path.name.removesuffix(".engine") for path in self.folder.rglob("*.engine")}
         graph = paths[self.plan]
-        ports = GraphPorts.from_dict(read_manifest(self.folder)["ports"][graph])
+        ports = Manifest.read(self.folder).ports[graph]
         return HostContext(self.folder / f"{graph}.onnx", ports, self.device)
 
 

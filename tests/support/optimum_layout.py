@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from support.bundles import Workshop
+from support.bundles import Workshop, write_bundle
 from t5edge import pipeline
-from t5edge.bundle.manifest import write_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.calibration.quantize import quantize_weights
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graphs import assemble_graphs
 from t5edge.options import ExportOptions
 from t5edge.progress import Silent
 
@@ -18,14 +20,12 @@ def write_layout(workshop: Workshop, name: str, folder: Path) -> Path:
     """A bundle of ``workshop``'s checkpoint in precision ``name`` and layout optimum; weight-only where quantized."""
     row = precision(name)
     options = ExportOptions(str(workshop.checkpoint.source), name, layout="optimum")
-    graphs = pipeline.assemble_graphs(workshop.checkpoint, workshop.blocks(), row, Rescale(), options)
+    graphs = assemble_graphs(workshop.checkpoint, workshop.blocks(), row, Rescale(), options.form)
     if row.quantized:
         for _, model in graphs.items():
             quantize_weights(model, row)
     folder.mkdir(parents=True)
-    digest = pipeline.save_graphs(graphs, workshop.checkpoint, folder, Silent())
-    pipeline.copy_small_files(workshop.checkpoint, folder)
-    layout = pipeline.finish_layout(folder, graphs, workshop.checkpoint, row, options, Silent())
-    facts = pipeline.describe(workshop.checkpoint, options, row, Rescale(), graphs)
-    write_manifest(folder, {**facts, "layout": layout}, {"weights.safetensors": digest})
+    write_bundle(pipeline.Parts(workshop.checkpoint, workshop.blocks(), Rescale(), graphs, None), row, options, folder)
+    manifest = Manifest.read(folder)
+    replace(manifest, layout=pipeline.compare_layout(folder, manifest, options, Silent())).write(folder)
     return folder

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.bundles import write_bundle
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
-from t5edge.bundle.manifest import write_manifest
 from t5edge.bundle.precision import Precision, precision
 from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, make_plan
 from t5edge.calibration.texts import CalibrationTexts, calibration_texts
@@ -21,6 +21,7 @@ from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graphs import assemble_graphs
 from t5edge.exporter.reference.texts import bundled_examples, read_examples, target_mask
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
@@ -54,7 +55,7 @@ class Model:
         return pipeline.trace_blocks(self.checkpoint, Silent())
 
     def graphs(self, row: Precision) -> Graphs:
-        return pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x"))
+        return assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x").form)
 
     def bundle(
         self, name: str, row: Precision | None = None, settings: Settings | None = None
@@ -69,18 +70,14 @@ class Model:
             graphs = self.graphs(row)
             plan = make_plan(self.checkpoint, graphs, row, self.texts, Silent(), settings)
             apply_plan(plan, graphs)
-            self.made[key] = self.write(name, graphs, row, {"quantization": plan.to_dict()}), plan
+            self.made[key] = self.write(name, graphs, row, plan), plan
         return self.made[key]
 
-    def write(self, name: str, graphs: Graphs, row: Precision, facts: dict[str, Any]) -> Path:
+    def write(self, name: str, graphs: Graphs, row: Precision, plan: QuantizationPlan | None = None) -> Path:
         folder = self.folder / name
         folder.mkdir()
-        digest = pipeline.save_graphs(graphs, self.checkpoint, folder, Silent())
-        pipeline.copy_small_files(self.checkpoint, folder)
-        options = ExportOptions("x", row.name)
-        manifest = pipeline.describe(self.checkpoint, options, row, Rescale(), graphs) | facts
-        write_manifest(folder, manifest, {"weights.safetensors": digest})
-        return folder
+        parts = pipeline.Parts(self.checkpoint, self.blocks(), Rescale(), graphs, plan)
+        return write_bundle(parts, row, ExportOptions("x", row.name), folder)
 
     def errors(self, folder: Path) -> LogitErrors:
         """Teacher-forced logits of a bundle in cached steps against float32 PyTorch, on the gate's texts."""

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from t5edge.bundle.costs import GraphCosts
 from t5edge.errors import UserError
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.generation.step import BestModel, Tokens
+from t5edge.tools.costs import bundle_costs
 from t5edge.tools.planning.devices import measure_this_cpu_apart
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ class Row:
     """One batch size at one source length.
 
     ``peak_mib`` is the process's peak so far; None where it is not known. ``read_gb_s``: mean of the read bandwidth
-    just before and just after, in 10^9 bytes per second.
+    just before and just after, in 10^9 bytes per second. ``step_bytes``: weights that a step reads; None where that is
+    not known, and then ``step_over_floor`` is not known either.
     """
 
     batch: int
@@ -65,8 +68,8 @@ class Row:
     tokens_per_second: Figure
     peak_mib: float | None
     read_gb_s: float
-    step_bytes: int
-    step_over_floor: float
+    step_bytes: int | None
+    step_over_floor: float | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def bench_bundle(
         UserError: a size is not positive, or fewer than two new tokens.
     """
     sizes = _checked_sizes(batches, sources, new_tokens)
-    loaded = peak_mib()
+    loaded, costs = peak_mib(), (bundle_costs(model.folder, model.manifest) or {}).get("decoder")
     rows, machine = [], [measure_this_cpu_apart()]
     with (progress or Silent()).stage("bench", total=len(sizes), unit="sizes") as stage:
         for batch, source in sizes:
@@ -113,12 +116,12 @@ def bench_bundle(
             peak = peak_mib()
             machine.append(measure_this_cpu_apart())
             bandwidth = statistics.mean(device.bandwidth for device in machine[-2:])
-            rows.append(_row(model, (batch, source, new_tokens), done, peak, bandwidth))
+            rows.append(_row((batch, source, new_tokens), done, peak, bandwidth, costs))
             stage.advance()
     return {
         "bundle": str(model.folder),
-        "variant": model.manifest["variant"],
-        "precision": model.manifest["precision"]["name"],
+        "variant": model.manifest.variant,
+        "precision": model.manifest.precision.name,
         "peak_mib": {"loaded": loaded, "end": rows[-1].peak_mib},
         "machine": {
             "read_gb_s": statistics.median(device.bandwidth for device in machine),
@@ -150,12 +153,16 @@ def _measure(model: BundleModel, batch: int, source: int, new_tokens: int, round
 
 
 def _row(
-    model: BundleModel, sizes: tuple[int, int, int], done: Sequence[Round], peak: float | None, bandwidth: float
+    sizes: tuple[int, int, int],
+    done: Sequence[Round],
+    peak: float | None,
+    bandwidth: float,
+    costs: GraphCosts | None,
 ) -> Row:
     """The figures of one size: batch, source and new tokens."""
     batch, source, new_tokens = sizes
     per_token = summarize([1e3 * step for entry in done for step in entry.steps[1:]])
-    read = _step_bytes(model, *sizes)
+    read = _step_bytes(costs, *sizes)
     return Row(
         batch=batch,
         source=source,
@@ -168,7 +175,7 @@ def _row(
         peak_mib=peak,
         read_gb_s=bandwidth,
         step_bytes=read,
-        step_over_floor=per_token.median / (read / bandwidth / 1e6),
+        step_over_floor=None if read is None else per_token.median / (read / bandwidth / 1e6),
     )
 
 
@@ -178,7 +185,7 @@ def _generate(model: BundleModel, input_ids: Tokens, new_tokens: int) -> Round:
     begin = time.perf_counter()
     state = step_model.encode(input_ids, np.ones_like(input_ids))
     marks = [time.perf_counter()]
-    start = model.manifest["generation"].get("decoder_start_token_id") or 0
+    start = model.manifest.architecture.decoder_start_token_id
     newest = np.full((len(input_ids), 1), start, np.int64)
     advance = _advance(step_model)
     for _ in range(new_tokens):
@@ -194,12 +201,11 @@ def _advance(step_model: Any) -> Callable[[Any, Tokens], Tokens]:
     return lambda state, tokens: step_model.step(state, tokens).argmax(axis=-1)
 
 
-def _step_bytes(model: BundleModel, batch: int, source: int, new_tokens: int) -> int:
+def _step_bytes(costs: GraphCosts | None, batch: int, source: int, new_tokens: int) -> int | None:
     """Bytes of weights that one decoder step reads; keys and values are left out."""
-    from t5edge.exporter.graph.costs import graph_costs
-
-    sizes = {"batch": batch, "source": source, "target": 1, "past": new_tokens // 2}
-    return int(graph_costs(model.folder / "decoder.onnx", sizes)["weight_bytes"])
+    if costs is None:
+        return None
+    return costs.weight_bytes({"batch": batch, "source": source, "target": 1, "past": new_tokens // 2})
 
 
 def peak_mib() -> float | None:

@@ -26,9 +26,11 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         strict=True,
     ):
         _panel(axes, report["rows"], key, label)
-    floor = min(row["step_bytes"] for row in report["rows"]) / report["machine"]["read_gb_s"] / 1e6
-    panels[1].axhline(floor, color=ACCENT, linestyle="--", linewidth=1, label="weights / read bandwidth")
-    panels[1].legend(frameon=False, fontsize=8)
+    read = [row["step_bytes"] for row in report["rows"] if row["step_bytes"] is not None]
+    if read:
+        floor = min(read) / report["machine"]["read_gb_s"] / 1e6
+        panels[1].axhline(floor, color=ACCENT, linestyle="--", linewidth=1, label="weights / read bandwidth")
+        panels[1].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{report['variant']} in {report['precision']}", x=0.01, ha="left", fontweight="bold")
     save_figure(figure, path)
 

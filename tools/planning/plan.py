@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from t5edge.bundle.architecture import Architecture, Stack
+from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.family.variants import Variant
 from t5edge.tools.planning.devices import DeviceSpec
 
-COMPUTE_BYTES = {"float": 4, "float16": 2, "bfloat16": 2}
 NODE_BYTES = 250
 """Bytes that an assembled node takes in its .onnx file."""
 NODES = {"encoder": 21, "decoder": 38}
@@ -114,7 +114,7 @@ def graph_bytes(a: Architecture) -> int:
 
 def kv_bytes(a: Architecture, precision: Precision) -> int:
     """Bytes of keys and values of all decoder layers for one position; the same for self- and cross-attention."""
-    return 2 * a.decoder_layers * a.inner_dim * COMPUTE_BYTES[precision.compute]
+    return 2 * a.decoder_layers * a.inner_dim * DTYPES[precision.compute].bytes
 
 
 def encoder_flops(a: Architecture, source: int) -> int:
@@ -141,7 +141,7 @@ class _Weights:
 
     def __init__(self, a: Architecture, precision: Precision) -> None:
         self.a, self.precision = a, precision
-        self.wide = COMPUTE_BYTES[precision.compute]
+        self.wide = DTYPES[precision.compute].bytes
 
     def matrix(self, rows: int, columns: int) -> int:
         """A MatMul weight [rows, columns] with its scales."""

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.precision import Precision
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.schema import plain
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.records import run_words
 
@@ -30,7 +30,6 @@ SHADES = 7
 LEAST = 1e-12
 """Smaller divergences are shaded like this one."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-Manifest = Mapping[str, Any]
 Facts = dict[str, Any]
 
 
@@ -43,7 +42,7 @@ def report_page(folder: Path) -> str:
     environment = _environment()
     from jinja2 import UndefinedError
 
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     path = folder / "parity.json"
     try:
         parity = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -108,16 +107,16 @@ def _environment() -> Any:
 
 def _facts(manifest: Manifest) -> Facts:
     """The manifest, and what is computed from it. This is where it is read."""
-    plan, stored = manifest.get("quantization"), _stored_files(manifest["files"])
+    plan, stored = manifest.quantization, _stored_files(plain(manifest.files))
     return {
-        "manifest": {"quantization": None, "speed": None, "parity": None, "random_weights": None, **manifest},
-        "precision": Precision.from_dict(manifest["precision"]),
+        "manifest": manifest,
+        "precision": manifest.precision,
         "size": sum(size for name, size in stored if name.endswith((".onnx", ".safetensors"))),
-        "sizes": _sizes(4 * manifest["architecture"]["parameters"], stored),
-        "times": lambda part, key: _times(manifest["speed"], part, key),
+        "sizes": _sizes(4 * manifest.architecture.parameters, stored),
+        "times": lambda part, key: _times(plain(manifest.speed), part, key),
         "shades": SHADES,
-        "ranges": list(_ranges(manifest["rescale"])),
-        "engines": list(_engines(manifest["engines"])),
+        "ranges": list(_ranges(plain(manifest.rescale))),
+        "engines": list(_engines(plain(manifest.engines))),
         **({} if plan is None else _quantization(plan)),
     }
 

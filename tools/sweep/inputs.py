@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from t5edge.bundle.manifest import stored_bytes
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.versions import tool_versions
 from t5edge.options import ExportOptions, recorded_options, wanted_row
 
-KEYS = ("precision", "options", "tools")
-"""Entries of the manifest that, with the checkpoint's content, determine a bundle."""
 NEUTRAL_TOOLS = ("python",)
 """Tools whose version does not change a bundle."""
 
@@ -27,13 +25,13 @@ def wanted_inputs(options: ExportOptions, checkpoint_content: str | None) -> dic
     return _compared({**facts, "checkpoint": checkpoint_content, "options": recorded_options(options)})
 
 
-def known_inputs(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def known_inputs(manifest: Manifest) -> dict[str, Any]:
     """The inputs that a bundle was made from."""
-    known = content(manifest.get("revision"), manifest.get("content_key"))
-    return _compared({"checkpoint": known, **{key: manifest.get(key) for key in KEYS}})
+    facts = {"precision": manifest.precision.to_dict(), "tools": manifest.tools, "options": manifest.options}
+    return _compared({**facts, "checkpoint": content(manifest.revision, manifest.content_key)})
 
 
-def changed_inputs(manifest: Mapping[str, Any], options: ExportOptions) -> list[str]:
+def changed_inputs(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Dotted names of what a bundle was made from that an export would have otherwise now.
 
     Raises:
@@ -47,7 +45,7 @@ def changed_inputs(manifest: Mapping[str, Any], options: ExportOptions) -> list[
 
 
 def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    tools = {name: version for name, version in (inputs["tools"] or {}).items() if name not in NEUTRAL_TOOLS}
+    tools = {name: version for name, version in inputs["tools"].items() if name not in NEUTRAL_TOOLS}
     plain: dict[str, Any] = json.loads(json.dumps({**inputs, "tools": tools}))
     return plain
 
@@ -64,11 +62,10 @@ def differences(known: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
     return found
 
 
-def bundle_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def bundle_facts(manifest: Manifest) -> dict[str, Any]:
     """What an outcome says of a bundle."""
-    parity = manifest["parity"]
     return {
-        "bytes": stored_bytes(manifest),
-        "passed": None if parity is None else bool(parity["passed"]),
-        "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
+        "bytes": manifest.stored_bytes,
+        "passed": manifest.passed,
+        "weights_sha256": manifest.hashes.get("weights.safetensors"),
     }

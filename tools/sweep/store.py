@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from t5edge.bundle.files import MANIFEST, FileFacts, sha256_of
 from t5edge.bundle.folder import FAILED_SUFFIX
-from t5edge.bundle.manifest import FORMAT, MANIFEST, sha256_of
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 
@@ -52,30 +51,29 @@ class Store:
     def _path(self, name: str, file: str) -> str:
         return f"{self._root.rstrip('/')}/{name}/{file}"
 
-    def manifest(self, name: str) -> Mapping[str, Any] | None:
+    def manifest(self, name: str) -> Manifest | None:
         """The manifest of a bundle that is there; None when there is none."""
         try:
-            found = json.loads(self._files.cat_file(self._path(name, MANIFEST)))
-        except (OSError, ValueError):
+            return Manifest.from_dict(json.loads(self._files.cat_file(self._path(name, MANIFEST))))
+        except (OSError, ValueError, RecursionError, UserError):
             return None
-        return found if isinstance(found, dict) and found.get("format") == FORMAT else None
 
-    def complete(self, name: str, manifest: Mapping[str, Any]) -> bool:
+    def complete(self, name: str, manifest: Manifest) -> bool:
         """Whether every file has the size and sha256 of the manifest; see ``HASHED_BYTES`` for URLs."""
         try:
-            return all(self._sound(self._path(name, file), facts) for file, facts in manifest["files"].items())
+            return all(self._sound(self._path(name, file), facts) for file, facts in manifest.files.items())
         except FileNotFoundError:
             return False
 
-    def _sound(self, path: str, facts: Mapping[str, Any]) -> bool:
-        if self._files.size(path) != facts["bytes"]:
+    def _sound(self, path: str, facts: FileFacts) -> bool:
+        if self._files.size(path) != facts.bytes:
             return False
         if not self._url:
-            return sha256_of(Path(path)) == facts["sha256"]
-        large = facts["bytes"] > HASHED_BYTES
-        return large or hashlib.sha256(self._files.cat_file(path)).hexdigest() == facts["sha256"]
+            return sha256_of(Path(path)) == facts.sha256
+        large = facts.bytes > HASHED_BYTES
+        return large or hashlib.sha256(self._files.cat_file(path)).hexdigest() == facts.sha256
 
-    def export(self, name: str, options: ExportOptions) -> Mapping[str, Any]:
+    def export(self, name: str, options: ExportOptions) -> Manifest:
         """Make the bundle; returns its manifest. Raises as ``export_bundle``."""
         from t5edge.pipeline import export_bundle
 

@@ -10,7 +10,7 @@ import pytest
 
 from support.quantized_models import Model, row_with, run_encoder
 from t5edge import pipeline
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings, apply_plan, make_plan
 from t5edge.exporter.graph.rescale import Rescale, StackScale
@@ -57,12 +57,12 @@ def test_ranges_follow_the_rescale_of_the_ffn(name: str, request: pytest.Fixture
     a, row = model.checkpoint.architecture, precision("int8")
     model.graphs(row)
     scale = StackScale(k=3, t=(2,) * a.encoder_layers, t_source="wi_1" if a.gated else "wi")
-    found = []
+    found, form = [], ExportOptions("x").form
     for title, rescale in (("as-it-is", Rescale()), ("rescaled", Rescale(encoder=scale))):
-        graphs = pipeline.assemble_graphs(model.checkpoint, model.blocks(), row, rescale, ExportOptions("x"))
+        graphs = pipeline.assemble_graphs(model.checkpoint, model.blocks(), row, rescale, form)
         plan = make_plan(model.checkpoint, graphs, row, model.texts, Silent(), Settings(gate=False))
         apply_plan(plan, graphs)
-        found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row, {}), model.texts.gate))
+        found.append(run_encoder(model.write(f"ranges-{name}-{title}", graphs, row), model.texts.gate))
     for port, value in found[0].items():
         assert np.array_equal(value, found[1][port]), port
 
@@ -84,7 +84,7 @@ def test_every_pair_is_symmetric_and_has_a_scale_of_its_own(plain: Model) -> Non
 def test_a_bundle_in_float16_has_no_float32_left_but_its_logits(relu: Model, name: str) -> None:
     row = precision(name).computing("float16")
     folder, _ = relu.bundle(f"half-{name}", row)
-    assert read_manifest(folder)["precision"]["compute"] == "float16"
+    assert Manifest.read(folder).precision.compute == "float16"
     for graph in ("encoder", "decoder"):
         model = onnx.load(folder / f"{graph}.onnx", load_external_data=False)
         kinds = {tensor.data_type for tensor in model.graph.initializer}

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.quantized_models import Model
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import Precision, precision
 from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
@@ -21,12 +20,12 @@ ROWS = ("int8", "int8-weight", "int4-weight")
 
 def build(folder: Path, graph: str, capability: str) -> int:
     """Bytes of the engine that TensorRT-RTX makes of a bundle's graph; attention fused where it computes in 16 bits."""
-    manifest = read_manifest(folder)
-    facts, compute = manifest["architecture"], manifest["precision"]["compute"]
-    form = attention_form(compute, facts["d_kv"], no_fuse=False)
+    manifest = Manifest.read(folder)
+    facts, compute = manifest.architecture, manifest.precision.compute
+    form = attention_form(compute, facts.d_kv, no_fuse=False)
     assert form == ("fused" if compute == "float16" else "decomposable")
-    ports = GraphPorts.from_dict(manifest["ports"][graph])
-    profiles = engine_profiles(Limits(**manifest["limits"]), graph, form, facts["num_heads"])
+    ports = manifest.ports[graph]
+    profiles = engine_profiles(manifest.limits, graph, form, facts.num_heads)
     spec = EngineSpec(folder / f"{graph}.onnx", ports, profiles, form, capability, compute == "float")
     built = build_engine(load_tensorrt("tensorrt-rtx"), spec, Silent())
     check_attention(spec, built)
@@ -71,7 +70,7 @@ def test_turing_takes_eight_bits_in_float16(demo: Model) -> None:
 
 def test_turing_refuses_four_bits(demo: Model) -> None:
     folder = made(demo, precision("int4-weight").computing("float16"))
-    dtypes = dtypes_of(read_manifest(folder), [folder / "decoder.onnx"])
+    dtypes = dtypes_of(Manifest.read(folder), [folder / "decoder.onnx"])
     assert "int4" in dtypes
     with pytest.raises(UserError, match="no 4-bit weights for Turing"):
         check_dtypes(load_tensorrt("tensorrt-rtx").flavor, ["7.5"], dtypes)

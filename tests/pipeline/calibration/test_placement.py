@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from support.quantized_models import Model, row_with
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.calibration.placement import holds, max_kl
 from t5edge.calibration.plan import Settings
@@ -28,7 +28,7 @@ def test_the_demo_holds_its_gate_in_the_bundle(demo: Model, name: str) -> None:
     assert float(errors.kl.mean()) <= kl
     assert errors.top1(0.0)[0] >= top1
     assert not plan.excluded
-    json.dumps(read_manifest(folder)["quantization"], allow_nan=False)
+    json.dumps(Manifest.read(folder).quantization, allow_nan=False)
 
 
 def test_sensitive_sites_fall_back_until_the_gate_holds(outliers: Model) -> None:
@@ -73,7 +73,7 @@ def test_an_excluded_point_stays_float_and_its_bytes_are_stated(outliers: Model)
         point for point in plan.points if point.name in plan.excluded and point.graph == "encoder" and point.block
     ]
     assert set(floats) == {point.key for point in excluded}
-    facts = read_manifest(folder)["quantization"]
+    facts = Manifest.read(folder).quantization or {}
     assert facts["kept"] == sorted(plan.excluded)
     assert facts["kept_bytes"] == sum(point.parameters * 3 for point in plan.points if point.name in plan.excluded)
 

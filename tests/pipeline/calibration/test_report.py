@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from support.quantized_models import Model, row_with
-from t5edge.bundle.manifest import damaged_files, read_manifest, write_json, write_manifest
+from t5edge.bundle.files import write_json
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings
 from t5edge.cli import main
@@ -54,7 +55,7 @@ def read(page: str) -> str:
 
 
 def with_facts(folder: Path, **facts: object) -> Path:
-    write_manifest(folder, {**read_manifest(folder), **facts})
+    write_json(folder / "bundle.json", {**Manifest.read(folder).to_dict(), **facts})
     return folder
 
 
@@ -173,7 +174,7 @@ def full(outliers: Model) -> tuple[Path, dict[str, Any]]:
     }
     check = {"name": "3 logits", "measure": "mean KL (nats)", "value": 0.01, "limit": 0.05, "verdict": "pass"}
     write_json(folder / "parity.json", {"rungs": [check, {**check, "verdict": "not run: no task"}]})
-    return folder, {**read_manifest(folder), **facts}
+    return folder, {**Manifest.read(folder).to_dict(), **facts}
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])

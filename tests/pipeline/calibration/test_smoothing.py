@@ -42,7 +42,7 @@ def test_smoothing_leaves_every_bit_of_the_float32_encoder(name: str, request: p
     for folder, factors in (("as-it-is", {}), ("smoothed", random_factors(model))):
         graphs = model.graphs(row)
         apply_smoothing(graphs.encoder, factors)
-        outputs.append(run_encoder(model.write(f"{name}-{folder}", graphs, row, {}), model.texts.gate))
+        outputs.append(run_encoder(model.write(f"{name}-{folder}", graphs, row), model.texts.gate))
     before, after = outputs
     assert before.keys() == after.keys()
     for port, value in before.items():
@@ -58,7 +58,7 @@ def test_cross_keys_and_values_of_a_graph_of_their_own_keep_every_bit(plain: Mod
         graphs = add_optimum(plain.graphs(row), plain.checkpoint.architecture, plain.blocks(), "float", Rescale())
         for _, model in graphs.items():
             apply_smoothing(model, factors)
-        written = plain.write(folder, graphs, row, {})
+        written = plain.write(folder, graphs, row)
         decoder, encoder = (onnxruntime.InferenceSession(str(written / name)) for name in names)
         outputs.append(first_step(encoder, decoder))
     before, after = outputs
@@ -155,7 +155,7 @@ def test_the_output_layer_is_smoothed_through_the_last_norm(plain: Model, rounde
         exponents = np.random.default_rng(0).integers(-4, 5, site.shape[0]).astype(np.int8)
         apply_smoothing(graphs.decoder, {OUTPUT: Factors(exponents.tobytes())})
         assert any("lm_head" in name and "~" in name for name in graphs.decoder.graph.initializers)
-    folder = plain.write(f"head-{rounded}", graphs, precision("fp32"), {})
+    folder = plain.write(f"head-{rounded}", graphs, precision("fp32"))
     assert plain.errors(folder).relative < 1e-6
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from support.manifests import tiny_manifest
 from t5edge import pipeline
 from t5edge.cli import main
 from t5edge.options import ExportOptions
@@ -23,7 +24,7 @@ def test_a_single_export_gets_plain_options(
 
     def export_bundle(options: ExportOptions, progress: Any) -> pipeline.Bundle:
         asked.append(options)
-        return pipeline.Bundle(Path("there"), {"files": {}}, None)
+        return pipeline.Bundle(Path("there"), tiny_manifest())
 
     monkeypatch.setattr(pipeline, "export_bundle", export_bundle)
     command = ["export", "--variant", "t5-small", "--precision", "fp16", "--target", "onnxruntime", "--out", "there"]
@@ -31,7 +32,8 @@ def test_a_single_export_gets_plain_options(
     wanted = ExportOptions(variant="t5-small", precision="fp16", target=("onnxruntime",), out="there", max_batch=2)
     assert asked == [wanted]
     assert type(asked[0]) is ExportOptions
-    assert json.loads(capsys.readouterr().out) == {"bundle": "there", "passed": None, "files": {}}
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"bundle": "there", "passed": None, **tiny_manifest().to_dict()}
     assert main(["export", "--variant", "t5-small"]) == 0
     assert asked[-1] == ExportOptions(variant="t5-small")
 

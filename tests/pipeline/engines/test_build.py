@@ -6,14 +6,14 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
 
 from support.bundles import Workshop
 from support.gpus import NO_GPU, SetGpus, Told
-from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.engine_record import EngineEntry
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.cli import main
 from t5edge.engines.attention import shape_attentions
 from t5edge.engines.build import build_engines, check_buildable
@@ -44,42 +44,43 @@ def with_engines(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "built"))
 
 
-def entry_of(folder: Path) -> Any:
-    return read_manifest(folder)["engines"]["tensorrt-rtx"]["8.6"]
+def entry_of(folder: Path) -> EngineEntry:
+    return Manifest.read(folder).engines["tensorrt-rtx"]["8.6"]
 
 
 def test_both_engines_are_built_and_recorded(built: Path, rtx: TensorRT) -> None:
-    bundle, manifest = built, read_manifest(built)
-    entries = manifest["engines"]["tensorrt-rtx"]
-    assert list(manifest["engines"]) == ["tensorrt-rtx"]
+    bundle, manifest = built, Manifest.read(built)
+    entries = manifest.engines["tensorrt-rtx"]
+    assert list(manifest.engines) == ["tensorrt-rtx"]
     assert list(entries) == ["8.6"]
     for graph, attentions in (("encoder", 4), ("decoder", 8)):
-        record = entries["8.6"][graph]
+        record = entries["8.6"].graphs[graph]
         engine = bundle / "engines" / "tensorrt-rtx" / "8.6" / f"{graph}.engine"
-        assert engine.stat().st_size == record["bytes"] == manifest["files"][record["file"]]["bytes"]
-        assert json.loads(engine.with_name(engine.name + ".json").read_text()) == record
-        assert (record["target"], record["version"], record["compute_capability"]) == (
+        assert engine.stat().st_size == record.bytes == manifest.files[record.file].bytes
+        assert json.loads(engine.with_name(engine.name + ".json").read_text()) == record.to_dict()
+        assert (record.target, record.version, record.compute_capability) == (
             "tensorrt-rtx",
             rtx.version,
             "8.6",
         )
-        assert record["sources"][f"{graph}.onnx"] == manifest["files"][f"{graph}.onnx"]["sha256"]
-        assert record["sources"]["weights.safetensors"] == manifest["files"]["weights.safetensors"]["sha256"]
-        assert (record["attention"]["fused"], record["attention"]["decomposed"]) == (attentions, [])
-        assert record["seconds"] > 0
-    assert entries["8.6"]["decoder"]["profiles"][0]["target"] == [1, 1, 1]
-    assert "target" not in entries["8.6"]["encoder"]["profiles"][0]
+        assert record.sources[f"{graph}.onnx"] == manifest.hashes[f"{graph}.onnx"]
+        assert record.sources["weights.safetensors"] == manifest.hashes["weights.safetensors"]
+        assert (record.attention.fused, record.attention.decomposed) == (attentions, ())
+        assert record.seconds > 0
+    assert entries["8.6"].graphs["decoder"].profiles[0]["target"] == (1, 1, 1)
+    assert "target" not in entries["8.6"].graphs["encoder"].profiles[0]
     assert damaged_files(bundle) == []
 
 
 def test_without_a_gpu_running_is_recorded_as_not_run(built: Path) -> None:
-    assert entry_of(built)["run"] == "not run: no GPU: none in this test"
+    assert entry_of(built).run == "not run: no GPU: none in this test"
 
 
 def test_several_generations_in_one_bundle(with_engines: Path) -> None:
     made = build_engines(with_engines, "tensorrt-rtx", ["8.9"])
-    assert sorted(read_manifest(with_engines)["engines"]["tensorrt-rtx"]) == ["8.6", "8.9"]
-    assert read_manifest(with_engines)["engines"]["tensorrt-rtx"]["8.9"] == made["8.9"]
+    engines = Manifest.read(with_engines).engines["tensorrt-rtx"]
+    assert sorted(engines) == ["8.6", "8.9"]
+    assert engines["8.9"] == made["8.9"]
     assert len(list(with_engines.rglob("*.engine"))) == 4
     assert damaged_files(with_engines) == []
 
@@ -107,9 +108,9 @@ def test_without_fusion_is_another_engine(with_engines: Path) -> None:
     bundle = with_engines
     entries = build_engines(bundle, "tensorrt-rtx", ["8.6"], no_fuse=True)
     for graph in ("encoder", "decoder"):
-        assert entries["8.6"][graph]["no_fuse"] is True
-        assert entries["8.6"][graph]["attention"]["form"] == "split"
-        assert entries["8.6"][graph]["attention"]["fused"] == 0
+        assert entries["8.6"].graphs[graph].no_fuse is True
+        assert entries["8.6"].graphs[graph].attention.form == "split"
+        assert entries["8.6"].graphs[graph].attention.fused == 0
 
 
 @pytest.mark.parametrize(("cache", "decoders"), [("in-place", ["decoder_in_place"])])
@@ -118,7 +119,7 @@ def test_the_cache_decides_which_decoder_is_built(
 ) -> None:
     folder = demo.fresh(tmp_path / "bundle", "fp16", cache)
     entries = build_engines(folder, "tensorrt-rtx", ["8.6"])
-    assert [name for name in entries["8.6"] if name != "run"] == ["encoder", *decoders]
+    assert list(entries["8.6"].graphs) == ["encoder", *decoders]
     assert (folder / "decoder.onnx").is_file()
 
 
@@ -175,7 +176,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 from t5edge.engines.build import build_engines
 entries = build_engines({folder!r}, "tensorrt-rtx", ["8.6"])
-print(sorted(entries["8.6"]))
+print(sorted(entries["8.6"].to_dict()))
 print(sorted(name for name in sys.modules if name in {blocked}))
 """
 
@@ -200,7 +201,7 @@ from t5edge.engines import build as tensorrt
 from t5edge.runtime.gpu import Gpu, GpuReport
 
 tensorrt.find_gpus = lambda: GpuReport((Gpu("Test GPU", "8.9", "13.0"),))
-print(json.dumps(tensorrt.build_engines({folder!r}, "tensorrt")["8.9"]))
+print(json.dumps(tensorrt.build_engines({folder!r}, "tensorrt")["8.9"].to_dict()))
 """
 
 
@@ -231,7 +232,7 @@ def test_few_packages_suffice_on_the_device(bundle: Path, tmp_path: Path) -> Non
     code = f"""
 from t5edge.engines.build import build_engines
 from t5edge.engines.doctor import targets_report
-print(sorted(build_engines({str(bundle)!r}, "tensorrt-rtx", ["8.6"])["8.6"]))
+print(sorted(build_engines({str(bundle)!r}, "tensorrt-rtx", ["8.6"])["8.6"].to_dict()))
 print([row["target"] for row in targets_report() if row["can_build"]])
 """
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
@@ -251,8 +252,9 @@ def test_an_export_builds_engines(tmp_path: Path, rtx: TensorRT) -> None:
         cache="both",
         no_verify=True,
     )
-    entry = bundle.manifest["engines"]["tensorrt-rtx"]["8.6"]
-    assert list(entry) == ["encoder", "decoder", "decoder_in_place", "run"]
+    entry = bundle.manifest.engines["tensorrt-rtx"]["8.6"]
+    assert list(entry.graphs) == ["encoder", "decoder", "decoder_in_place"]
+    assert Manifest.read(bundle.folder) == bundle.manifest
     assert damaged_files(bundle.folder) == []
 
 
@@ -280,10 +282,10 @@ def test_an_engine_that_fails_its_check_fails_the_export_and_is_kept_for_study(
     assert said.startswith("t5edge export: encoder.onnx for compute capability 8.6: 0 of 4 attentions have a fused")
     assert said.endswith(f"The bundle is kept for study as '{out}.failed'.")
     assert damaged_files(Path(f"{out}.failed")) == []
-    assert read_manifest(Path(f"{out}.failed"))["precision"]["name"] == "bf16"
+    assert Manifest.read(Path(f"{out}.failed")).precision.name == "bf16"
     assert out.exists() == force
     if force:
-        assert read_manifest(out)["precision"]["name"] == "fp16"
+        assert Manifest.read(out).precision.name == "fp16"
 
 
 def test_an_export_is_refused_before_any_work(tmp_path: Path, rtx: TensorRT) -> None:

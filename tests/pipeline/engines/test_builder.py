@@ -13,8 +13,8 @@ import pytest
 
 from support.bundles import Workshop, tiny_workshop
 from support.tiny_models import tiny_models
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.ports import Limits
 from t5edge.engines.attention import Form, attention_form, find_attentions
 from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.errors import GateError, UserError
@@ -28,14 +28,14 @@ FAMILY = [tiny.name for tiny in tiny_models()]
 
 
 def spec_of(folder: Path, graph: str, capability: str = "8.6", form: Form | None = None) -> EngineSpec:
-    manifest = read_manifest(folder)
-    compute = manifest["precision"]["compute"]
-    facts = manifest["architecture"]
-    chosen = form or attention_form(compute, facts["d_kv"], no_fuse=False)
+    manifest = Manifest.read(folder)
+    compute = manifest.precision.compute
+    facts = manifest.architecture
+    chosen = form or attention_form(compute, facts.d_kv, no_fuse=False)
     return EngineSpec(
         folder / f"{graph}.onnx",
-        GraphPorts.from_dict(manifest["ports"][graph]),
-        engine_profiles(Limits(**manifest["limits"]), graph, chosen, facts["num_heads"]),
+        manifest.ports[graph],
+        engine_profiles(manifest.limits, graph, chosen, facts.num_heads),
         chosen,
         capability,
         compute == "float",

@@ -9,7 +9,8 @@ import pytest
 from support.bundles import Workshop
 from support.gpus import NO_GPU, SetGpus
 from support.host_device import pretend_gpu
-from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.engine_record import EngineRun
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.engines import check as tensorrt_check
 from t5edge.engines.build import build_engines
 from t5edge.engines.check import RUNG, require_right, run_state
@@ -28,20 +29,20 @@ def bundle(demo: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
 
 def test_without_the_gpu_it_is_not_run(demo: Workshop) -> None:
     folder = demo.bundle("fp16")
-    assert run_state(folder, RTX, "8.6", NO_GPU) == "not run: no GPU: none in this test"
-    assert run_state(folder, RTX, "8.6", ADA) == "not run: no GPU of compute capability 8.6 here"
+    assert run_state(folder, Manifest.read(folder), RTX, "8.6", NO_GPU) == "not run: no GPU: none in this test"
+    assert run_state(folder, Manifest.read(folder), RTX, "8.6", ADA) == "not run: no GPU of compute capability 8.6 here"
 
 
 def test_without_onnxruntime_it_is_not_run(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    state = run_state(demo.bundle("fp16"), RTX, "8.9", ADA)
+    state = run_state(demo.bundle("fp16"), Manifest.read(demo.bundle("fp16")), RTX, "8.9", ADA)
     assert isinstance(state, str)
     assert state.startswith("not run: onnxruntime is not installed to compare with")
 
 
 def test_what_cannot_be_opened_is_not_run(demo: Workshop, set_gpus: SetGpus, rtx: TensorRT) -> None:
     set_gpus("8.9")
-    state = run_state(demo.bundle("fp16"), RTX, "8.9", ADA)
+    state = run_state(demo.bundle("fp16"), Manifest.read(demo.bundle("fp16")), RTX, "8.9", ADA)
     assert isinstance(state, str)
     assert state.startswith("not run: ")
     assert "no encoder engine of tensorrt-rtx for this GPU" in state
@@ -53,12 +54,14 @@ def test_engines_that_agree_pass_with_the_gpu_s_name(
     set_gpus("8.9")
     pretend_gpu(monkeypatch, rtx, bundle)
     entries = build_engines(bundle, "tensorrt-rtx")
-    run = entries["8.9"]["run"]
-    (rung,) = run["rungs"]
-    assert (run["gpu"], run["verdict"]) == ("Test GPU 8.9", "pass")
-    assert (rung["name"], rung["verdict"]) == (RUNG, "pass")
-    assert rung["value"] < 1e-5
-    assert read_manifest(bundle)["engines"]["tensorrt-rtx"]["8.9"]["run"] == run
+    run = entries["8.9"].run
+    assert isinstance(run, EngineRun)
+    (rung,) = run.rungs
+    assert (run.gpu, run.verdict) == ("Test GPU 8.9", "pass")
+    assert (rung.name, rung.verdict) == (RUNG, "pass")
+    assert rung.value is not None
+    assert rung.value < 1e-5
+    assert Manifest.read(bundle).engines["tensorrt-rtx"]["8.9"].run == run
     assert damaged_files(bundle) == []
 
 
@@ -70,11 +73,11 @@ def test_engines_that_are_wrong_fail_and_are_recorded_so(
     bundle: Path, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, error: float, no_fuse: bool, advice: str
 ) -> None:
     set_gpus("8.9")
-    monkeypatch.setattr(tensorrt_check, "logit_error", lambda folder, target: error)
+    monkeypatch.setattr(tensorrt_check, "logit_error", lambda *_: error)
     with pytest.raises(GateError, match=f"engines run on Test GPU 8.9 and are wrong.*{advice}"):
         build_engines(bundle, "tensorrt-rtx", no_fuse=no_fuse)
-    run: Any = read_manifest(bundle)["engines"]["tensorrt-rtx"]["8.9"]["run"]
-    assert run["verdict"] == run["rungs"][0]["verdict"] == "fail"
+    run: Any = Manifest.read(bundle).engines["tensorrt-rtx"]["8.9"].run
+    assert run.verdict == run.rungs[0].verdict == "fail"
 
 
 def test_what_was_not_run_stops_nothing() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,9 @@ import pytest
 
 from support.bundles import Workshop
 from support.gpus import NO_GPU
+from support.manifests import engine_record
+from t5edge.bundle.engine_record import EngineRecord
+from t5edge.bundle.manifest import Manifest
 from t5edge.engines.guards import capability_key, check_dtypes, check_sources, choose_capabilities, dtypes_of
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import Gpu, GpuReport
@@ -108,13 +111,13 @@ def test_dtypes_that_a_gpu_has_pass() -> None:
 
 def test_dtypes_are_read_from_the_graphs(demo: Workshop) -> None:
     folder = demo.bundle("bf16")
-    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest = Manifest.read(folder)
     assert dtypes_of(manifest, [folder / "encoder.onnx"]) == {"bfloat16", "int64"}
 
 
 def test_a_changed_source_is_refused(demo: Workshop, tmp_path: Path) -> None:
     folder = demo.fresh(tmp_path / "bundle", "fp16")
-    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest = Manifest.read(folder)
     check_sources(folder, manifest, ["encoder.onnx", "weights.safetensors"])
     (folder / "encoder.onnx").write_bytes(b"other")
     assert "not the file the bundle was exported with" in refusal(check_sources, folder, manifest, ["encoder.onnx"])
@@ -125,22 +128,16 @@ class FakeModule:
 
 
 @pytest.fixture
-def engine(demo: Workshop, tmp_path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def engine(demo: Workshop, tmp_path: Path) -> tuple[Path, EngineRecord, Manifest]:
     """A bundle, the record of an engine that fits it on a 8.9, and its manifest."""
     folder = demo.fresh(tmp_path / "bundle", "fp16")
-    manifest = json.loads((folder / "bundle.json").read_text())
-    sources = {name: manifest["files"][name]["sha256"] for name in ("decoder.onnx", "weights.safetensors")}
-    record = {
-        "target": "tensorrt-rtx",
-        "version": "1.7.1.116",
-        "compute_capability": "8.9",
-        "graph": "decoder",
-        "sources": sources,
-    }
+    manifest = Manifest.read(folder)
+    sources = {name: manifest.hashes[name] for name in ("decoder.onnx", "weights.safetensors")}
+    record = engine_record(version="1.7.1.116", compute_capability="8.9", graph="decoder", sources=sources)
     return folder, record, manifest
 
 
-def test_an_engine_that_fits_passes(engine: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+def test_an_engine_that_fits_passes(engine: tuple[Path, EngineRecord, Manifest]) -> None:
     check_engine(*engine, TensorRT(RTX, FakeModule), ADA)
 
 
@@ -154,16 +151,16 @@ def test_an_engine_that_fits_passes(engine: tuple[Path, dict[str, Any], dict[str
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused(
-    engine: tuple[Path, dict[str, Any], dict[str, Any]], change: dict[str, Any], says: str
+    engine: tuple[Path, EngineRecord, Manifest], change: dict[str, Any], says: str
 ) -> None:
     folder, record, manifest = engine
-    text = refusal(check_engine, folder, {**record, **change}, manifest, TensorRT(RTX, FakeModule), ADA)
+    text = refusal(check_engine, folder, replace(record, **change), manifest, TensorRT(RTX, FakeModule), ADA)
     assert says in text
     assert f"t5edge build '{folder}' --target tensorrt-rtx" in text
 
 
 def test_an_engine_is_refused_after_the_onnx_file_changed(
-    engine: tuple[Path, dict[str, Any], dict[str, Any]],
+    engine: tuple[Path, EngineRecord, Manifest],
 ) -> None:
     folder, record, manifest = engine
     (folder / "decoder.onnx").write_bytes(b"other")

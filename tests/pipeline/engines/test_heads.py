@@ -8,8 +8,8 @@ import pytest
 
 from support.bundles import Workshop
 from support.tiny_models import find_tiny_model, save_tiny_model
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.ports import Limits
 from t5edge.engines.attention import find_attentions
 from t5edge.engines.builder import EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.heads import has_one_head, swap_batch_and_heads
@@ -36,9 +36,9 @@ def one_head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def spec_of(folder: Path, graph: str, capability: str, max_batch: int) -> EngineSpec:
-    manifest = read_manifest(folder)
-    limits = Limits(**{**manifest["limits"], "max_batch": max_batch})
-    ports = GraphPorts.from_dict(manifest["ports"][graph])
+    manifest = Manifest.read(folder)
+    limits = replace(manifest.limits, max_batch=max_batch)
+    ports = manifest.ports[graph]
     return EngineSpec(
         folder / f"{graph}.onnx", ports, engine_profiles(limits, graph, "fused", 1), "fused", capability, False
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from support.bundles import Workshop
 from support.gpus import NO_GPU, SetGpus, Told
 from support.host_device import pretend_gpu
-from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import ParityReport, failure
 from t5edge.cli import main
 from t5edge.engines.build import build_engines
@@ -46,41 +47,41 @@ def bundle(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "bundle"))
 
 
-def run_of(manifest: Any, capability: str = "8.6") -> Any:
-    return manifest["engines"]["tensorrt-rtx"][capability]["run"]
+def run_of(manifest: Manifest, capability: str = "8.6") -> Any:
+    return manifest.engines["tensorrt-rtx"][capability].run
 
 
 def test_a_proof_is_the_gpu_the_verdict_and_the_checks(report: ParityReport) -> None:
     found = proof(GPU, report)
-    assert (found["gpu"], found["verdict"]) == ("NVIDIA Test 3090", "pass")
-    assert [(rung["name"], rung["verdict"]) for rung in found["rungs"]] == [
+    assert (found.gpu, found.verdict) == ("NVIDIA Test 3090", "pass")
+    assert [(rung.name, rung.verdict) for rung in found.rungs] == [
         ("files", "pass"),
         ("2 encoder", "pass"),
         ("2 encoder", "pass"),
     ]
-    assert set(found["rungs"][1]) == {"name", "measure", "value", "limit", "verdict"}
-    assert found == json.loads(json.dumps(found))
+    data = found.to_dict()
+    assert set(data["rungs"][1]) == {"name", "measure", "value", "limit", "verdict"}
+    assert data == json.loads(json.dumps(data))
 
 
 def test_one_failed_check_is_a_failed_proof(report: ParityReport) -> None:
     worse = ParityReport([*report.results, failure("3 logits", "NaN or infinity in the logits")], report.facts)
-    assert proof(GPU, worse)["verdict"] == "fail"
+    assert proof(GPU, worse).verdict == "fail"
 
 
 def test_only_the_run_of_these_engines_changes(built: Path, report: ParityReport) -> None:
-    before = read_manifest(built)
+    before = Manifest.read(built)
     after = with_run(before, "tensorrt-rtx", "8.6", proof(GPU, report))
-    assert before == read_manifest(built)
+    assert before == Manifest.read(built)
     assert run_of(before) == run_of(before, "8.9") == run_of(after, "8.9") == NOT_RUN
     assert run_of(after) == proof(GPU, report)
     assert with_run(after, "tensorrt-rtx", "8.6", NOT_RUN) == before
-    assert list(after) == list(before)
 
 
 @pytest.mark.parametrize(("target", "capability"), [("tensorrt-rtx", "12.0"), ("tensorrt", "8.6")])
 def test_engines_that_the_manifest_does_not_list_are_refused(built: Path, target: str, capability: str) -> None:
     with pytest.raises(UserError, match=f"lists no {target} engines for compute capability {capability}"):
-        with_run(read_manifest(built), target, capability, NOT_RUN)
+        with_run(Manifest.read(built), target, capability, NOT_RUN)
 
 
 def test_the_manifest_on_disk_changes_in_that_field_alone(
@@ -89,10 +90,10 @@ def test_the_manifest_on_disk_changes_in_that_field_alone(
     set_gpus("8.6")
     before, told = (bundle / "bundle.json").read_text(), Told()
     record_run(bundle, "tensorrt-rtx", report, told)
-    after = read_manifest(bundle)
+    after = Manifest.read(bundle)
     assert run_of(after) == proof(Gpu("Test GPU 8.6", "8.6", "13.0"), report)
     record = with_run(after, "tensorrt-rtx", "8.6", NOT_RUN)
-    assert json.dumps(record, indent=2, ensure_ascii=False) + "\n" == before
+    assert json.dumps(record.to_dict(), indent=2, ensure_ascii=False) + "\n" == before
     assert damaged_files(bundle) == []
     assert not list(bundle.glob("*.partial"))
     assert told.messages == []
@@ -114,18 +115,18 @@ def test_what_cannot_be_recorded_is_said(bundle: Path, report: ParityReport, set
 def test_a_proof_stays_while_its_engines_do(built: Path, report: ParityReport) -> None:
     passed = proof(GPU, report)
     failed = proof(GPU, ParityReport([failure("engine", "wrong")]))
-    old = read_manifest(built)["engines"]["tensorrt-rtx"]["8.6"]
-    proven, refuted = {**old, "run": passed}, {**old, "run": failed}
-    other = {**old, "encoder": {**old["encoder"], "sha256": "0" * 64}}
-    short = {**passed, "rungs": passed["rungs"][:1]}
-    assert kept_run(None, old, NOT_RUN) == NOT_RUN
-    assert kept_run(old, old, short) == short
-    assert kept_run(proven, old, NOT_RUN) == passed
-    assert kept_run(proven, old, short) == passed
-    assert kept_run(proven, old, failed) == failed
+    old = Manifest.read(built).engines["tensorrt-rtx"]["8.6"]
+    proven, refuted = replace(old, run=passed), replace(old, run=failed)
+    other = {**old.graphs, "encoder": replace(old.graphs["encoder"], sha256="0" * 64)}
+    short = replace(passed, rungs=passed.rungs[:1])
+    assert kept_run(None, old.graphs, NOT_RUN) == NOT_RUN
+    assert kept_run(old, old.graphs, short) == short
+    assert kept_run(proven, old.graphs, NOT_RUN) == passed
+    assert kept_run(proven, old.graphs, short) == passed
+    assert kept_run(proven, old.graphs, failed) == failed
     assert kept_run(proven, other, NOT_RUN) == NOT_RUN
-    assert kept_run(refuted, old, NOT_RUN) == failed
-    assert kept_run(refuted, old, short) == short
+    assert kept_run(refuted, old.graphs, NOT_RUN) == failed
+    assert kept_run(refuted, old.graphs, short) == short
 
 
 def test_building_again_keeps_the_proof_of_engines_that_are_kept(
@@ -134,8 +135,8 @@ def test_building_again_keeps_the_proof_of_engines_that_are_kept(
     set_gpus("8.6")
     record_run(bundle, "tensorrt-rtx", report, Told())
     set_gpus()
-    assert build_engines(bundle, "tensorrt-rtx", ["8.6"])["8.6"]["run"]["verdict"] == "pass"
-    assert build_engines(bundle, "tensorrt-rtx", ["8.6"], force=True)["8.6"]["run"] == NOT_RUN
+    assert build_engines(bundle, "tensorrt-rtx", ["8.6"])["8.6"].run.verdict == "pass"
+    assert build_engines(bundle, "tensorrt-rtx", ["8.6"], force=True)["8.6"].run == NOT_RUN
 
 
 def test_verify_records_what_it_proved(
@@ -144,8 +145,8 @@ def test_verify_records_what_it_proved(
     set_gpus("8.9")
     pretend_gpu(monkeypatch, rtx, bundle)
     report = verify(bundle, target="tensorrt-rtx", rungs=ENCODER)
-    assert run_of(read_manifest(bundle), "8.9") == proof(Gpu("Test GPU 8.9", "8.9", "13.0"), report)
-    assert run_of(read_manifest(bundle)) == NOT_RUN
+    assert run_of(Manifest.read(bundle), "8.9") == proof(Gpu("Test GPU 8.9", "8.9", "13.0"), report)
+    assert run_of(Manifest.read(bundle)) == NOT_RUN
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_a_good_bundle_generates_the_same_tokens(exports: Exports, tiny: str) ->
 @pytest.mark.parametrize("beams", [1, 4])
 def test_the_noisy_reference_without_noise_is_transformers(subject: Subject, beams: int) -> None:
     prompts = subject.workload.prompts
-    options = read_options(subject.manifest["generation"], num_beams=beams, **SETTINGS)
+    options = read_options(subject.manifest.generation, num_beams=beams, **SETTINGS)
     tokens = generate(NoisyStep(subject.reference.model, 0.0, 0), prompts.input_ids, prompts.attention_mask, options)
     assert [pair.ours for pair in _pairs(subject, tokens, tokens)] == [pair.ours for pair in theirs(subject, beams)]
 
@@ -97,7 +97,8 @@ def test_a_worse_hypothesis_is_a_fault_and_an_equally_good_one_a_tie(subject: Su
 
 
 def test_a_setting_that_the_runtime_lacks_is_not_run(subject: Subject) -> None:
-    manifest = {**subject.manifest, "generation": {**subject.manifest["generation"], "bad_words_ids": [[5]]}}
+    generation_config = {**subject.manifest.generation, "bad_words_ids": [[5]]}
+    manifest = replace(subject.manifest, generation=generation_config)
     model = type(subject.model)(subject.folder, manifest, subject.model.step_model)
     (result,) = generation(replace(subject, manifest=manifest, model=model), "7 generation")
     assert result.verdict.startswith("not run: generate: the generation config sets bad_words_ids")

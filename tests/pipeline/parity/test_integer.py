@@ -6,16 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.bundles import write_bundle
 from support.exports import GATED, RELU, Exports, rungs
 from support.saturation import saturating_sums
 from t5edge import pipeline
 from t5edge.bundle.architecture import Stack
-from t5edge.bundle.manifest import read_manifest, write_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.calibration.activations import quantize_activations
 from t5edge.calibration.quantize import quantize_weights
@@ -31,7 +33,7 @@ from t5edge.runtime.onnxruntime import arithmetic
 from t5edge.runtime.onnxruntime.arithmetic import FLOAT, SIGNED, UNSIGNED, Arithmetic
 from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
 
-MODELS = (GATED, RELU, "ul2-twin", "byt5-twin", "mt5-twin", "umt5-twin")
+MODELS = (GATED, RELU, "ul2-tiny", "byt5-tiny", "mt5-tiny", "umt5-tiny")
 IDS = np.random.default_rng(0).integers(3, 90, (2, 24))
 OLD = Path(__file__).parents[2] / "bundles-0.1" / "byt5-int8"
 PRECISION_ENTRY = "session.x64quantprecision"
@@ -39,11 +41,11 @@ UNDER_QEMU = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.parity.integer import integer_matmuls
 from t5edge.runtime.onnxruntime.cpu import session_entries
 folder, ids = Path(sys.argv[1]), np.array(json.loads(sys.argv[2]))
-for entries in (session_entries(read_manifest(folder), "encoder"), None):
+for entries in (session_entries(Manifest.read(folder), "encoder"), None):
     found, _ = integer_matmuls(folder, ids, entries)
     print(sum(one.exact for one in found), len(found), max(one.relative for one in found))
 """
@@ -55,14 +57,12 @@ def relu(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("relu") / "int8"
     folder.mkdir()
     checkpoint, row, options = exports.checkpoint(RELU), precision("int8"), ExportOptions(RELU, "int8")
-    graphs = pipeline.assemble_graphs(checkpoint, exports.blocks(checkpoint), row, Rescale(), options)
+    graphs = pipeline.assemble_graphs(checkpoint, exports.blocks(checkpoint), row, Rescale(), options.form)
     for name, model in graphs.items():
         keys = quantize_weights(model, row)
         quantize_activations(model, dict.fromkeys(keys, 0.05) if name == "encoder" else {})
-    pipeline.save_graphs(graphs, checkpoint, folder, Silent())
-    pipeline.copy_small_files(checkpoint, folder)
-    write_manifest(folder, pipeline.describe(checkpoint, options, row, Rescale(), graphs))
-    return folder
+    parts = pipeline.Parts(checkpoint, exports.blocks(checkpoint), Rescale(), graphs, None)
+    return write_bundle(parts, row, options, folder)
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def check(folder: Path) -> int:
 
 
 def test_every_matmul_equals_numpys_integers(relu: Path) -> None:
-    architecture = read_manifest(relu)["architecture"]
-    assert check(relu) == 4 * architecture["encoder_layers"] + architecture["decoder_layers"]
+    architecture = Manifest.read(relu).architecture
+    assert check(relu) == 4 * architecture.encoder_layers + architecture.decoder_layers
 
 
 def test_every_matmul_of_a_gated_model_of_the_first_format_equals_numpys_integers() -> None:
@@ -103,7 +103,7 @@ def test_every_matmul_of_a_gated_model_of_the_first_format_equals_numpys_integer
 @pytest.mark.parametrize("name", MODELS)
 def test_every_matmul_of_a_calibrated_bundle_equals_numpys_integers(exports: Exports, name: str) -> None:
     folder = exports.bundle(name, "int8")
-    sites = [site for site in read_manifest(folder)["quantization"]["sites"] if site["graph"] == "encoder"]
+    sites = [site for site in (Manifest.read(folder).quantization or {})["sites"] if site["graph"] == "encoder"]
     assert check(folder) == sum(not site["kept"] for site in sites if site["name"] != "embedding")
 
 
@@ -127,7 +127,7 @@ def test_a_bundle_runs_in_the_form_that_this_cpu_needs(saturating: list[str], mo
     model = load(OLD)
     assert model.arithmetic is UNSIGNED
     options = model.step_model.encoder.get_session_options()
-    recorded = read_manifest(OLD)["session"]["encoder"]
+    recorded = (Manifest.read(OLD).session or {})["encoder"]
     assert {key: options.get_session_config_entry(key) for key in recorded} == recorded
     assert options.get_session_config_entry(PRECISION_ENTRY) == "1"
     logits = model.logits(IDS, mask, target)
@@ -145,17 +145,17 @@ def test_verify_judges_what_runs(exports: Exports, relu: Path, saturating: list[
 @pytest.mark.parametrize(("stack", "asks"), [("encoder", 1), ("decoder", 0)])
 def test_blocks_that_are_verified_alone_run_in_that_form_too(stack: Stack, asks: int, saturating: list[str]) -> None:
     graph = CutGraph(OLD, stack, "float", 0)
-    hidden = np.ones((1, 4, read_manifest(OLD)["architecture"]["d_model"]), np.float32)
+    hidden = np.ones((1, 4, Manifest.read(OLD).architecture.d_model), np.float32)
     last = graph.sublayers[0][-1]
     graph.run({last.hidden: hidden}, [last.out])
     assert len(saturating) == asks, "the decoder rounds no activations"
 
 
 def test_other_precisions_multiply_no_integers() -> None:
-    manifest = read_manifest(OLD)
-    for changes in ({"activations": []}, {"compute": "float16"}):
-        precision = {**manifest["precision"], **changes}
-        assert open_onnxruntime(OLD, {**manifest, "precision": precision}).arithmetic is None
+    manifest = Manifest.read(OLD)
+    for changes in ({"activations": ()}, {"compute": "float16"}):
+        changed = replace(manifest, precision=replace(manifest.precision, **changes))
+        assert open_onnxruntime(OLD, changed).arithmetic is None
 
 
 def test_matrices_that_stay_in_float32_do_no_harm(tmp_path: Path, saturating: list[str]) -> None:

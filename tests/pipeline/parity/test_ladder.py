@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from support.exports import GATED, RELU, Exports, rungs
 from support.tiny_models import find_tiny_model, save_tiny_model
-from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.graph.rescale import Rescale, StackScale
 from t5edge.parity.ladder import find_checkpoint, verify
@@ -37,16 +38,14 @@ def hot(exports: Exports) -> Path:
 
 def test_the_ladder_writes_its_report_and_the_manifest_its_results(exports: Exports, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exports.bundle(GATED), tmp_path / "bundle"))
-    before = read_manifest(folder)
+    before = Manifest.read(folder)
     report = exports.verify(folder, GATED, "2", "8")
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     assert json.loads((folder / "parity.json").read_text()) == report.to_dict()
-    assert manifest["parity"]["passed"] is True
-    assert [entry["verdict"][:7] for entry in manifest["parity"]["rungs"]] == ["pass", "pass", "not run"]
+    assert manifest.parity == report.without_details()
+    assert [result.verdict[:7] for result in report.results] == ["pass", "pass", "not run"]
     assert damaged_files(folder) == []
-    assert {key: manifest[key] for key in before if key not in ("parity", "files")} == {
-        key: before[key] for key in before if key not in ("parity", "files")
-    }
+    assert replace(manifest, parity=before.parity, files=before.files) == before
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-weight"])
@@ -54,13 +53,14 @@ def test_a_residual_beyond_float16_passes_with_the_rescale(
     exports: Exports, hot: Path, tmp_path: Path, precision: str
 ) -> None:
     folder = exports.export(str(hot), precision, tmp_path / "bundle", compute="fp16")
-    manifest = read_manifest(folder)
-    assert manifest["parity"]["passed"] is True
-    assert manifest["precision"]["compute"] == "float16"
-    assert "3 range" in {rung["name"] for rung in manifest["parity"]["rungs"] if rung["verdict"] == "pass"}
-    stacks = [manifest["rescale"][stack] for stack in ("encoder", "decoder")]
-    assert max(stack["largest_residual"] for stack in stacks) > 65504
-    assert all(stack["k"] > 0 and stack["headroom"] >= 4 for stack in stacks)
+    manifest = Manifest.read(folder)
+    assert manifest.parity is not None
+    assert manifest.parity.passed
+    assert manifest.precision.compute == "float16"
+    assert "3 range" in {result.name for result in manifest.parity.results if result.verdict == "pass"}
+    stacks = (manifest.rescale.encoder, manifest.rescale.decoder)
+    assert max(stack.largest_residual or 0.0 for stack in stacks) > 65504
+    assert all(stack.k > 0 and (stack.headroom or 0.0) >= 4 for stack in stacks)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -146,7 +146,7 @@ def test_the_users_errors_say_what_to_do(exports: Exports, tmp_path: Path) -> No
     exports.checkpoint(RELU)
     with pytest.raises(UserError, match=r"is not a bundle of .* d_model: bundle 104, checkpoint 72.*--checkpoint"):
         verify(bundle, exports.root / RELU)
-    moved = {**read_manifest(bundle), "variant": str(tmp_path / "gone")}
+    moved = replace(Manifest.read(bundle), variant=str(tmp_path / "gone"))
     with pytest.raises(UserError, match="was exported from it; name another place with --checkpoint"):
         find_checkpoint(bundle, moved, None)
     with pytest.raises(UserError, match="choose another --junit"):

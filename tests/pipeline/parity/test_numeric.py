@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from support.exports import GATED, RELU, Exports, Spoil
-from t5edge.bundle.manifest import read_manifest, write_manifest
+from support.exports import GATED, RELU, Exports, Spoil, fix_hashes
 from t5edge.bundle.parity_report import ParityReport
 
 
@@ -104,7 +103,7 @@ def edit_graph(exports: Exports, out: Path, name: str, edit: Callable[[onnx.Grap
     model = onnx.load(path, load_external_data=False)
     edit(model.graph)
     path.write_bytes(model.SerializeToString())
-    write_manifest(folder, read_manifest(folder))
+    fix_hashes(folder)
     return folder
 
 

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from support.manifests import write_manifest
 from t5edge.bundle.folder import check_target_folder, keep_failed, writing
-from t5edge.bundle.manifest import is_bundle, read_manifest, write_manifest
+from t5edge.bundle.manifest import Manifest, is_bundle
 from t5edge.errors import GateError, UserError
 
 
 def make_bundle(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(b"weights")
-    write_manifest(folder, {"variant": "x"})
+    write_manifest(folder)
     return folder
 
 
@@ -70,7 +71,7 @@ def test_a_failed_bundle_is_kept_beside(tmp_path: Path) -> None:
 def fail_its_gate(out: Path) -> None:
     with writing(out, force=True) as folder:
         (folder / "new").write_text("new")
-        write_manifest(folder, {"variant": "failed"})
+        write_manifest(folder, variant="failed")
         raise GateError("it is wrong.")
 
 
@@ -79,8 +80,8 @@ def test_a_bundle_that_fails_its_gate_is_kept_beside_an_older_one(tmp_path: Path
     for _ in range(2):
         with pytest.raises(GateError, match=r"^it is wrong. The bundle is kept for study as '.*out.failed'.$"):
             fail_its_gate(out)
-    assert read_manifest(out)["variant"] == "x"
-    assert read_manifest(tmp_path / "out.failed")["variant"] == "failed"
+    assert Manifest.read(out).variant == "x"
+    assert Manifest.read(tmp_path / "out.failed").variant == "failed"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.failed"]
 
 

@@ -11,19 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from support.manifests import write_manifest
 from t5edge.bundle.folder import writing
-from t5edge.bundle.manifest import read_manifest, write_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import GateError, UserError
 
 WRITER = """
 import sys
 from pathlib import Path
 from t5edge.bundle.folder import writing
-from t5edge.bundle.manifest import write_manifest
+sys.path.append(sys.argv[-1])
+from support.manifests import write_manifest
 out = Path(sys.argv[1])
 with writing(out, force="--force" in sys.argv) as folder:
     (folder / "weights.safetensors").write_bytes(b"new")
-    write_manifest(folder, {"variant": "new"})
+    write_manifest(folder, variant="new")
     print(folder, flush=True)
     sys.stdin.readline()
     if "--die" in sys.argv:  # between the two renames of --force
@@ -34,7 +36,7 @@ with writing(out, force="--force" in sys.argv) as folder:
 
 def fill(folder: Path, variant: str) -> None:
     (folder / "weights.safetensors").write_bytes(b"weights")
-    write_manifest(folder, {"variant": variant})
+    write_manifest(folder, variant=variant)
 
 
 def make_bundle(folder: Path, variant: str = "old") -> Path:
@@ -69,7 +71,7 @@ class Export:
     """Another process that writes ``out`` until it is told to finish."""
 
     def __init__(self, out: Path, *flags: str) -> None:
-        command = [sys.executable, "-c", WRITER, os.fspath(out), *flags]
+        command = [sys.executable, "-c", WRITER, os.fspath(out), *flags, os.fspath(Path(__file__).parents[2])]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.folder = Path(self.answer())
 
@@ -116,9 +118,9 @@ def test_without_locks_nothing_is_cleared_and_still_one_wins(tmp_path: Path, mon
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"kept as '(.*out.finished-\w+)': .*exists"):
         write(out, variant="first", meanwhile=lambda folder: write(out, variant="second"))
-    assert read_manifest(out)["variant"] == "second"
+    assert Manifest.read(out).variant == "second"
     (kept,) = tmp_path.glob("out.finished-*")
-    assert read_manifest(kept)["variant"] == "first"
+    assert Manifest.read(kept).variant == "first"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -128,7 +130,7 @@ def test_a_folder_that_appears_meanwhile_is_never_deleted(tmp_path: Path, force:
         write(out, force, meanwhile=lambda folder: put_note(out))
     (kept,) = tmp_path.glob("out.finished-*")
     assert f"the finished bundle is kept as '{kept}'" in str(raised.value)
-    assert read_manifest(kept)["variant"] == "new"
+    assert Manifest.read(kept).variant == "new"
     assert (out / "notes" / "mine.txt").read_text() == "years of work"
     assert names(tmp_path) == ["out", kept.name]
 
@@ -136,7 +138,7 @@ def test_a_folder_that_appears_meanwhile_is_never_deleted(tmp_path: Path, force:
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write(tmp_path / "out")
-    assert read_manifest(tmp_path / "out")["variant"] == "new"
+    assert Manifest.read(tmp_path / "out").variant == "new"
 
 
 def test_a_users_own_file_in_a_bundle_is_never_deleted(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_a_users_own_file_in_a_bundle_is_never_deleted(tmp_path: Path) -> None:
         write(out, force=True, meanwhile=lambda folder: put_note(out))
     with pytest.raises(UserError, match=r"besides the bundle's: notes/mine\.txt; move them"):
         write(out, force=True)
-    assert read_manifest(out)["variant"] == "old"
+    assert Manifest.read(out).variant == "old"
     (out / "notes" / "mine.txt").unlink()
     write(out, force=True)
     assert names(out) == ["bundle.json", "weights.safetensors"]
@@ -160,7 +162,7 @@ def test_a_failed_bundle_with_a_users_file_stays(tmp_path: Path) -> None:
     put_note(failed)
     with pytest.raises(GateError, match=r"it is wrong\. The bundle is not kept for study: .*notes/mine\.txt"):
         write(tmp_path / "out", meanwhile=lambda folder: fail(GateError("it is wrong.")))
-    assert read_manifest(failed)["variant"] == "old"
+    assert Manifest.read(failed).variant == "old"
 
 
 def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path: Path) -> None:
     out.symlink_to(stored)
     write(out, force=True)
     assert out.is_symlink()
-    assert read_manifest(stored)["variant"] == "new"
+    assert Manifest.read(stored).variant == "new"
     assert names(tmp_path / "disk") == ["stored"]
     assert names(tmp_path) == ["disk", "out"]
 
@@ -182,17 +184,17 @@ def test_a_killed_replacement_leaves_the_old_bundle_for_the_next_start(tmp_path:
     other.kill()
     with pytest.raises(UserError, match="exists; pass --force"):
         write(out)
-    assert read_manifest(out)["variant"] == "old"
+    assert Manifest.read(out).variant == "old"
     assert names(tmp_path) == ["out"]
     write(out, force=True)
-    assert read_manifest(out)["variant"] == "new"
+    assert Manifest.read(out).variant == "new"
 
 
 def test_an_old_bundle_whose_replacement_is_in_place_is_cleared(tmp_path: Path) -> None:
     make_bundle(tmp_path / ".out.old-0123", "older")
     out = make_bundle(tmp_path / "out")
     write(out, force=True)
-    assert read_manifest(out)["variant"] == "new"
+    assert Manifest.read(out).variant == "new"
     assert names(tmp_path) == ["out"]
 
 
@@ -207,9 +209,9 @@ def test_a_replacement_that_fails_half_way_keeps_both(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(UserError, match=r"kept as '.*out\.finished-\w+': .*Permission denied"):
         write(out, force=True)
-    assert read_manifest(out)["variant"] == "old"
+    assert Manifest.read(out).variant == "old"
     (kept,) = tmp_path.glob("out.finished-*")
-    assert read_manifest(kept)["variant"] == "new"
+    assert Manifest.read(kept).variant == "new"
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit, RuntimeError])

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from t5edge.bundle.parity_report import CheckResult, ParityReport, at_least, at_most, failure, not_run
+from t5edge.commands.parity_table import parity_table
 
 GOOD = at_most("2 encoder", "relative error", 1e-6, 1e-5, positions=np.int64(3))
 BAD = at_most("3 logits", "mean KL (nats)", float("nan"), 1e-3)
@@ -83,7 +84,7 @@ def test_junit_counts_failures_and_skips_with_reasons(tmp_path: Path) -> None:
 
 def test_the_table_has_a_row_for_each_measure() -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(ParityReport([GOOD, BAD, SKIPPED], FACTS).table())
+    console.print(parity_table(ParityReport([GOOD, BAD, SKIPPED], FACTS)))
     text = console.export_text()
     assert "parity of t5-demo fp32 on onnxruntime" in text
     assert "1e-05" in text

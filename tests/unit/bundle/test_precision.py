@@ -7,6 +7,7 @@ import json
 import pytest
 
 from t5edge.bundle.precision import PRECISIONS, Precision, precision
+from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 
 NAMES = ["fp32", "fp16", "int8", "int8-weight", "int4-weight", "bf16"]
@@ -19,7 +20,9 @@ def test_the_table_has_these_names() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_survives_the_manifest(name: str) -> None:
     row = precision(name)
-    assert Precision.from_dict(json.loads(json.dumps(row.to_dict()))) == row
+    problems: list[str] = []
+    assert read_as(Precision, json.loads(json.dumps(row.to_dict())), "precision", problems) == row
+    assert problems == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,8 +20,9 @@ import psutil
 import pytest
 from rich.console import Console
 
+from support.manifests import write_manifest
 from t5edge.bundle.folder import writing
-from t5edge.bundle.manifest import is_bundle, write_manifest
+from t5edge.bundle.manifest import is_bundle
 from t5edge.commands import doctor, inspect
 from t5edge.errors import UserError
 from t5edge.progress import Silent
@@ -109,7 +110,7 @@ def test_a_bundle_is_written_and_replaced(system: str, tmp_path: Path) -> None:
     for variant in ("first", "second"):
         with writing(out, force=True) as folder:
             (folder / "weights.safetensors").write_text(variant)
-            write_manifest(folder, {"variant": variant})
+            write_manifest(folder, variant=variant)
             with pytest.raises(UserError, match="another export is writing"), writing(out, force=True):
                 pass
     assert is_bundle(out)

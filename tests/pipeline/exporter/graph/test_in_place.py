@@ -8,7 +8,6 @@ import onnx
 import pytest
 
 from support.bundles import Workshop
-from t5edge.bundle.ports import GraphPorts
 
 CAPACITY = 144
 STEPS = 140
@@ -99,18 +98,18 @@ def test_the_graph_is_opset_24_with_one_update_per_cache(demo: Workshop) -> None
 
 
 def test_both_forms_share_the_weights_file(demo: Workshop) -> None:
-    from t5edge.bundle.manifest import read_manifest
+    from t5edge.bundle.manifest import Manifest
 
-    both, one = read_manifest(demo.bundle("fp16")), read_manifest(demo.bundle("fp16", "concat"))
-    assert both["files"]["weights.safetensors"] == one["files"]["weights.safetensors"]
-    assert "decoder_in_place.onnx" in both["files"]
-    assert "decoder_in_place.onnx" not in one["files"]
+    both, one = Manifest.read(demo.bundle("fp16")), Manifest.read(demo.bundle("fp16", "concat"))
+    assert both.files["weights.safetensors"] == one.files["weights.safetensors"]
+    assert "decoder_in_place.onnx" in both.files
+    assert "decoder_in_place.onnx" not in one.files
 
 
 def test_the_manifest_describes_the_ports(demo: Workshop) -> None:
-    from t5edge.bundle.manifest import read_manifest
+    from t5edge.bundle.manifest import Manifest
 
-    ports: Any = GraphPorts.from_dict(read_manifest(demo.bundle("fp16"))["ports"]["decoder_in_place"])
+    ports: Any = Manifest.read(demo.bundle("fp16")).ports["decoder_in_place"]
     shapes = {port.name: port.axes for port in (*ports.inputs, *ports.outputs)}
     assert shapes["past_length"] == (1,)
     assert shapes["past_key_values.0.decoder.key"] == ("batch", 8, CAPACITY, 24)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -11,8 +12,9 @@ import pytest
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import cli, pipeline
 from t5edge.bundle.folder import writing
-from t5edge.bundle.manifest import damaged_files, read_manifest, stored_bytes, write_manifest
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.precision import PRECISIONS, precision
+from t5edge.bundle.records import Layout, LayoutParity
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.layouts.files import client_config, js_dtype, link
@@ -41,12 +43,12 @@ def test_links_count_nothing_and_move_with_the_folder(
     optimum_demo: Callable[[str], Path], tmp_path: Path, name: str, linked: bool
 ) -> None:
     folder = Path(shutil.copytree(optimum_demo(name), tmp_path / "moved", symlinks=True))
-    manifest = read_manifest(folder)
-    files = manifest["files"]
-    assert files["onnx/weights.safetensors"].get("link") == ("weights.safetensors" if linked else None)
-    assert files["onnx/weights.safetensors"]["sha256"] == files["weights.safetensors"]["sha256"]
+    manifest = Manifest.read(folder)
+    files = manifest.files
+    assert files["onnx/weights.safetensors"].link == ("weights.safetensors" if linked else None)
+    assert files["onnx/weights.safetensors"].sha256 == files["weights.safetensors"].sha256
     stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    assert stored_bytes(manifest) == stored - (folder / "bundle.json").stat().st_size
+    assert manifest.stored_bytes == stored - (folder / "bundle.json").stat().st_size
     assert damaged_files(folder) == []
     onnxruntime.InferenceSession(str(folder / "onnx" / JS_FILES[name][1]))
 
@@ -110,14 +112,15 @@ def test_an_unknown_layout_is_the_users_error() -> None:
 def spoil(folder: Path, bundle: Path) -> None:
     """Fill ``folder`` with the bundle and a layout that failed its comparison, then judge it."""
     shutil.copytree(bundle, folder, symlinks=True, dirs_exist_ok=True)
-    parity = {"errors": {"merged": 0.5}, "limit": 1e-5, "passed": False}
-    write_manifest(folder, {**read_manifest(folder), "layout": {"name": "optimum", "parity": parity}})
-    pipeline.require_layout(folder)
+    layout = Layout("optimum", LayoutParity({"merged": 0.5}, limit=1e-5, passed=False))
+    manifest = replace(Manifest.read(folder), layout=layout)
+    manifest.write(folder)
+    raise GateError(" ".join(pipeline.failed_gates(manifest, ExportOptions("x"))))
 
 
 def test_other_logits_fail_the_export(optimum_demo: Callable[[str], Path], tmp_path: Path) -> None:
     bundle, out = optimum_demo("fp32"), tmp_path / "out"
-    pipeline.require_layout(bundle)
+    assert pipeline.failed_gates(Manifest.read(bundle), ExportOptions("x")) == []
     with (
         pytest.raises(GateError, match=r"merged: 0\.5, limit 1e-05.*kept for study"),
         writing(out, force=False) as folder,

@@ -9,20 +9,20 @@ import onnx_ir as ir
 import onnxruntime
 
 from support.bundles import Workshop
-from t5edge import pipeline
 from t5edge.bundle.precision import precision
+from t5edge.exporter.form import Form
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graphs import assemble_graphs
 from t5edge.exporter.layouts.merged import BRANCH, merge_decoders
 from t5edge.exporter.layouts.optimum import FIRST_STEP, LATER_STEPS
-from t5edge.options import ExportOptions
 
 MERGED = "decoder_model_merged.onnx"
 D_KV = 24
+FORM = Form("concat", "optimum", 256)
 
 
 def merged(demo: Workshop, guessed_d_kv: int) -> ir.Model:
-    options = ExportOptions("t5-demo", layout="optimum")
-    graphs = pipeline.assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
+    graphs = assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), FORM)
     return merge_decoders(graphs.others[FIRST_STEP], graphs.others[LATER_STEPS], guessed_d_kv)
 
 
@@ -37,8 +37,7 @@ def test_the_last_axis_is_open_only_where_optimum_guesses_it_wrong(demo: Worksho
 
 
 def test_the_given_models_stay_as_they_are(demo: Workshop) -> None:
-    options = ExportOptions("t5-demo", layout="optimum")
-    graphs = pipeline.assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), options)
+    graphs = assemble_graphs(demo.checkpoint, demo.blocks(), precision("fp32"), Rescale(), FORM)
     before = {name: (len(model.graph), len(model.graph.initializers)) for name, model in graphs.others.items()}
     merge_decoders(graphs.others[FIRST_STEP], graphs.others[LATER_STEPS], D_KV)
     after = {name: (len(model.graph), len(model.graph.initializers)) for name, model in graphs.others.items()}

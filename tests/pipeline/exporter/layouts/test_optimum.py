@@ -11,10 +11,12 @@ import pytest
 
 import t5edge
 from support.bundles import Workshop, tiny_workshop
+from support.exports import fix_hashes
 from support.optimum_layout import write_layout
 from support.tiny_models import tiny_models
 from t5edge import pipeline
-from t5edge.bundle.manifest import damaged_files, read_manifest, write_manifest
+from t5edge.bundle.manifest import Manifest, damaged_files
+from t5edge.bundle.records import LayoutParity
 from t5edge.errors import GateError
 from t5edge.exporter.layouts.files import write_optimum_files
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS, optimum_ports
@@ -47,6 +49,13 @@ def test_ports_are_optimums_in_its_order(demo: Workshop) -> None:
 KEY_VALUE = ("key", "value")
 
 
+def parity_of(folder: Path) -> LayoutParity:
+    layout = Manifest.read(folder).layout
+    assert layout is not None
+    assert layout.parity is not None
+    return layout.parity
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -57,17 +66,17 @@ KEY_VALUE = ("key", "value")
 def test_logits_are_those_of_our_graphs(tmp_path: Path, name: str) -> None:
     workshop = tiny_workshop(tmp_path, name)
     folder = write_layout(workshop, "fp32", tmp_path / "bundle")
-    layout = read_manifest(folder)["layout"]
-    assert layout["parity"]["passed"]
-    assert set(layout["parity"]["errors"]) == {"two files", "merged"}
-    assert max(layout["parity"]["errors"].values()) <= 1e-5
+    parity = parity_of(folder)
+    assert parity.passed
+    assert set(parity.errors) == {"two files", "merged"}
+    assert max(parity.errors.values()) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8-weight", "int4-weight"])
 def test_logits_of_the_demo_in_every_kind_of_precision(optimum_demo: Callable[[str], Path], name: str) -> None:
-    parity = read_manifest(optimum_demo(name))["layout"]["parity"]
-    assert parity["passed"]
-    assert max(parity["errors"].values()) <= parity["limit"]
+    parity = parity_of(optimum_demo(name))
+    assert parity.passed
+    assert max(parity.errors.values()) <= parity.limit
 
 
 def test_hidden_states_are_those_of_our_encoder(optimum_demo: Callable[[str], Path]) -> None:
@@ -83,10 +92,10 @@ def test_hidden_states_are_those_of_our_encoder(optimum_demo: Callable[[str], Pa
 def test_weights_are_stored_once_and_our_graphs_are_the_same(
     demo: Workshop, optimum_demo: Callable[[str], Path]
 ) -> None:
-    both, plain = (read_manifest(path)["files"] for path in (optimum_demo("fp32"), demo.bundle("fp32", "concat")))
+    both, plain = (Manifest.read(path).files for path in (optimum_demo("fp32"), demo.bundle("fp32", "concat")))
     for name in ("encoder.onnx", "decoder.onnx", "weights.safetensors"):
         assert both[name] == plain[name], name
-    added = {name: facts["bytes"] for name, facts in both.items() if name not in plain and "link" not in facts}
+    added = {name: facts.bytes for name, facts in both.items() if name not in plain and facts.link is None}
     assert {"decoder_model.onnx", "decoder_with_past_model.onnx", "decoder_model_merged.onnx"} <= added.keys()
     assert sum(added.values()) < 150_000
 
@@ -109,15 +118,16 @@ def spoil(path: Path) -> None:
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """The export without its slow stage, the ladder."""
-    monkeypatch.setattr(pipeline, "check", lambda *_: None)
+    monkeypatch.setattr(pipeline, "check_parity", lambda *_: None)
 
 
 @pytest.mark.usefixtures("quick_export")
 def test_an_export_holds_both_layouts(tmp_path: Path) -> None:
     bundle = t5edge.export("t5-demo", "fp16", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
-    assert bundle.manifest["layout"]["parity"]["passed"]
-    assert bundle.manifest["options"]["layout"] == "optimum"
-    assert {"encoder.onnx", "decoder_model.onnx", "onnx/weights.safetensors"} <= set(bundle.manifest["files"])
+    assert parity_of(bundle.folder).passed
+    assert bundle.manifest.options is not None
+    assert bundle.manifest.options["layout"] == "optimum"
+    assert {"encoder.onnx", "decoder_model.onnx", "onnx/weights.safetensors"} <= set(bundle.manifest.files)
     assert damaged_files(bundle.folder) == []
 
 
@@ -127,7 +137,7 @@ def test_an_export_with_another_graph_fails(tmp_path: Path, monkeypatch: pytest.
         write_optimum_files(folder, *facts)
         spoil(folder / f"{FIRST_STEP}.onnx")
 
-    monkeypatch.setattr(pipeline, "write_optimum_files", write_and_spoil)
+    monkeypatch.setattr("t5edge.exporter.layouts.files.write_optimum_files", write_and_spoil)
     with pytest.raises(GateError, match="the graphs of layout optimum do not give our logits"):
         t5edge.export("t5-demo", "fp32", out=tmp_path / "out", target=("onnxruntime",), layout="optimum")
     assert [path.name for path in tmp_path.iterdir()] == ["out.failed"]
@@ -141,9 +151,8 @@ def test_verify_compares_the_layout_again(tmp_path: Path, demo: Workshop) -> Non
         assert [found.verdict for found in results] == verdict
         assert [found.measure.rpartition(", ")[2] for found in results] == ["two files", "merged"]
         spoil(folder / f"{LATER_STEPS}.onnx")
-        manifest = read_manifest(folder)
-        write_manifest(folder, manifest, {"weights.safetensors": manifest["files"]["weights.safetensors"]["sha256"]})
-    facts = (read_manifest(folder), demo.checkpoint.architecture)
+        fix_hashes(folder)
+    facts = (Manifest.read(folder), demo.checkpoint.architecture)
     assert not layout_results(folder, *facts, "tensorrt-rtx", blockwise=False)[0].ran
     assert not layout_results(folder, *facts, "onnxruntime", blockwise=True)[0].ran
 

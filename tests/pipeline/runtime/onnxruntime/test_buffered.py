@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.bundles import Workshop
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.onnxruntime.buffered import FIRST_CAPACITY, GRAPH, BufferedModel
@@ -42,12 +42,12 @@ def inputs(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_runtime_takes_the_decoder_with_buffers_where_it_can(folder: Path, demo: Workshop) -> None:
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     assert type(open_onnxruntime(folder, manifest)) is BufferedModel
     assert type(open_onnxruntime(folder, manifest, buffers=False)) is OnnxRuntimeModel
-    older = {**manifest, "ports": {name: manifest["ports"][name] for name in ("encoder", "decoder")}}
+    older = replace(manifest, ports={name: manifest.ports[name] for name in ("encoder", "decoder")})
     assert type(open_onnxruntime(folder, older)) is OnnxRuntimeModel
-    assert GRAPH not in read_manifest(demo.bundle("fp16"))["ports"]
+    assert GRAPH not in Manifest.read(demo.bundle("fp16")).ports
 
 
 @pytest.mark.parametrize(("version", "expected"), [("1.26.9", False), ("1.27.0", True), ("2.0.0", True)])
@@ -65,7 +65,7 @@ def test_an_older_runtime_takes_the_growing_cache_and_no_quantized_bundle(
 
 
 def test_the_manifest_leaves_the_capacity_free(folder: Path) -> None:
-    ports = GraphPorts.from_dict(read_manifest(folder)["ports"][GRAPH])
+    ports = Manifest.read(folder).ports[GRAPH]
     axes = {port.name: port.axes for port in (*ports.inputs, *ports.outputs)}
     assert axes["past_length"] == (1,)
     assert axes["past_key_values.0.decoder.key"] == ("batch", 8, "capacity", 24)

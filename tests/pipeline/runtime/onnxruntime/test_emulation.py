@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from support.bundles import Workshop
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.kernels.values import constant_value
 from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate, open_rounded
@@ -71,7 +71,7 @@ def test_float16_overflows_where_hardware_would() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_weights_stay_in_their_file(demo: Workshop, precision: str) -> None:
     folder = demo.bundle(precision, "concat")
-    compute = read_manifest(folder)["precision"]["compute"]
+    compute = Manifest.read(folder).precision.compute
     model = emulate(ir.load(folder / "decoder.onnx"), compute)
     assert len(ir.to_proto(model).SerializeToString()) < 200_000
     assert (folder / "weights.safetensors").stat().st_size > 2_000_000
@@ -84,7 +84,7 @@ def test_weights_stay_in_their_file(demo: Workshop, precision: str) -> None:
 def test_a_rounded_bundle_runs_like_any_other(demo: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo.bundle("fp16", "concat")
     monkeypatch.chdir(tmp_path)  # the weights are found from the bundle, not from here
-    model = open_rounded(folder, read_manifest(folder), session_options(1))
+    model = open_rounded(folder, Manifest.read(folder), session_options(1))
     ids, mask = np.array([[7, 9, 1], [5, 1, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
     state = model.encode(ids, mask)
     first, second = (model.step(state, np.array([[token], [token]])).copy() for token in (0, 4))

@@ -10,8 +10,7 @@ import pytest
 
 from support.bundles import Workshop
 from support.gpus import SetGpus
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
@@ -32,9 +31,9 @@ def test_bound_outputs_give_the_same_tokens_and_logits(demo: Workshop) -> None:
     import onnxruntime
 
     folder = demo.bundle("fp32")
-    reference, manifest = load(folder), read_manifest(folder)
+    reference, manifest = load(folder), Manifest.read(folder)
     sessions = [onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder")]
-    ports = GraphPorts.from_dict(manifest["ports"]["decoder"])
+    ports = manifest.ports["decoder"]
     model = BundleModel(folder, manifest, DeviceModel(sessions[0], sessions[1], ports, "cpu"))
     ids, mask = reference.tokenizer.encode(["spell 7", "spell 1984"])
     targets = np.random.default_rng(0).integers(3, 180, (2, 10))
@@ -100,7 +99,7 @@ class CpuSession:
 def test_a_silent_fallback_to_the_cpu_is_refused(demo: Workshop) -> None:
     folder = demo.bundle("fp16")
     with pytest.raises(UserError, match="CUDAExecutionProvider did not start and the CPU would run instead"):
-        open_on_gpu(folder, read_manifest(folder), "CUDAExecutionProvider", lambda path: CpuSession())
+        open_on_gpu(folder, Manifest.read(folder), "CUDAExecutionProvider", lambda path: CpuSession())
 
 
 def test_a_graph_that_cannot_be_loaded_is_named(demo: Workshop) -> None:
@@ -109,4 +108,4 @@ def test_a_graph_that_cannot_be_loaded_is_named(demo: Workshop) -> None:
 
     folder = demo.bundle("fp16")
     with pytest.raises(UserError, match=r"CUDAExecutionProvider cannot load '.*encoder.onnx': bad node"):
-        open_on_gpu(folder, read_manifest(folder), "CUDAExecutionProvider", fail)
+        open_on_gpu(folder, Manifest.read(folder), "CUDAExecutionProvider", fail)

@@ -9,8 +9,7 @@ import pytest
 
 from support.bundles import Workshop
 from support.host_device import HostContext, HostDevice
-from t5edge.bundle.manifest import read_manifest
-from t5edge.bundle.ports import GraphPorts, Limits
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.search import generate
@@ -37,13 +36,13 @@ class Hasty(HostDevice):
 
 def open_on_host(folder: Path, form: str, record: bool = True, device: HostDevice | None = None) -> EngineModel:
     """The engines' runtime over ONNX Runtime and host memory."""
-    manifest, device = read_manifest(folder), device or HostDevice()
+    manifest, device = Manifest.read(folder), device or HostDevice()
     engines = []
     for graph in ("encoder", FORMS[form]):
-        ports = GraphPorts.from_dict(manifest["ports"][graph])
+        ports = manifest.ports[graph]
         context = HostContext(folder / f"{graph}.onnx", ports, device)
         engines.append(Engine(context, ports, 1 if graph == "encoder" else 2, device))
-    limits = Limits(**manifest["limits"])
+    limits = manifest.limits
     return EngineModel(engines[0], engines[1], limits, in_place=form == "in-place", record=record)
 
 
@@ -62,7 +61,7 @@ def form(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_logits_are_those_of_onnxruntime_token_by_token(demo: Workshop, form: str, rows: int) -> None:
     folder = demo.bundle("fp32")
-    reference, model = load(folder), BundleModel(folder, read_manifest(folder), open_on_host(folder, form))
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
     targets = np.random.default_rng(5).integers(3, 180, (rows, 30))
     ids, mask = batch(rows)
     expected = reference.logits(ids, mask, targets)
@@ -73,7 +72,7 @@ def test_logits_are_those_of_onnxruntime_token_by_token(demo: Workshop, form: st
 @pytest.mark.parametrize("options", [{}, {"num_beams": 4}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_generated_tokens_are_those_of_onnxruntime(demo: Workshop, form: str, options: dict[str, int]) -> None:
     folder = demo.bundle("fp32")
-    reference, model = load(folder), BundleModel(folder, read_manifest(folder), open_on_host(folder, form))
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
     texts = ["spell 1984"]
     expected = reference.generate_text(texts, max_new_tokens=60, **options)
     assert model.generate_text(texts, max_new_tokens=60, **options) == expected
@@ -81,7 +80,7 @@ def test_generated_tokens_are_those_of_onnxruntime(demo: Workshop, form: str, op
 
 def test_beams_of_a_batch_keep_their_own_cross_attention(demo: Workshop, form: str) -> None:
     folder = demo.bundle("fp32")
-    reference, model = load(folder), BundleModel(folder, read_manifest(folder), open_on_host(folder, form))
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
     ids, mask = reference.tokenizer.encode(["spell 7", "spell 1984"])
     expected = reference.generate(ids, mask, num_beams=2, max_new_tokens=40)
     assert np.array_equal(model.generate(ids, mask, num_beams=2, max_new_tokens=40), expected)

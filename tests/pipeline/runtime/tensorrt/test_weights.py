@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from support.bundles import Workshop
 from support.gpus import SetGpus
 from support.host_device import HostDevice, pretend_gpu
-from t5edge.bundle.manifest import damaged_files, read_manifest
+from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.engines.build import build_engines
 from t5edge.engines.weights import separable_weights
 from t5edge.errors import UserError
@@ -62,14 +62,14 @@ def test_plans_do_not_hold_what_stays_in_the_weights_file(bundle: Path) -> None:
     slim = build_engines(bundle, "tensorrt-rtx", ["8.6"], separate_weights=True)["8.6"]
     for graph in ("encoder", "decoder", "decoder_in_place"):
         places = separable_weights(bundle / f"{graph}.onnx")
-        assert slim[graph]["weights"] == {name: list(place) for name, place in places.items()}
+        assert slim.graphs[graph].weights == places
         assert len(places) > 10
-        plan = (bundle / slim[graph]["file"]).read_bytes()
+        plan = (bundle / slim.graphs[graph].file).read_bytes()
         assert not any(stored[offset : offset + 64] in plan for offset, _ in places.values())
-        saved = whole[graph]["bytes"] - slim[graph]["bytes"]
+        saved = whole.graphs[graph].bytes - slim.graphs[graph].bytes
         assert saved > 0.7 * sum(size for _, size in places.values())  # the program's text grows
-        assert slim[graph]["attention"] == whole[graph]["attention"]
-        assert whole[graph]["weights"] == {}
+        assert slim.graphs[graph].attention == whole.graphs[graph].attention
+        assert whole.graphs[graph].weights == {}
     assert damaged_files(bundle) == []
 
 
@@ -85,7 +85,7 @@ def test_opened_engines_read_the_file_s_own_bytes(
     np.testing.assert_allclose(model.logits(ids, None, ids[:, :3]), reference.logits(ids, None, ids[:, :3]), atol=1e-4)
     stored, shared = (folder / "weights.safetensors").read_bytes(), []
     for engine, graph in ((model.step_model.encoder, "encoder"), (model.step_model.decoder, "decoder")):
-        places = read_manifest(folder)["engines"]["tensorrt-rtx"]["8.9"][graph]["weights"]
+        places = Manifest.read(folder).engines["tensorrt-rtx"]["8.9"].graphs[graph].weights
         bound = {name: address for name, address in engine.context.addresses.items() if name.startswith(PREFIX)}
         assert list(bound) == [PREFIX + name for name in places]
         for name, (offset, size) in places.items():
@@ -111,4 +111,4 @@ def test_every_generation_builds_with_separate_weights(
     folder = demo.fresh(tmp_path / "bundle", precision, "both")
     capabilities = ["8.0", "8.6", "8.9", "12.0", "12.1", *(["7.5"] if precision == "fp16" else [])]
     for entry in build_engines(folder, "tensorrt-rtx", capabilities, separate_weights=True).values():
-        assert all(entry[graph]["weights"] for graph in ("encoder", "decoder", "decoder_in_place"))
+        assert all(entry.graphs[graph].weights for graph in ("encoder", "decoder", "decoder_in_place"))

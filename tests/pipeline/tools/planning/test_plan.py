@@ -6,7 +6,7 @@ import pytest
 
 from support.exports import GATED, RELU, Exports
 from support.tiny_models import find_tiny_model
-from t5edge.bundle.manifest import read_manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.exporter.family.variants import Variant
 from t5edge.exporter.graph.costs import graph_costs
@@ -29,7 +29,7 @@ POINTS = [
 def test_plans_fit_exported_bundles(exports: Exports, name: str, row: str) -> None:
     """File sizes within a tenth (headers and graphs are estimated), FLOPs and bytes read as ``inspect`` counts them."""
     tiny, out = find_tiny_model(name), exports.bundle(name, row)
-    quantization = read_manifest(out)["quantization"]
+    quantization = Manifest.read(out).quantization
     assert quantization is None or not quantization["kept"]
     plan = plan_variant(Variant(tiny.name, tiny.family, tiny.architecture), precision(row), DEVICE, Lengths(32, 7))
     files = sum((out / file).stat().st_size for file in ("weights.safetensors", "encoder.onnx", "decoder.onnx"))

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from support.manifests import tiny_manifest
 from t5edge.bundle.precision import Precision, precision
+from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 from t5edge.options import ExportOptions, recorded_options, wanted_row
 from t5edge.tools.sweep.inputs import content, differences, known_inputs, wanted_inputs
@@ -54,7 +56,7 @@ def test_what_a_quantized_bundle_computes_in(target: tuple[str, ...], compute: s
     row = wanted_row(ExportOptions("x", name, target, compute=compute))
     assert (row.name, row.compute, row.rescale) == (name, found, found == "float16")
     assert (row.max_kl, row.min_top1) == (precision(name).max_kl, precision(name).min_top1), "the gates stay"
-    assert Precision.from_dict(row.to_dict()) == row
+    assert read_as(Precision, row.to_dict(), "", []) == row
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
@@ -87,9 +89,9 @@ def test_an_unknown_choice_names_the_known_ones(name: str, value: str) -> None:
 
 def test_so_does_the_checkpoint() -> None:
     assert changed(PLAIN, "other key") == ["checkpoint"]
-    manifest = {"revision": "1234", "content_key": "key"}
+    manifest = tiny_manifest(revision="1234", content_key="key")
     assert known_inputs(manifest)["checkpoint"] == content("1234", "other key") == "commit 1234"
-    assert known_inputs({"content_key": "key"})["checkpoint"] == content(None, "key") == "key"
+    assert known_inputs(tiny_manifest(content_key="key"))["checkpoint"] == content(None, "key") == "key"
 
 
 def test_calibration_counts_by_its_content(tmp_path: Path) -> None:
@@ -103,15 +105,11 @@ def test_calibration_counts_by_its_content(tmp_path: Path) -> None:
 
 def test_the_python_version_is_neutral_and_other_tools_are_not() -> None:
     wanted = wanted_inputs(PLAIN, "key")
-    manifest = {
-        **wanted,
-        "content_key": "key",
-        "tools": {**wanted["tools"], "python": "3.99", "torch": "1.0"},
-        "files": {},
-    }
+    tools = {**wanted["tools"], "python": "3.99", "torch": "1.0"}
+    manifest = tiny_manifest(content_key="key", options=wanted["options"], tools=tools)
     assert differences(known_inputs(manifest), wanted) == ["tools.torch"]
 
 
 def test_a_manifest_without_options_differs() -> None:
     wanted = wanted_inputs(PLAIN, "key")
-    assert differences(known_inputs({"content_key": "key"}), wanted)[0] == "options"
+    assert differences(known_inputs(tiny_manifest(content_key="key")), wanted)[0] == "options"

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from support.manifests import write_manifest
 from t5edge import pipeline
 from t5edge.bundle.folder import writing
-from t5edge.bundle.manifest import is_bundle, read_manifest, write_manifest
+from t5edge.bundle.manifest import Manifest, is_bundle
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
 from t5edge.tools.sweep import store as stores
@@ -24,11 +25,11 @@ def write_bundle(options: ExportOptions, fail: bool = False) -> SimpleNamespace:
         (folder / "weights.safetensors").write_bytes(b"1234")
         (folder / "engines").mkdir()
         (folder / "engines" / "encoder.engine").write_bytes(b"12")
-        write_manifest(folder, {"parity": None})
+        write_manifest(folder)
     if fail:
         out.rename(out.with_name(out.name + ".failed"))
         raise GateError("parity failed")
-    return SimpleNamespace(manifest=read_manifest(out))
+    return SimpleNamespace(manifest=Manifest.read(out))
 
 
 @pytest.fixture(params=["folder", "url"])
@@ -46,7 +47,7 @@ def test_a_bundle_is_made_and_found_again(place: tuple[Store, Path]) -> None:
     assert store.place("a-fp32").endswith(f"{folder}/a-fp32")
     found = store.manifest("a-fp32")
     assert found == made
-    assert set(made["files"]) == {"weights.safetensors", "engines/encoder.engine"}
+    assert set(made.files) == {"weights.safetensors", "engines/encoder.engine"}
     assert store.complete("a-fp32", made)
     (folder / "a-fp32" / "weights.safetensors").write_bytes(b"123")
     assert not store.complete("a-fp32", made)

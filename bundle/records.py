@@ -1,0 +1,84 @@
+"""Parts of the manifest that one stage of the export each fills: rescale, another layout, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from t5edge.bundle.schema import Count, Size
+
+
+@dataclass(frozen=True)
+class StackRescale:
+    """Powers of two that keep one stack in float16's range.
+
+    Attributes:
+        k: exponent of the residual stream's divisor.
+        t: exponents of the feed-forward divisors, by layer; empty where there are none.
+        largest_residual, largest_ffn: largest activations seen in float32, before the rescale.
+        headroom: float16's largest number over the largest residual, after the rescale.
+    """
+
+    k: int = 0
+    t: tuple[int, ...] = ()
+    largest_residual: float | None = None
+    largest_ffn: tuple[float, ...] = ()
+    headroom: float | None = None
+
+
+@dataclass(frozen=True)
+class RescaleFacts:
+    """Both stacks."""
+
+    encoder: StackRescale = field(default_factory=StackRescale)
+    decoder: StackRescale = field(default_factory=StackRescale)
+
+
+@dataclass(frozen=True)
+class LayoutParity:
+    """Another layout's graphs against ours: the largest relative error of the logits, by form, and its limit."""
+
+    errors: Mapping[str, float]
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Another layout that the bundle holds beside ours; ``parity`` is None where it was not verified."""
+
+    name: str
+    parity: LayoutParity | None = None
+
+    def problem(self) -> str | None:
+        """Why the bundle must not be used in this layout; None where it may."""
+        if self.parity is None or self.parity.passed:
+            return None
+        errors = ", ".join(f"{form}: {error:.2g}" for form, error in self.parity.errors.items())
+        limit = f"{self.parity.limit:.2g}"
+        return f"the graphs of layout {self.name} do not give our logits (relative error {errors}, limit {limit})."
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one encoder run and of one decoder step."""
+
+    encoder_ms: float
+    step_ms: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A quantized bundle against float32 on the exporting machine's CPU.
+
+    One text: ``source_tokens`` are encoded, then ``steps`` are taken. Speedups are times of float32 over the bundle's.
+    """
+
+    source_tokens: Size
+    steps: Size
+    threads: Count | None
+    quantized: Times
+    fp32: Times
+    encoder_speedup: float
+    step_speedup: float
+    speedup: float

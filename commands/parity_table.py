@@ -1,0 +1,27 @@
+"""A parity report as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from t5edge.bundle.parity_report import FAIL, PASS, ParityReport, condense, number_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def parity_table(report: ParityReport) -> Table:
+    """A row for each measure; of a block-wise run, whose layers are many, those of ``condense``."""
+    from rich.table import Table
+
+    facts = report.facts
+    title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
+    table = Table("rung", "measure", title=title, title_justify="left")
+    for column in ("value", "limit"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for result in condense(report.results) if facts.get("blockwise") else report.results:
+        colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
+        cells = (result.name, result.measure, number_text(result.value), number_text(result.limit))
+        table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
+    return table

@@ -1,0 +1,27 @@
+"""Which engines an export builds: those asked for, else those that build and run here; refused before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from t5edge.engines.build import check_buildable
+from t5edge.engines.doctor import engine_targets
+from t5edge.errors import UserError
+from t5edge.runtime.backend import BACKENDS
+
+
+def choose_targets(wanted: Sequence[str], compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
+    """The engine targets to build for graphs of these dtypes. ``wanted``: targets by name, none for what runs here.
+
+    Raises:
+        UserError: an unknown target, or one that cannot be built here.
+    """
+    known = [backend.name for backend in BACKENDS.values() if backend.is_engine or not backend.needs_gpu]
+    unknown = [target for target in wanted if target not in known]
+    if unknown:
+        raise UserError(f"target '{unknown[0]}' is unknown; choose among {', '.join(known)}.")
+    chosen = dict.fromkeys(wanted or engine_targets())
+    engines = tuple(target for target in chosen if BACKENDS[target].is_engine)
+    for target in engines:
+        check_buildable(target, compute_capabilities, *dtypes)
+    return engines

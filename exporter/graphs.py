@@ -1,0 +1,69 @@
+"""From fused blocks to the files of a bundle: assemble every graph, write graphs and weights, copy the small files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from t5edge.bundle.costs import GraphCosts
+from t5edge.bundle.files import write_json
+from t5edge.bundle.manifest import GRAPHS
+from t5edge.bundle.precision import Precision
+from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
+from t5edge.exporter.form import Form
+from t5edge.exporter.graph.assemble import Graphs, assemble
+from t5edge.exporter.graph.costs import graph_costs
+from t5edge.exporter.graph.in_place import add_in_place
+from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graph.write import attach, plan_weights, write_weights
+from t5edge.exporter.layouts.optimum import add_optimum
+from t5edge.kernels.block import Block, BlockKind
+from t5edge.progress import Progress
+
+
+@dataclass(frozen=True)
+class SavedGraphs:
+    """What was written: the sha256 of the weights file, and the costs of encoder and decoder."""
+
+    weights_sha256: str
+    costs: Mapping[str, GraphCosts]
+
+
+def assemble_graphs(
+    checkpoint: Checkpoint, blocks: Mapping[BlockKind, Block], row: Precision, rescale: Rescale, form: Form
+) -> Graphs:
+    """Both graphs, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's."""
+    facts = (checkpoint.architecture, blocks, row.compute, rescale)
+    graphs = assemble(*facts)
+    if row.compute == "float":
+        graphs = add_in_place(graphs, *facts)
+    if form.cache != "concat":
+        graphs = add_in_place(graphs, *facts, form.max_target_length)
+    if form.layout == "optimum":
+        graphs = add_optimum(graphs, *facts)
+    return graphs
+
+
+def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, progress: Progress) -> SavedGraphs:
+    """Write every graph and their one weights file."""
+    plan = plan_weights(model for _, model in graphs.items())
+    with progress.stage("weights", plan.size, "bytes") as stage:
+        digest = write_weights(plan, checkpoint.read, folder, stage.advance)
+    for name, model in graphs.items():
+        attach(model, plan, folder)
+        ir.save(model, folder / f"{name}.onnx")
+    costs = {name: graph_costs(model) for name, model in graphs.items() if name in GRAPHS}
+    return SavedGraphs(digest, costs)
+
+
+def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """config.json as it was, generation_config.json, and tokenizer.json where there is a tokenizer."""
+    write_json(folder / "config.json", checkpoint.config)
+    write_json(folder / "generation_config.json", checkpoint.generation_config)
+    tokenizer = tokenizer_json(checkpoint)
+    if tokenizer is not None:
+        (folder / "tokenizer.json").write_bytes(tokenizer)
