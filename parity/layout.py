@@ -48,7 +48,7 @@ def check_optimum(folder: Path, architecture: Architecture, compute: str) -> dic
 def layout_results(
     folder: Path, manifest: Mapping[str, Any], architecture: Architecture, target: str, blockwise: bool
 ) -> list[CheckResult]:
-    """The comparison again, on a finished bundle, as results of a rung; none where the bundle has only our layout."""
+    """The comparison again, on a finished bundle, as results of a check; none where the bundle has only our layout."""
     layout = manifest.get("layout")
     if not layout:
         return []

@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.fuse import fuse
 from t5edge.kernels.values import scalar
@@ -147,12 +148,14 @@ def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[An
         def __init__(self) -> None:
             super().__init__()
             self.block = block_module(architecture, is_decoder=True)
+            self.cache_keyword = cache_keyword(self.block.forward)
 
         def forward(self, hidden: Any, bias: Any, cross_bias: Any, *kv: Any) -> Any:
             past_key, past_value, cross_key, cross_value = kv
-            cache = _cache([(past_key, past_value)], [(cross_key, cross_value)])
+            cache = new_cache([(past_key, past_value)], [(cross_key, cross_value)])
+            cache.is_updated[0] = True
             unused = hidden.new_zeros(cross_key.shape[0], cross_key.shape[2], architecture.d_model)
-            out = self.block(hidden, None, bias, unused, None, cross_bias, past_key_values=cache)[0]
+            out = self.block(hidden, None, bias, unused, None, cross_bias, **{self.cache_keyword: cache})[0]
             present = cache.self_attention_cache.layers[0]
             return out, present.keys, present.values
 
@@ -191,15 +194,6 @@ def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[An
         (past_axes, past_axes, cross_axes, cross_axes),
     )
     return DecoderBlock(), decoder_inputs, dynamic
-
-
-def _cache(own: Any, cross: Any) -> Any:
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-    cache = EncoderDecoderCache(DynamicCache(own), DynamicCache(cross))
-    if cross is not None:
-        cache.is_updated[0] = True
-    return cache
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from t5edge.bundle.parity_report import ParityReport
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.parity.ladder import RUNGS, Rung, open_subject, verify_bundle
-from t5edge.parity.subject import Subject
+from t5edge.parity.ladder import CHECKS, Check, open_subject, verify_bundle
+from t5edge.parity.subject import Opener, Subject
 from t5edge.pipeline import trace_blocks
 from t5edge.progress import Silent
 
@@ -32,9 +32,9 @@ GATED, RELU = "v1.1-twin", "t5-tiny-twin"
 Spoil = Callable[[np.ndarray], None]
 
 
-def rungs(*names: str) -> tuple[Rung, ...]:
-    """Rungs by the number or the name."""
-    return tuple(rung for rung in RUNGS if any(rung.name == name or rung.name.startswith(name) for name in names))
+def checks(*names: str) -> tuple[Check, ...]:
+    """Checks by the number or the name."""
+    return tuple(check for check in CHECKS if any(check.name.startswith(name) for name in names))
 
 
 @dataclass
@@ -82,17 +82,18 @@ class Exports:
         write_manifest(folder, manifest)
         return folder
 
-    def subject(self, twin: str, precision: str = "fp32", *names: str) -> Subject:
-        """What the named rungs would work on."""
+    def subject(self, twin: str, precision: str = "fp32", *names: str, mapped: bool = False) -> Subject:
+        """What the named checks would work on."""
         checkpoint = self.checkpoint(twin)
         folder = self.bundle(twin, precision)
-        return open_subject(folder, checkpoint, "onnxruntime", Silent(), self.blocks(checkpoint), rungs(*names))
+        opener = Opener(folder, read_manifest(folder), "onnxruntime", mapped)
+        return open_subject(opener, checkpoint, Silent(), self.blocks(checkpoint), checks(*names))
 
     def verify(self, folder: Path, twin: str, *names: str) -> ParityReport:
-        """The named rungs of the ladder on a bundle of ``twin``; all of them without names."""
+        """The named checks of the ladder on a bundle of ``twin``; all of them without names."""
         checkpoint = self.checkpoint(twin)
-        chosen = rungs(*names) if names else RUNGS
-        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), rungs=chosen)
+        chosen = checks(*names) if names else CHECKS
+        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), checks=chosen)
 
 
 def stored_tensor(folder: Path, name: str) -> np.ndarray:

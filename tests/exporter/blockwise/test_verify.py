@@ -21,7 +21,8 @@ from t5edge.bundle.parity_report import CheckResult, condense
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.parity import ladder
-from t5edge.parity.blockwise.verify import verify_blockwise
+from t5edge.parity.localize import locate
+from t5edge.parity.subject import Opener
 from t5edge.pipeline import export
 
 LAYER = 17
@@ -29,7 +30,7 @@ Weights = dict[str, np.ndarray]
 
 
 def verify(made: Exported) -> list[CheckResult]:
-    return verify_blockwise(made.bundle, open_checkpoint(str(made.checkpoint)))
+    return locate(Opener(made.bundle, read_manifest(made.bundle), "onnxruntime"), open_checkpoint(str(made.checkpoint)))
 
 
 def failures(results: list[CheckResult]) -> set[tuple[str, str]]:
@@ -108,8 +109,11 @@ def test_the_command_compares_block_by_block(
     shown = capsys.readouterr().out
     assert name in shown
     assert shown.count("decoder block") < 10
-    cases = ElementTree.parse(junit).iter("testcase")
-    assert [case.get("name", "").startswith(f"{name}:") for case in cases if case.find("failure") is not None] == [True]
+    failed = [
+        case.get("name", "") for case in ElementTree.parse(junit).iter("testcase") if case.find("failure") is not None
+    ]
+    assert any(case.startswith("3 logits:") for case in failed)
+    assert [case.startswith(f"{name}:") for case in failed if not case[0].isdigit()] == [True]
 
 
 def _accept_changes(folder: Path) -> None:
@@ -138,7 +142,7 @@ def test_another_architecture_is_refused(exported: Callable[..., Exported], tmp_
 
     other = save_tiny_model(find_tiny_model("umt5-twin"), tmp_path / "other", seed=0)
     with pytest.raises(UserError, match="decoder_layers: bundle 24, checkpoint 2"):
-        verify_blockwise(exported().bundle, open_checkpoint(str(other)))
+        ladder.verify(exported().bundle, other, blockwise=True)
 
 
 @pytest.mark.slow
@@ -165,10 +169,10 @@ def test_one_error_in_fp16(
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from t5edge.parity.blockwise import verify_blockwise
+from t5edge.parity.localize import locate
 from t5edge.exporter.checkpoint.open import open_checkpoint
 folder, seed = Path(sys.argv[1]), sys.argv[3]
-results = verify_blockwise(folder, open_checkpoint(sys.argv[2], random_weights=int(seed) if seed else None))
+results = locate(folder, open_checkpoint(sys.argv[2], random_weights=int(seed) if seed else None))
 assert results and not [result for result in results if result.verdict == "fail"], results
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

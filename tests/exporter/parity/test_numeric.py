@@ -1,4 +1,4 @@
-"""Each rung passes on a good bundle and fails on the error it is there for."""
+"""Each check passes on a good bundle and fails on the error it is there for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ import pytest
 from support.exports import GATED, RELU, Exports, Spoil
 from t5edge.bundle.manifest import read_manifest, write_manifest
 from t5edge.bundle.parity_report import ParityReport
+from t5edge.parity.ladder import CHECKS
 
 
 def failed(report: ParityReport) -> set[str]:
-    return {name for name, verdict in report.verdicts().items() if verdict == "fail"}
+    """The checks that failed."""
+    return {check.name for check in CHECKS if report.verdicts().get(check.name) == "fail"}
+
+
+def wrong_parts(report: ParityReport) -> set[tuple[str, str]]:
+    """The parts of layers that are named."""
+    names = {check.name for check in CHECKS}
+    return {(found.name, found.measure.partition(", ")[2]) for found in report.failures if found.name not in names}
 
 
 def swap_halves(array: np.ndarray) -> None:
@@ -52,24 +60,37 @@ DECODER_BIAS = "distance(decoder.block.0"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "spoil", "caught", "spared"),
+    ("tensor", "spoil", "caught", "spared", "part"),
     [
-        ("encoder.block.1.layer.1.DenseReluDense.wi_0", swap_halves, {"2 encoder", "3 logits"}, {"4 cache"}),
-        ("lm_head", mistaken_transpose, {"3 logits", "7 generation"}, {"2 encoder", "4 cache", "5 padding"}),
-        ("lm_head", scale(1.001), {"3 logits"}, {"2 encoder", "4 cache", "7 generation"}),
-        ("decoder.final_layer_norm", put_nan, {"3 logits", "4 cache", "7 generation"}, {"2 encoder"}),
-        (ENCODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
-        (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
+        (
+            "encoder.block.1.layer.1.DenseReluDense.wi_0",
+            swap_halves,
+            {"2 encoder", "3 logits"},
+            {"4 cache"},
+            "encoder block 1",
+        ),
+        (
+            "lm_head",
+            mistaken_transpose,
+            {"3 logits", "7 generation"},
+            {"2 encoder", "4 cache", "5 padding"},
+            "decoder head",
+        ),
+        ("lm_head", scale(1.001), {"3 logits"}, {"2 encoder", "4 cache", "7 generation"}, "decoder head"),
+        ("decoder.final_layer_norm", put_nan, {"3 logits", "4 cache", "7 generation"}, {"2 encoder"}, "decoder head"),
+        (ENCODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}, "encoder stem"),
+        (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}, "decoder stem"),
     ],
 )
-def test_a_wrong_weight_is_caught_by_its_rungs(
-    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str]
+def test_a_wrong_weight_is_caught_by_its_checks(
+    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str], part: str
 ) -> None:
     folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", tensor, spoil)
     report = exports.verify(folder, GATED, "2", "3 logits", "4", "5", "6", "7")
     assert not report.passed
     assert caught <= failed(report)
     assert not spared & failed(report)
+    assert {name for name, _ in wrong_parts(report)} == {part}
 
 
 def test_a_wrong_logit_scale_hides_from_top1_and_tokens_but_not_from_the_rest(exports: Exports, tmp_path: Path) -> None:
@@ -125,6 +146,7 @@ def test_padding_that_shows_through_is_caught(exports: Exports, tmp_path: Path) 
     folder = edit_graph(exports, tmp_path / "bundle", "encoder", show_padding)
     report = exports.verify(folder, GATED, "5", "6")
     assert failed(report) == {"5 padding"}
+    assert wrong_parts(report) == {("encoder stem", "mask of bias 0")}
 
 
 def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) -> None:
@@ -135,7 +157,7 @@ def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) 
 
 @pytest.mark.parametrize("twin", [GATED, RELU])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-weight"])
-def test_a_good_bundle_passes_every_rung(exports: Exports, tmp_path: Path, twin: str, precision: str) -> None:
+def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, twin: str, precision: str) -> None:
     report = exports.verify(exports.bundle(twin, precision), twin)
     assert report.passed, [result.describe() for result in report.failures]
     idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
