@@ -9,8 +9,7 @@ noise of the granted size.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ import numpy as np
 
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, not_run
 from t5edge.errors import UserError
-from t5edge.exporter.reference.cache import new_cache
 from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import tie_margin
@@ -26,12 +24,12 @@ from t5edge.parity.measures import log_softmax
 from t5edge.parity.subject import Subject
 from t5edge.parity.workload import TASK_FILE
 from t5edge.runtime.generation.options import read_options
-from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.processors import build_rules
 
 if TYPE_CHECKING:
     import torch
 
-    from t5edge.runtime.generation.step import Scores, Tokens
+    from t5edge.runtime.generation.step import Tokens
     from t5edge.runtime.model import BundleModel
     from t5edge.runtime.tokenizer import BundleTokenizer
 
@@ -84,7 +82,7 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
         if subject.whole is not None:
             theirs = subject.whole.generate(prompts.input_ids, prompts.attention_mask, **settings)
         else:
-            theirs = _replayed(subject, ours, settings)
+            theirs = _choices(subject, ours, settings)
         yield judge(subject, name, _pairs(subject, ours, theirs), settings)
 
 
@@ -93,35 +91,15 @@ def _longest(subject: Subject) -> int:
     return max(1, subject.opener.limits.max_target_length - 1)
 
 
-class Replay:
-    """A ``StepModel`` whose logits [rows, target, vocab] are known beforehand, for tokens that are known too."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self._logits = logits
-
-    def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> Iterator[int]:
-        """The state is the number of the next step; behind the last one its logits are given again."""
-        last = self._logits.shape[1] - 1
-        return itertools.chain(range(last), itertools.repeat(last))
-
-    def step(self, state: Iterator[int], tokens: Tokens) -> Scores:
-        """See ``StepModel.step``."""
-        return self._logits[:, [next(state)]]
-
-    def reorder(self, state: Iterator[int], rows: Tokens) -> None:
-        """Greedy search moves no rows."""
-        raise NotImplementedError
-
-
-def _replayed(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:
-    """What greedy search chooses from the reference's logits behind the bundle's tokens; right to the first difference.
-
-    ``ours``: int64 [rows, length]; so is the result, but for its length.
-    """
-    prompts = subject.workload.prompts
+def _choices(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:
+    """What the reference chooses behind the bundle's own tokens; both int64 [rows, length], start token first."""
     logits = np.stack(_logits_behind(subject, [(row, tokens[:-1]) for row, tokens in enumerate(ours.tolist())]))
-    options = read_options(subject.generation, **settings)
-    return generate(Replay(logits), prompts.input_ids, prompts.attention_mask, options)
+    rules, choices = build_rules(read_options(subject.generation, **settings)), ours.copy()
+    for place in range(1, ours.shape[1]):
+        for rule in rules:
+            rule(ours[:, :place], logits[:, place - 1])
+        choices[:, place] = logits[:, place - 1].argmax(axis=-1)
+    return choices
 
 
 def _pairs(subject: Subject, ours: Tokens, theirs: Tokens) -> list[Pair]:
@@ -209,51 +187,28 @@ def _score_gap(subject: Subject, pair: Pair) -> float:
 
 
 def _unstable_rows(subject: Subject, pairs: Sequence[Pair], settings: dict[str, Any], margin: float) -> set[int]:
-    """Rows whose outcome in the reference itself changes when its logits change by less than the margin."""
-    prompts = subject.workload.prompts
-    options = read_options(subject.generation, **settings)
-    assert subject.whole is not None, "beams are judged by the whole model"
+    """Rows whose outcome in the reference itself changes when its scores change by less than the margin."""
+    prompts, whole = subject.workload.prompts, subject.whole
+    assert whole is not None, "beams are judged by the whole model"
     found: set[int] = set()
     for seed in range(NOISE_SEEDS):
-        model = NoisyStep(subject.whole, margin, seed)
-        tokens = generate(model, prompts.input_ids, prompts.attention_mask, options)
+        noise = [uniform_noise(margin, seed)]
+        tokens = whole.generate(prompts.input_ids, prompts.attention_mask, logits_processor=noise, **settings)
         noisy = _pairs(subject, tokens, tokens)
         found |= {pair.row for pair, other in zip(pairs, noisy, strict=True) if pair.theirs != other.theirs}
     return found
 
 
-@dataclass
-class _TorchState:
-    hidden: torch.Tensor
-    mask: torch.Tensor
-    cache: Any
+def uniform_noise(width: float, seed: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A processor for transformers' ``generate``: noise of ``width`` from end to end on scores [rows, vocab]."""
+    import torch
 
+    generator = torch.Generator().manual_seed(seed)
 
-class NoisyStep:
-    """Float32 PyTorch as a ``StepModel`` whose logits carry uniform noise of ``width`` from end to end."""
+    def process(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + width * (torch.rand(scores.shape, generator=generator) - 0.5)
 
-    def __init__(self, model: WholeReference, width: float, seed: int) -> None:
-        self._model, self._width = model, width
-        self._random = np.random.default_rng(seed)
-
-    def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> _TorchState:
-        """See ``StepModel.encode``."""
-        import torch
-
-        ids, mask = (torch.from_numpy(array).repeat_interleave(copies, 0) for array in (input_ids, attention_mask))
-        return _TorchState(self._model.encode(ids, mask), mask, new_cache())
-
-    def step(self, state: _TorchState, tokens: Tokens) -> Scores:
-        """See ``StepModel.step``."""
-        logits = self._model.step(state.hidden, state.mask, tokens, state.cache)
-        noise = self._random.uniform(-self._width / 2, self._width / 2, logits.shape)
-        return logits + noise.astype(np.float32)
-
-    def reorder(self, state: _TorchState, rows: Tokens) -> None:
-        """See ``StepModel.reorder``."""
-        import torch
-
-        state.cache.self_attention_cache.reorder_cache(torch.from_numpy(rows))
+    return process
 
 
 def task(subject: Subject, name: str) -> Iterator[CheckResult]:

@@ -119,21 +119,27 @@ def verify(
     names = f": {', '.join(damaged)}" if damaged else ""
     files = at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
     if damaged:
-        skipped = [not_run(check.name, "files of the bundle are damaged") for check in checks]
-        report = ParityReport([files, *skipped], _facts(manifest, target))
+        report = _not_run(manifest, target, checks, "files of the bundle are damaged", files)
     elif reason := why_not_run(target):
-        report = ParityReport([not_run(check.name, reason) for check in checks], _facts(manifest, target))
+        report = _not_run(manifest, target, checks, reason)
     else:
         source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
         report = run_ladder(folder, source, target, progress, checks, None, blockwise)
-        touched = source.content_key() != manifest["content_key"]
-        results = [files, *report.results, *layout_results(folder, manifest, source.architecture, target, blockwise)]
-        report = ParityReport(results, {**report.facts, "checkpoint_touched": touched})
+        layouts = layout_results(folder, manifest, source.architecture, target, blockwise)
+        touched = {"checkpoint_touched": source.content_key() != manifest["content_key"]}
+        report = ParityReport([files, *report.results, *layouts], {**report.facts, **touched})
         if find_backend(target).is_engine:
             record_run(folder, target, report, progress)
     if junit is not None:
         _write_junit(report, junit)
     return report
+
+
+def _not_run(
+    manifest: Mapping[str, Any], target: str, checks: Sequence[Check], reason: str, *known: CheckResult
+) -> ParityReport:
+    """A report of nothing but ``known`` results and the reason why no check was run."""
+    return ParityReport([*known, *(not_run(check.name, reason) for check in checks)], _facts(manifest, target))
 
 
 def _write_junit(report: ParityReport, path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
-
-    from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
 
 
@@ -36,7 +33,5 @@ class Reference(Protocol):
         ...
 
 
-class MakeReference(Protocol):
-    """Opens a checkpoint. ``keep_wo_float32``: FFN output projections stay float32, as transformers' float16 does."""
-
-    def __call__(self, checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Reference: ...
+MakeReference = Callable[..., Reference]
+"""Of ``checkpoint, dtype``; ``keep_wo_float32``: FFN output projections stay float32, as in transformers' float16."""

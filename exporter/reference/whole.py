@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
-    from t5edge.runtime.generation.step import Scores, Tokens
+    from t5edge.runtime.generation.step import Tokens
 
 
 def build_torch_model(checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Any:
@@ -102,7 +102,7 @@ def _generation_config(settings: dict[str, Any]) -> Any:
 
 
 class WholeReference:
-    """The transformers model of a checkpoint, as outputs of whole batches, step by step, and as ``generate``."""
+    """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
@@ -133,29 +133,6 @@ class WholeReference:
             }
             hidden = found.encoder_last_hidden_state
             return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
-
-    def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The encoder's last hidden state [batch, source, d_model]; ``ids`` and ``mask`` int64 [batch, source]."""
-        import torch
-
-        with torch.inference_mode():
-            hidden: torch.Tensor = self.model.encoder(ids, attention_mask=mask).last_hidden_state
-        return hidden
-
-    def step(self, hidden: torch.Tensor, mask: torch.Tensor, tokens: Tokens, cache: Any) -> Scores:
-        """Logits [rows, target, vocab] behind ``cache``, which grows by ``tokens`` int64 [rows, target]."""
-        import torch
-        from transformers.modeling_outputs import BaseModelOutput
-
-        with torch.inference_mode():
-            found = self.model(
-                encoder_outputs=BaseModelOutput(hidden),
-                attention_mask=mask,
-                decoder_input_ids=torch.from_numpy(tokens.copy()),
-                **{self._cache: cache},
-            )
-        logits: Scores = found.logits.numpy()
-        return logits
 
     def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
         """What transformers' ``generate`` gives: int64 [batch, length], start token first."""

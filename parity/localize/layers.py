@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,25 +30,24 @@ KINDS: Mapping[Stack, tuple[str, ...]] = {
 """Sublayers of one block, in order."""
 
 
+@dataclass
 class LayerChecks:
-    """One layer. ``run`` is PyTorch's; its block is rounded on the way, so this runs once."""
+    """One layer. ``run`` is PyTorch's; its block is rounded to the precision on the way, so this runs once.
 
-    def __init__(
-        self,
-        precision: Precision,
-        graphs: Mapping[Stack, CutGraph],
-        stack: Stack,
-        layer: int,
-        run: LayerRun,
-        source_hidden: torch.Tensor | None = None,
-    ) -> None:
-        """``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32."""
-        self.source_hidden = source_hidden
-        self.precision, self.graphs, self.graph = precision, graphs, graphs[stack]
-        self.stack, self.layer, self.run = stack, layer, run
-        self.name = f"{stack} block {layer}"
-        target = run.steps[0].hidden.shape[1]
-        self.queries = slice(target // 2 if stack == "decoder" else 0, target)
+    ``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32.
+    """
+
+    precision: Precision
+    graphs: Mapping[Stack, CutGraph]
+    stack: Stack
+    layer: int
+    run: LayerRun
+    source_hidden: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.graph, self.name = self.graphs[self.stack], f"{self.stack} block {self.layer}"
+        target = self.run.steps[0].hidden.shape[1]
+        self.queries = slice(target // 2 if self.stack == "decoder" else 0, target)
 
     def results(self) -> Iterator[CheckResult]:
         """A result for each sublayer; in the decoder also for the cross keys and values."""

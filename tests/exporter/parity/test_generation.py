@@ -10,8 +10,8 @@ from support.exports import GATED, RELU, Exports, checks
 from t5edge.bundle.manifest import read_manifest
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.generation import (
-    NoisyStep,
     Pair,
+    _choices,
     _cut,
     _judge_beams,
     _judge_greedy,
@@ -19,15 +19,13 @@ from t5edge.parity.generation import (
     _margin,
     _pairs,
     _preference,
-    _replayed,
+    _unstable_rows,
     generation,
     task,
 )
 from t5edge.parity.ladder import open_subject
 from t5edge.parity.subject import Opener, Subject
 from t5edge.progress import Silent
-from t5edge.runtime.generation.options import read_options
-from t5edge.runtime.generation.search import generate
 
 SETTINGS = {"max_new_tokens": 12, "do_sample": False, "num_return_sequences": 1}
 
@@ -66,12 +64,10 @@ def test_a_good_bundle_generates_the_same_tokens(exports: Exports, twin: str) ->
     assert {result.verdict for result in results} == {"pass"}
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_the_noisy_reference_without_noise_is_transformers(subject: Subject, beams: int) -> None:
-    prompts = subject.workload.prompts
-    options = read_options(subject.generation, num_beams=beams, **SETTINGS)
-    tokens = generate(NoisyStep(whole(subject), 0.0, 0), prompts.input_ids, prompts.attention_mask, options)
-    assert [pair.ours for pair in _pairs(subject, tokens, tokens)] == [pair.ours for pair in theirs(subject, beams)]
+def test_noise_of_no_width_changes_no_hypothesis_and_much_does(subject: Subject) -> None:
+    pairs, settings = theirs(subject, 4), {"num_beams": 4, **SETTINGS}
+    assert _unstable_rows(subject, pairs, settings, 0.0) == set()
+    assert _unstable_rows(subject, pairs, settings, 100.0) == {pair.row for pair in pairs}
 
 
 def test_one_block_at_a_time_judges_greedy_search_by_the_bundles_own_tokens(exports: Exports) -> None:
@@ -88,7 +84,7 @@ def test_the_choices_of_the_streamed_reference_are_those_of_generate(exports: Ex
     expected = theirs(subject)
     tokens = np.array([pair.theirs + [0] * (13 - len(pair.theirs)) for pair in expected])
     tokens[1, 5] += 1
-    found = _pairs(streamed, tokens, _replayed(streamed, tokens, {"num_beams": 1, **SETTINGS}))
+    found = _pairs(streamed, tokens, _choices(streamed, tokens, {"num_beams": 1, **SETTINGS}))
     for pair, known in zip(found, expected, strict=True):
         place = pair.first_difference
         assert (
