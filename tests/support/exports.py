@@ -89,11 +89,11 @@ class Exports:
         opener = Opener(folder, read_manifest(folder), "onnxruntime", mapped)
         return open_subject(opener, checkpoint, Silent(), self.blocks(checkpoint), checks(*names))
 
-    def verify(self, folder: Path, twin: str, *names: str) -> ParityReport:
+    def verify(self, folder: Path, twin: str, *names: str, blockwise: bool = False) -> ParityReport:
         """The named checks of the ladder on a bundle of ``twin``; all of them without names."""
         checkpoint = self.checkpoint(twin)
         chosen = checks(*names) if names else CHECKS
-        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), checks=chosen)
+        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), checks=chosen, blockwise=blockwise)
 
 
 def stored_tensor(folder: Path, name: str) -> np.ndarray:

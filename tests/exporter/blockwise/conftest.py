@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from filelock import FileLock
 
-from support.deep_models import Exported, deep_twin
+from support.deep_models import LAYERS, Exported, deep_twin
 from support.tiny_models import save_tiny_model
 from t5edge.pipeline import export
 
@@ -19,12 +19,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
     root = tmp_path_factory.getbasetemp()
     shared = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
-    def make(name: str = "umt5-twin", precision: str = "fp32") -> Exported:
-        folder = shared / f"deep-{name}-{precision}"
+    def make(name: str = "umt5-twin", precision: str = "fp32", layers: int = LAYERS) -> Exported:
+        folder = shared / f"deep-{name}-{precision}-{layers}"
         made = Exported(folder / "checkpoint", folder / "bundle")
         with FileLock(f"{folder}.lock"):
             if not made.bundle.exists():
-                save_tiny_model(deep_twin(name), made.checkpoint, seed=3)
+                save_tiny_model(deep_twin(name, layers), made.checkpoint, seed=3)
                 export(str(made.checkpoint), precision, out=made.bundle, target=("onnxruntime",), no_verify=True)
         return made
 

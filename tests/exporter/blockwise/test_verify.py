@@ -45,11 +45,11 @@ def transpose_head(weights: Weights, d_kv: int = 64) -> tuple[str, str]:
     return f"encoder block {LAYER}", "self-attention"
 
 
-def swap_gate(weights: Weights) -> tuple[str, str]:
-    name = next(n for n in weights if n.startswith(f"T(decoder.block.{LAYER}.layer.2.DenseReluDense.wi_0"))
+def swap_gate(weights: Weights, layer: int = LAYER) -> tuple[str, str]:
+    name = next(n for n in weights if n.startswith(f"T(decoder.block.{layer}.layer.2.DenseReluDense.wi_0"))
     gate, up = np.split(weights[name].copy(), 2, axis=1)
     weights[name][:] = np.concatenate([up, gate], axis=1)
-    return f"decoder block {LAYER}", "feed-forward"
+    return f"decoder block {layer}", "feed-forward"
 
 
 def shift_bias(weights: Weights) -> tuple[str, str]:
@@ -92,7 +92,7 @@ def test_the_command_compares_block_by_block(
     exported: Callable[..., Exported], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sound bundle passes; an error makes exit 1, a line in the table and a failure in the JUnit file."""
-    sound = exported()
+    sound = exported(layers=3)
     command = ["verify", "--blockwise", "--checkpoint", str(sound.checkpoint)]
     assert cli.main([*command, str(sound.bundle), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -101,7 +101,7 @@ def test_the_command_compares_block_by_block(
     assert {rung["verdict"].partition(":")[0] for rung in report["rungs"]} == {"pass", "not run"}
     broken = sound.copy(tmp_path / "broken")
     weights = broken.weights()
-    name, _measure = swap_gate(weights)
+    name, _measure = swap_gate(weights, layer=1)
     del weights
     _accept_changes(broken.bundle)
     junit = tmp_path / "blocks.xml"

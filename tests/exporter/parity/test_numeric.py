@@ -162,3 +162,26 @@ def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, twin
     assert report.passed, [result.describe() for result in report.failures]
     idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
     assert idle == {"8 task"} if precision == "fp16" else {"3 range", "8 task"}
+
+
+@pytest.mark.parametrize(("twin", "precision"), [(GATED, "fp16"), (RELU, "int8-weight")])
+def test_one_block_at_a_time_the_same_checks_hold_the_same_limits(exports: Exports, twin: str, precision: str) -> None:
+    """Only what needs PyTorch token by token is missing; what is compared part by part comes on top."""
+    folder, names = exports.bundle(twin, precision), {check.name for check in CHECKS}
+    whole, streamed = (
+        {(found.name, found.measure): found for found in exports.verify(folder, twin, blockwise=blockwise).results}
+        for blockwise in (False, True)
+    )
+    assert {key for key in whole if key not in streamed} == {("7 generation", "beam-4 hypotheses equal")}
+    assert ("7 generation", "-") in streamed
+    assert {name for name, _ in streamed} - names >= {"encoder block 0", "decoder block 1", "decoder head"}
+    for key in whole.keys() & streamed.keys():
+        assert streamed[key].verdict == whole[key].verdict
+        assert streamed[key].limit == pytest.approx(whole[key].limit, rel=0.2)
+
+
+def test_one_block_at_a_time_a_wrong_weight_is_caught_and_named(exports: Exports, tmp_path: Path) -> None:
+    folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", "lm_head", mistaken_transpose)
+    report = exports.verify(folder, GATED, "2", "3 logits", "7", blockwise=True)
+    assert failed(report) == {"3 logits", "7 generation"}
+    assert wrong_parts(report) == {("decoder head", "logits")}
