@@ -19,6 +19,7 @@ from t5edge.parity import generation, numeric
 from t5edge.parity.layout import layout_results
 from t5edge.parity.limits import own_dtype
 from t5edge.parity.localize import locate
+from t5edge.parity.memory import bundle_fits
 from t5edge.parity.reference import measure_reference, passes, threads_for
 from t5edge.parity.subject import Opener, Subject
 from t5edge.parity.workload import build_workload
@@ -219,6 +220,11 @@ def _refuse_engines(target: str) -> None:
 def _run_checks(
     opener: Opener, checkpoint: Checkpoint, progress: Progress, checks: Sequence[Check], blocks: Blocks | None
 ) -> list[CheckResult]:
+    if opener.mapped and not bundle_fits(checkpoint.architecture, opener.precision):
+        return [
+            not_run(check.name, "the bundle does not fit in the free memory; its layers are compared")
+            for check in checks
+        ]
     results: list[CheckResult] = []
     subject = open_subject(opener, checkpoint, progress, blocks, checks)
     with progress.stage("parity", len(checks), "checks") as stage:
