@@ -18,7 +18,7 @@ BASE_BYTES = int(1.5 * 2**30)
 STREAMED_TENSORS = 2
 """Largest tensors that are in memory at a time while weights are streamed (float32)."""
 VERIFIED_COPIES = 3
-"""Float32 models in memory during verification: PyTorch's, its 16-bit twin and ONNX Runtime's, rounded up."""
+"""Float32 models in memory during verification: PyTorch's, its 16-bit copy and ONNX Runtime's, rounded up."""
 UNKNOWN = "t5-large"
 """Stands for checkpoints whose architecture is known only after their download."""
 USABLE = 0.9
