@@ -20,10 +20,12 @@ from t5edge.bundle.manifest import read_manifest, write_manifest
 from t5edge.bundle.parity_report import CheckResult, condense
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.graph import trace
 from t5edge.parity import ladder
 from t5edge.parity.localize import locate
 from t5edge.parity.subject import Opener
 from t5edge.pipeline import export
+from t5edge.progress import Silent
 
 LAYER = 17
 Weights = dict[str, np.ndarray]
@@ -89,10 +91,15 @@ def test_errors_of_layer_17_of_24_are_found_and_named(exported: Callable[..., Ex
 
 
 def test_the_command_compares_block_by_block(
-    exported: Callable[..., Exported], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Callable[..., Exported],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A sound bundle passes; an error makes exit 1, a line in the table and a failure in the JUnit file."""
     sound = exported(layers=3)
+    blocks = trace.trace_blocks(open_checkpoint(str(sound.checkpoint)), Silent())
+    monkeypatch.setattr(trace, "trace_blocks", lambda *_: blocks)
     command = ["verify", "--blockwise", "--checkpoint", str(sound.checkpoint)]
     assert cli.main([*command, str(sound.bundle), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
