@@ -1,1 +1,1 @@
-"""The parity ladder: a bundle against PyTorch, rung by rung, and the report of it."""
+"""The parity ladder: a bundle against PyTorch, check by check, and the report of it."""

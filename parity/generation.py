@@ -1,13 +1,15 @@
-"""Rungs 7 and 8: generated tokens equal to transformers' own, ties judged by margin; and the variant's task.
+"""Checks 7 and 8: generated tokens equal to transformers' own, ties judged by margin; and the variant's task.
 
 Greedy: where two rows first differ, everything before was equal, so the reference's margin between the two tokens says
-whether rounding explains the choice. Beams: the better of two hypotheses is better by so much under the reference; and
-where that does not settle it, the reference itself is searched again with noise of the granted size.
+whether rounding explains the choice. A reference that cannot go token by token is teacher-forced on the bundle's own
+tokens, and each must be its choice: up to the first difference that is the same. Beams: the better of two hypotheses is
+better by so much under the reference; and where that does not settle it, the reference itself is searched again with
+noise of the granted size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +17,19 @@ import numpy as np
 
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, not_run
 from t5edge.errors import UserError
-from t5edge.exporter.reference.texts import Batch, Example, read_examples
+from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import tie_margin
 from t5edge.parity.measures import log_softmax
-from t5edge.parity.reference import TorchModel, new_cache
 from t5edge.parity.subject import Subject
 from t5edge.parity.workload import TASK_FILE
 from t5edge.runtime.generation.options import read_options
-from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.processors import build_rules
 
 if TYPE_CHECKING:
-    from t5edge.runtime.generation.step import Scores, Tokens
+    import torch
+
+    from t5edge.runtime.generation.step import Tokens
     from t5edge.runtime.model import BundleModel
     from t5edge.runtime.tokenizer import BundleTokenizer
 
@@ -37,6 +41,7 @@ TASK_ROWS = 50
 """Prompts generated at a time."""
 TASK_SPARE = 8
 """New tokens allowed beyond the longest target."""
+ONE_BLOCK = "needs PyTorch token by token, with the whole model in memory"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,9 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
     """7. Greedy and beam search against transformers' ``generate``."""
     prompts = subject.workload.prompts
     for beams, judge in ((1, _judge_greedy), (BEAMS, _judge_beams)):
+        if beams > 1 and subject.whole is None:
+            yield not_run(name, f"search by {BEAMS} beams {ONE_BLOCK}")
+            return
         settings: dict[str, Any] = {
             "max_new_tokens": min(subject.workload.effort.generated, _longest(subject)),
             "num_beams": beams,
@@ -71,17 +79,31 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
         except UserError as error:
             yield not_run(name, str(error))
             return
-        theirs = subject.reference.model.generate(prompts.input_ids, prompts.attention_mask, **settings)
+        if subject.whole is not None:
+            theirs = subject.whole.generate(prompts.input_ids, prompts.attention_mask, **settings)
+        else:
+            theirs = _choices(subject, ours, settings)
         yield judge(subject, name, _pairs(subject, ours, theirs), settings)
 
 
 def _longest(subject: Subject) -> int:
     """New tokens that fit behind the start token."""
-    return max(1, subject.manifest.limits.max_target_length - 1)
+    return max(1, subject.opener.limits.max_target_length - 1)
+
+
+def _choices(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:
+    """What the reference chooses behind the bundle's own tokens; both int64 [rows, length], start token first."""
+    logits = np.stack(_logits_behind(subject, [(row, tokens[:-1]) for row, tokens in enumerate(ours.tolist())]))
+    rules, choices = build_rules(read_options(subject.generation, **settings)), ours.copy()
+    for place in range(1, ours.shape[1]):
+        for rule in rules:
+            rule(ours[:, :place], logits[:, place - 1])
+        choices[:, place] = logits[:, place - 1].argmax(axis=-1)
+    return choices
 
 
 def _pairs(subject: Subject, ours: Tokens, theirs: Tokens) -> list[Pair]:
-    ends = set(read_options(subject.manifest.generation).eos)
+    ends = set(read_options(subject.generation).eos)
     rows = zip(ours.tolist(), theirs.tolist(), strict=True)
     return [Pair(row, _cut(own, ends), _cut(other, ends)) for row, (own, other) in enumerate(rows)]
 
@@ -107,7 +129,7 @@ def _judge_greedy(subject: Subject, name: str, pairs: Sequence[Pair], settings: 
         ties += gap <= margin
         wrong += [gap] if gap > margin else []
     share = agreed / (agreed + len(wrong)) if agreed or wrong else 1.0
-    least = subject.row.min_top1 if subject.row.quantized and subject.row.min_top1 is not None else 1.0
+    least = (subject.precision.min_top1 if subject.precision.quantized else None) or 1.0
     details = {"decisions": agreed, "ties": ties, "wrong_margins": wrong, "margin": margin}
     return at_least(name, "greedy tokens equal", share, least, **details)
 
@@ -115,33 +137,31 @@ def _judge_greedy(subject: Subject, name: str, pairs: Sequence[Pair], settings: 
 def _margin(subject: Subject) -> float:
     logits = subject.reference.outputs["texts"].logits
     rms = float(np.sqrt(np.mean(np.square(logits, dtype=np.float64))))
-    return tie_margin(subject.row, subject.unit("texts"), rms)
+    return tie_margin(subject.precision, subject.unit("texts"), rms)
 
 
 def _preference(subject: Subject, pair: Pair, place: int) -> float:
     """By how many logits the reference prefers its own token at ``place``, given the same tokens before."""
-    logits = _row_logits(subject, pair.row, pair.theirs[:place])[-1]
+    logits = _logits_behind(subject, [(pair.row, pair.theirs[:place])])[0][-1]
     end = subject.checkpoint.architecture.eos_token_id
     chosen = [tokens[place] if place < len(tokens) else end for tokens in (pair.theirs, pair.ours)]
     return float(logits[chosen[0]] - logits[chosen[1]])
 
 
-def _row_logits(subject: Subject, row: int, decoder_input: Sequence[int]) -> np.ndarray:
-    """Float32 PyTorch's logits [target, vocab] of one prompt behind the given tokens."""
-    prompts = subject.workload.prompts
-    batch = Batch(
-        prompts.input_ids[[row]], prompts.attention_mask[[row]], np.array([list(decoder_input)], dtype=np.int64)
-    )
-    logits: np.ndarray = subject.reference.model.outputs(batch).logits[0]
-    return logits
+def _logits_behind(subject: Subject, rows: Sequence[tuple[int, Sequence[int]]]) -> list[np.ndarray]:
+    """Float32 PyTorch's logits [target, vocab] of each (prompt, target tokens)."""
+    prompts, (numbers, targets) = subject.workload.prompts, zip(*rows, strict=True)
+    chosen = list(numbers)
+    batch = Batch(prompts.input_ids[chosen], prompts.attention_mask[chosen], pad(targets, subject.pad)[0])
+    ((_, found),) = subject.reference.model.outputs({"": batch})
+    return [logits[: len(target)] for logits, target in zip(found.logits, targets, strict=True)]
 
 
 def _judge_beams(subject: Subject, name: str, pairs: Sequence[Pair], settings: dict[str, Any]) -> CheckResult:
     """Rows whose best hypothesis is the reference's, or as good under it, as far as rounding can tell."""
-    row = subject.row
-    margin = _margin(subject)
-    if row.quantized and row.max_kl is not None:
-        margin = max(margin, float(np.sqrt(2 * row.max_kl)))  # Pinsker: a divergence bounds what scores may drift
+    margin, precision = _margin(subject), subject.precision
+    if precision.quantized and precision.max_kl is not None:
+        margin = max(margin, float(np.sqrt(2 * precision.max_kl)))  # Pinsker: a divergence bounds what scores may drift
     gaps = {pair.row: _score_gap(subject, pair) for pair in pairs if pair.first_difference is not None}
     open_rows = {index for index, gap in gaps.items() if abs(gap) > margin}
     unstable = _unstable_rows(subject, pairs, settings, margin) if open_rows else set()
@@ -157,80 +177,51 @@ def _judge_beams(subject: Subject, name: str, pairs: Sequence[Pair], settings: d
 
 def _score_gap(subject: Subject, pair: Pair) -> float:
     """Mean log-probability per token of the reference's hypothesis minus ours, under the reference."""
-    scores = []
-    for tokens in (pair.theirs, pair.ours):
-        log_probs = log_softmax(_row_logits(subject, pair.row, tokens[:-1]))
-        scores.append(float(log_probs[np.arange(len(tokens) - 1), tokens[1:]].mean()))
-    return scores[0] - scores[1]
+    both = (pair.theirs, pair.ours)
+    logits = _logits_behind(subject, [(pair.row, tokens[:-1]) for tokens in both])
+    best, own = (
+        log_softmax(found)[np.arange(len(tokens) - 1), tokens[1:]].mean()
+        for found, tokens in zip(logits, both, strict=True)
+    )
+    return float(best - own)
 
 
 def _unstable_rows(subject: Subject, pairs: Sequence[Pair], settings: dict[str, Any], margin: float) -> set[int]:
-    """Rows whose outcome in the reference itself changes when its logits change by less than the margin."""
-    prompts = subject.workload.prompts
-    options = read_options(subject.manifest.generation, **settings)
+    """Rows whose outcome in the reference itself changes when its scores change by less than the margin."""
+    prompts, whole = subject.workload.prompts, subject.whole
+    assert whole is not None, "beams are judged by the whole model"
     found: set[int] = set()
     for seed in range(NOISE_SEEDS):
-        model = NoisyStep(subject.reference.model, margin, seed)
-        tokens = generate(model, prompts.input_ids, prompts.attention_mask, options)
+        noise = [uniform_noise(margin, seed)]
+        tokens = whole.generate(prompts.input_ids, prompts.attention_mask, logits_processor=noise, **settings)
         noisy = _pairs(subject, tokens, tokens)
         found |= {pair.row for pair, other in zip(pairs, noisy, strict=True) if pair.theirs != other.theirs}
     return found
 
 
-@dataclass
-class _TorchState:
-    hidden: Any
-    mask: Any
-    cache: Any
+def uniform_noise(width: float, seed: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A processor for transformers' ``generate``: noise of ``width`` from end to end on scores [rows, vocab]."""
+    import torch
 
+    generator = torch.Generator().manual_seed(seed)
 
-class NoisyStep:
-    """Float32 PyTorch as a ``StepModel`` whose logits carry uniform noise of ``width`` from end to end."""
+    def process(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + width * (torch.rand(scores.shape, generator=generator) - 0.5)
 
-    def __init__(self, model: TorchModel, width: float, seed: int) -> None:
-        self._model, self._width = model.model, width
-        self._random = np.random.default_rng(seed)
-
-    def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> _TorchState:
-        """See ``StepModel.encode``."""
-        import torch
-
-        ids, mask = (torch.from_numpy(array).repeat_interleave(copies, 0) for array in (input_ids, attention_mask))
-        with torch.inference_mode():
-            hidden = self._model.encoder(ids, attention_mask=mask).last_hidden_state
-        return _TorchState(hidden, mask, new_cache())
-
-    def step(self, state: _TorchState, tokens: Tokens) -> Scores:
-        """See ``StepModel.step``."""
-        import torch
-        from transformers.modeling_outputs import BaseModelOutput
-
-        with torch.inference_mode():
-            found = self._model(
-                encoder_outputs=BaseModelOutput(state.hidden),
-                attention_mask=state.mask,
-                decoder_input_ids=torch.from_numpy(np.ascontiguousarray(tokens)),
-                past_key_values=state.cache,
-            )
-        logits: Scores = found.logits.numpy()
-        noise = self._random.uniform(-self._width / 2, self._width / 2, logits.shape)
-        return logits + noise.astype(np.float32)
-
-    def reorder(self, state: _TorchState, rows: Tokens) -> None:
-        """See ``StepModel.reorder``."""
-        import torch
-
-        state.cache.self_attention_cache.reorder_cache(torch.from_numpy(rows))
+    return process
 
 
 def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     """8. Exact match on held-out examples, where the checkpoint brings some; greedy, against float32 PyTorch."""
-    path = subject.checkpoint.file(TASK_FILE)
+    path, whole = subject.checkpoint.file(TASK_FILE), subject.whole
     if path is None:
         yield not_run(name, f"the checkpoint has no task ({TASK_FILE})")
         return
-    if not (subject.folder / "tokenizer.json").is_file():
+    if not (subject.opener.folder / "tokenizer.json").is_file():
         yield not_run(name, "the bundle has no tokenizer")
+        return
+    if whole is None:
+        yield not_run(name, ONE_BLOCK)
         return
     examples = read_examples(path)
     tokenizer = subject.model.tokenizer
@@ -238,7 +229,7 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     most = min(longest + TASK_SPARE, _longest(subject))
     settings: dict[str, Any] = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
     try:
-        right = [_right(model, tokenizer, examples, settings) for model in (subject.model, subject.reference.model)]
+        right = [_right(model, tokenizer, examples, settings) for model in (subject.model, whole)]
     except UserError as error:
         yield not_run(name, str(error))
         return
@@ -249,7 +240,10 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def _right(
-    model: BundleModel | TorchModel, tokenizer: BundleTokenizer, examples: Sequence[Example], settings: dict[str, Any]
+    model: BundleModel | WholeReference,
+    tokenizer: BundleTokenizer,
+    examples: Sequence[Example],
+    settings: dict[str, Any],
 ) -> int:
     """How many examples are answered exactly."""
     right = 0

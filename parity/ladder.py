@@ -1,4 +1,4 @@
-"""The ladder: a table of rungs, run on a bundle that was just written or on a finished one."""
+"""The ladder: a table of checks, run on a bundle that was just written or on a finished one."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from typing import TYPE_CHECKING, Any
 from t5edge.bundle.files import write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_run
-from t5edge.bundle.precision import Precision
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.reference.streamed import StreamedReference
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity import generation, numeric
 from t5edge.parity.layout import layout_results
 from t5edge.parity.limits import own_dtype
-from t5edge.parity.parts import InParts
-from t5edge.parity.reference import Reference, measure_reference, passes, threads_for
-from t5edge.parity.subject import Subject
+from t5edge.parity.localize import locate
+from t5edge.parity.memory import bundle_fits
+from t5edge.parity.reference import measure_reference, passes, threads_for
+from t5edge.parity.subject import Opener, Subject
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
 
 if TYPE_CHECKING:
     from t5edge.kernels.block import Block, BlockKind
-    from t5edge.parity.workload import Workload
+
+    Blocks = Mapping[BlockKind, Block]
 
 REPORT = "parity.json"
 FILES = "files"
+MOST_NAMED = 12
+"""Wrong parts that are named when a check fails."""
 
 
 @dataclass(frozen=True)
-class Rung:
+class Check:
     """One row of the ladder.
 
     ``groups`` name the batches that PyTorch must have run (``Workload.groups``); ``run`` yields results under the
-    rung's name, each with its measure, limit and verdict. A rung that does not apply yields ``not_run``.
+    check's name, each with its measure, limit and verdict. A check that does not apply yields ``not_run``.
     """
 
     name: str
@@ -46,16 +51,16 @@ class Rung:
     run: Callable[[Subject, str], Iterator[CheckResult]]
 
 
-RUNGS: tuple[Rung, ...] = (
-    Rung("1 operators", (), numeric.operators),
-    Rung("2 encoder", ("texts",), numeric.encoder),
-    Rung("3 logits", ("texts",), numeric.logits),
-    Rung("3 range", ("texts", "lengths"), numeric.value_range),
-    Rung("4 cache", ("texts",), numeric.cache),
-    Rung("5 padding", ("texts",), numeric.padding),
-    Rung("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
-    Rung("7 generation", ("texts",), generation.generation),
-    Rung("8 task", (), generation.task),
+CHECKS: tuple[Check, ...] = (
+    Check("1 operators", (), numeric.operators),
+    Check("2 encoder", ("texts",), numeric.encoder),
+    Check("3 logits", ("texts",), numeric.logits),
+    Check("3 range", ("texts", "lengths"), numeric.value_range),
+    Check("4 cache", ("texts",), numeric.cache),
+    Check("5 padding", ("texts",), numeric.padding),
+    Check("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
+    Check("7 generation", ("texts",), generation.generation),
+    Check("8 task", (), generation.task),
 )
 
 
@@ -65,9 +70,9 @@ def verify_bundle(
     *,
     target: str = "onnxruntime",
     progress: Progress | None = None,
-    blocks: Mapping[BlockKind, Block] | None = None,
+    blocks: Blocks | None = None,
     blockwise: bool = False,
-    rungs: Sequence[Rung] = RUNGS,
+    checks: Sequence[Check] = CHECKS,
     manifest: Manifest | None = None,
 ) -> ParityReport:
     """Run the ladder on a bundle of ``checkpoint``; writes ``parity.json`` and the manifest's ``parity`` entry.
@@ -75,16 +80,12 @@ def verify_bundle(
     ``blocks``: the fused blocks the bundle was assembled from; None traces them again. ``blockwise``: see ``verify``.
     ``manifest``: the bundle's, where it is not written yet; it is then left to the caller to write.
     """
-    progress = progress or Silent()
-    opened = manifest or Manifest.read(folder)
-    if blockwise:
-        report = run_blockwise(folder, opened, checkpoint, target, progress, rungs)
-    else:
-        report = run_ladder(folder, opened, checkpoint, target, progress, blocks, rungs)
+    opener = Opener(folder, manifest or Manifest.read(folder), target, mapped=blockwise)
+    report = run_ladder(opener, checkpoint, progress or Silent(), checks, blocks)
     write_json(folder / REPORT, report.to_dict())
     if manifest is None:
-        hashes = {name: digest for name, digest in opened.hashes.items() if name != REPORT}
-        replace(opened, parity=report.without_details()).with_files(folder, hashes).write(folder)
+        hashes = {name: digest for name, digest in opener.manifest.hashes.items() if name != REPORT}
+        replace(opener.manifest, parity=report.without_details()).with_files(folder, hashes).write(folder)
     return report
 
 
@@ -96,15 +97,16 @@ def verify(
     junit: Path | None = None,
     progress: Progress | None = None,
     blockwise: bool = False,
-    rungs: Sequence[Rung] = RUNGS,
+    checks: Sequence[Check] = CHECKS,
 ) -> ParityReport:
-    """Run the ladder on a finished bundle. A damaged file fails the rung ``files``.
+    """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
     The bundle is not changed, except that what was proved about engines is written into their entry of the manifest.
-    Where engines cannot run, every rung says ``not run`` and why, and the report does not pass.
+    Where engines cannot run, every check says ``not run`` and why, and the report does not pass.
 
-    ``blockwise``: compare layer by layer instead, with one layer in memory at a time; the rungs that need the whole
-    model are then ``not run``. The graphs of another layout are compared with ours again.
+    ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
+    by token is ``not run``; and every part of every layer is compared. Otherwise that is done where a check fails, to
+    name the parts that are wrong.
 
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
@@ -114,34 +116,41 @@ def verify(
             cannot run single blocks.
     """
     if blockwise:
-        _check_blockwise(target)
+        _refuse_engines(target)
     folder, progress = Path(bundle), progress or Silent()
     manifest = Manifest.read(folder)
     damaged = damaged_files(folder)
     names = f": {', '.join(damaged)}" if damaged else ""
     files = at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
     if damaged:
-        skipped = [not_run(rung.name, "files of the bundle are damaged") for rung in rungs]
-        report = ParityReport([files, *skipped], _facts(manifest, target))
+        report = _not_run(manifest, target, checks, "files of the bundle are damaged", files)
     elif reason := why_not_run(target):
-        report = ParityReport([not_run(rung.name, reason) for rung in rungs], _facts(manifest, target))
+        report = _not_run(manifest, target, checks, reason)
     else:
         source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
-        if blockwise:
-            report = run_blockwise(folder, manifest, source, target, progress, rungs)
-        else:
-            report = run_ladder(folder, manifest, source, target, progress, None, rungs)
-        changed = source.content_key() != manifest.content_key
-        results = [files, *report.results, *layout_results(folder, manifest, source.architecture, target, blockwise)]
-        report = ParityReport(results, {**report.facts, "checkpoint_touched": changed})
+        report = run_ladder(Opener(folder, manifest, target, mapped=blockwise), source, progress, checks)
+        layouts = layout_results(folder, manifest, source.architecture, target, blockwise)
+        touched = {"checkpoint_touched": source.content_key() != manifest.content_key}
+        report = ParityReport([files, *report.results, *layouts], {**report.facts, **touched})
         if find_backend(target).is_engine:
             record_run(folder, target, report, progress)
     if junit is not None:
-        try:
-            report.write_junit(junit)
-        except OSError as error:
-            raise UserError(f"'{junit}' cannot be written: {error.strerror}; choose another --junit.") from error
+        _write_junit(report, junit)
     return report
+
+
+def _not_run(
+    manifest: Manifest, target: str, checks: Sequence[Check], reason: str, *known: CheckResult
+) -> ParityReport:
+    """A report of nothing but ``known`` results and the reason why no check was run."""
+    return ParityReport([*known, *(not_run(check.name, reason) for check in checks)], _facts(manifest, target))
+
+
+def _write_junit(report: ParityReport, path: Path) -> None:
+    try:
+        report.write_junit(path)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror}; choose another --junit.") from error
 
 
 def find_checkpoint(folder: Path, manifest: Manifest, variant: str | None) -> Checkpoint:
@@ -176,107 +185,88 @@ def _facts(manifest: Manifest, target: str) -> dict[str, Any]:
 
 
 def run_ladder(
-    folder: Path,
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    target: str,
-    progress: Progress,
-    blocks: Mapping[BlockKind, Block] | None,
-    rungs: Sequence[Rung],
+    opener: Opener, checkpoint: Checkpoint, progress: Progress, checks: Sequence[Check], blocks: Blocks | None = None
 ) -> ParityReport:
-    """Prepare the subject once, then climb; what fails is told to ``progress``."""
-    begin = time.monotonic()
-    results: list[CheckResult] = []
-    with threads_for(checkpoint.architecture.parameters):
-        subject = open_subject(folder, checkpoint, target, progress, blocks, rungs, manifest)
-        with progress.stage("parity", len(rungs), "rungs") as stage:
-            for rung in rungs:
-                stage.note(rung.name)
-                results += _climb(rung, subject)
-                stage.advance()
-    return _finished(results, _facts(subject.manifest, target), begin, progress)
-
-
-def run_blockwise(
-    folder: Path, manifest: Manifest, checkpoint: Checkpoint, target: str, progress: Progress, rungs: Sequence[Rung]
-) -> ParityReport:
-    """Compare block by block; every rung of the ladder itself is ``not run``.
+    """Prepare the subject once, then run check by check; what fails is reported to ``progress``.
 
     Raises:
-        UserError: ``target`` cannot run single blocks.
+        UserError: the bundle is opened block by block, and its target cannot run single blocks.
     """
-    from t5edge.parity.blockwise.verify import verify_blockwise
-
-    _check_blockwise(target)
+    if opener.mapped:
+        _refuse_engines(opener.target)
     begin = time.monotonic()
-    results = verify_blockwise(folder, checkpoint, progress, manifest)
-    results += [not_run(rung.name, "needs the whole model in memory; verified block by block") for rung in rungs]
-    facts = {**_facts(manifest, target), "blockwise": True}
-    return _finished(results, facts, begin, progress)
+    with threads_for(checkpoint.architecture.parameters):
+        results = _run_checks(opener, checkpoint, progress, checks, blocks)
+        if opener.mapped:
+            results += locate(opener, checkpoint, progress)
+        elif not find_backend(opener.target).needs_gpu and any(result.verdict == FAIL for result in results):
+            results += _wrong_parts(opener, checkpoint, progress)
+    for result in results:
+        if result.verdict == FAIL:
+            progress.message(f"failed: {result.describe()}")
+    facts = {**_facts(opener.manifest, opener.target), **({"blockwise": True} if opener.mapped else {})}
+    return ParityReport(results, {**facts, "seconds": round(time.monotonic() - begin, 1)})
 
 
-def _check_blockwise(target: str) -> None:
+def _refuse_engines(target: str) -> None:
     if find_backend(target).needs_gpu:
         raise UserError(f"single blocks run on onnxruntime only, not on {target}; leave out --blockwise or --target.")
 
 
-def _finished(
-    results: Sequence[CheckResult], facts: Mapping[str, Any], begin: float, progress: Progress
-) -> ParityReport:
-    for result in results:
-        if result.verdict == FAIL:
-            progress.message(f"failed: {result.describe()}")
-    return ParityReport(results, {**facts, "seconds": round(time.monotonic() - begin, 1)})
+def _run_checks(
+    opener: Opener, checkpoint: Checkpoint, progress: Progress, checks: Sequence[Check], blocks: Blocks | None
+) -> list[CheckResult]:
+    if opener.mapped and not bundle_fits(checkpoint.architecture, opener.precision):
+        return [
+            not_run(check.name, "the bundle does not fit in the free memory; its layers are compared")
+            for check in checks
+        ]
+    results: list[CheckResult] = []
+    subject = open_subject(opener, checkpoint, progress, blocks, checks)
+    with progress.stage("parity", len(checks), "checks") as stage:
+        for check in checks:
+            stage.note(check.name)
+            results += _run_check(check, subject)
+            stage.advance()
+    return results
 
 
-def _climb(rung: Rung, subject: Subject) -> list[CheckResult]:
-    """The results of one rung; NaN logits end it as a failure."""
+def _wrong_parts(opener: Opener, checkpoint: Checkpoint, progress: Progress) -> list[CheckResult]:
+    """The parts of layers that are wrong, the first of them where there are many."""
+    found = [result for result in locate(opener, checkpoint, progress) if result.verdict == FAIL]
+    if not found:
+        progress.message("every layer is right on its own: what fails lies between them, or in the cache")
+    elif len(found) > MOST_NAMED:
+        progress.message(f"{len(found)} parts are wrong, the first {MOST_NAMED} are named")
+    return found[:MOST_NAMED]
+
+
+def _run_check(check: Check, subject: Subject) -> list[CheckResult]:
+    """The results of one check; NaN logits end it as a failure."""
     begin = time.monotonic()
     results: list[CheckResult] = []
     try:
-        results += rung.run(subject, rung.name)
+        results += check.run(subject, check.name)
     except FloatingPointError:
-        results.append(failure(rung.name, "NaN or infinity in the logits"))
-    assert results, f"rung {rung.name} says nothing"
+        results.append(failure(check.name, "NaN or infinity in the logits"))
+    assert results, f"check {check.name} says nothing"
     seconds = round(time.monotonic() - begin, 2)
     return [replace(results[0], details={**results[0].details, "seconds": seconds}), *results[1:]]
 
 
 def open_subject(
-    folder: Path,
-    checkpoint: Checkpoint,
-    target: str,
-    progress: Progress,
-    blocks: Mapping[BlockKind, Block] | None,
-    rungs: Sequence[Rung],
-    manifest: Manifest | None = None,
+    opener: Opener, checkpoint: Checkpoint, progress: Progress, blocks: Blocks | None, checks: Sequence[Check]
 ) -> Subject:
-    """Open the bundle, run PyTorch on what the rungs need, and trace the blocks if a rung needs them."""
-    from t5edge.runtime.model import open_model
-
-    manifest, backend = manifest or Manifest.read(folder), find_backend(target)
-    model = open_model(folder, manifest, target, **({"buffers": False} if backend.writes_cache_in_place else {}))
-    largest = backend.max_batch(manifest)
-    if largest is not None:  # the workload does not know it
-        model.step_model = InParts(model.step_model, largest)
-    row = manifest.precision
-    workload = build_workload(checkpoint, manifest.limits)
-    groups = dict.fromkeys(group for rung in rungs for group in rung.groups)
-    reference = _reference(checkpoint, row, workload, tuple(groups), progress)
-    if blocks is None:
-        blocks = _trace(checkpoint, progress) if any(rung.run is RUNGS[0].run for rung in rungs) else {}
-    return Subject(folder, manifest, checkpoint, row, model, target, workload, reference, blocks)
-
-
-def _reference(
-    checkpoint: Checkpoint, row: Precision, workload: Workload, groups: Sequence[str], progress: Progress
-) -> Reference:
-    batches, narrow = workload.batches(groups), own_dtype(row)
-    with progress.stage("PyTorch reference", len(batches) * passes(narrow), "batches") as stage:
-        return measure_reference(checkpoint, narrow, batches, stage.advance)
-
-
-def _trace(checkpoint: Checkpoint, progress: Progress) -> Mapping[BlockKind, Block]:
+    """Open the bundle, run PyTorch on what the checks need, and trace the blocks if a check needs them."""
     from t5edge.exporter.graph.trace import trace_blocks
 
-    return trace_blocks(checkpoint, progress)
+    model, precision, workload = opener.model(), opener.precision, build_workload(checkpoint, opener.limits)
+    batches = workload.batches(list(dict.fromkeys(group for check in checks for group in check.groups)))
+    narrow = own_dtype(precision)
+    make = StreamedReference if opener.mapped else WholeReference
+    with progress.stage("PyTorch reference", len(batches) * passes(narrow), "batches") as stage:
+        reference = measure_reference(checkpoint, narrow, batches, stage.advance, make)
+    if blocks is None:
+        needed = any(check.run is numeric.operators for check in checks)
+        blocks = trace_blocks(checkpoint, progress) if needed else {}
+    return Subject(opener, checkpoint, precision, model, workload, reference, blocks)

@@ -52,7 +52,7 @@ def check_optimum(folder: Path, architecture: Architecture, compute: str) -> Lay
 def layout_results(
     folder: Path, manifest: Manifest, architecture: Architecture, target: str, blockwise: bool
 ) -> list[CheckResult]:
-    """The comparison again, on a finished bundle, as results of a rung; none where the bundle has only our layout."""
+    """The comparison again, on a finished bundle, as results of a check; none where the bundle has only our layout."""
     if manifest.layout is None:
         return []
     name = f"layout {manifest.layout.name}"

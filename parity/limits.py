@@ -1,7 +1,7 @@
-"""What a precision's row allows, in numbers: one rule for every row, by its facts.
+"""The limits of a precision, in numbers: one rule for all of them, by their facts.
 
-A row that bounds errors says so as it stands (``max_relative_error``) or in units of the error that PyTorch itself
-makes at the compute dtype (``max_error_ratio``). A quantized row bounds the next-token distributions on real texts
+A precision that bounds errors says so as it stands (``max_relative_error``) or in units of the error that PyTorch
+makes at the compute dtype (``max_error_ratio``). A quantized one bounds the next-token distributions on real texts
 (``max_kl``, ``min_top1``). Elsewhere, on odd lengths and against itself, its unit is the error that it makes on texts,
 times how much more PyTorch errs there than on texts: quantization noise and rounding noise are amplified alike.
 """
@@ -23,15 +23,14 @@ FLOAT32_ERROR = 1e-5
 TIE_SPREAD = 4.0
 """Two logits are tied when they lie within this many times the root mean square error that is granted."""
 QUANTIZED_TIE_SPREAD = 2.0
-"""The same for top-1 agreement of quantized rows, whose error is large: a difference of two errors is 1.4 times one."""
+"""The same for top-1 agreement if quantized, where errors are large: a difference of two errors is 1.4 times one."""
 QUANTIZED_HIDDEN = 0.5
-"""Bound on the hidden states of quantized rows, whose logits are gated in earnest (unrelated vectors: 1.4)."""
+"""Bound on the hidden states of quantized bundles, whose logits are gated in earnest (unrelated vectors: 1.4)."""
 QUANTIZED_RATIO = 3.0
 """A quantized bundle may err this many times its unit. On its texts the ratio is 1, elsewhere up to 1.7 was seen."""
 SCALE_DTYPE = "bfloat16"
-"""PyTorch's dtype that tells where a quantized row's errors are amplified."""
+"""PyTorch's dtype that tells where a quantized bundle's errors are amplified."""
 ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}
-"""Largest relative error of one rounding to a 16-bit dtype."""
 BROKEN_DOWN = 64.0
 """PyTorch's own error never counts as more roundings than this: beyond, PyTorch itself overflowed or clamped."""
 Measured = Literal["hidden", "cross", "logits", "position", "log_probs"]
@@ -58,39 +57,39 @@ def ceiling(compute: str) -> float:
     return BROKEN_DOWN * ROUNDING[compute]
 
 
-def bounds_errors(row: Precision) -> bool:
-    """Whether the row bounds the errors themselves; quantized rows bound what becomes of the distributions."""
-    return row.max_relative_error is not None or row.max_error_ratio is not None
+def bounds_errors(precision: Precision) -> bool:
+    """Whether the precision bounds the errors themselves; quantized ones bound what becomes of the distributions."""
+    return precision.max_relative_error is not None or precision.max_error_ratio is not None
 
 
-def own_dtype(row: Precision) -> str | None:
+def own_dtype(precision: Precision) -> str | None:
     """The 16-bit dtype at which PyTorch's own error is needed, or None."""
-    if row.max_relative_error is not None:
+    if precision.max_relative_error is not None:
         return None
-    return row.compute if row.max_error_ratio is not None else SCALE_DTYPE
+    return precision.compute if precision.max_error_ratio is not None else SCALE_DTYPE
 
 
-def error_limit(row: Precision, unit: OwnErrors | None, of: Measured) -> float:
+def error_limit(precision: Precision, unit: OwnErrors | None, of: Measured) -> float:
     """Bound on the relative error of ``of``."""
-    if row.max_relative_error is not None:
-        return row.max_relative_error
-    assert unit is not None, f"{row.name} is judged by a unit"
-    return (row.max_error_ratio or QUANTIZED_RATIO) * float(getattr(unit, of))
+    if precision.max_relative_error is not None:
+        return precision.max_relative_error
+    assert unit is not None, f"{precision.name} is judged by a unit"
+    return (precision.max_error_ratio or QUANTIZED_RATIO) * float(getattr(unit, of))
 
 
-def tie_margin(row: Precision, unit: OwnErrors | None, rms_logit: float) -> float:
+def tie_margin(precision: Precision, unit: OwnErrors | None, rms_logit: float) -> float:
     """Logits closer than this may swap places: what the granted error explains."""
-    if row.max_relative_error is not None:
-        return TIE_SPREAD * row.max_relative_error * rms_logit
-    assert unit is not None, f"{row.name} is judged by a unit"
-    return TIE_SPREAD * (row.max_error_ratio or 1.0) * unit.logits * rms_logit
+    if precision.max_relative_error is not None:
+        return TIE_SPREAD * precision.max_relative_error * rms_logit
+    assert unit is not None, f"{precision.name} is judged by a unit"
+    return TIE_SPREAD * (precision.max_error_ratio or 1.0) * unit.logits * rms_logit
 
 
-def kl_limit(row: Precision, unit: OwnErrors | None) -> float | None:
+def kl_limit(precision: Precision, unit: OwnErrors | None) -> float | None:
     """Bound on the mean KL divergence. It grows with the square of the error that is allowed."""
-    if row.max_kl is None or row.max_error_ratio is None or unit is None:
-        return row.max_kl
-    return max(row.max_kl, row.max_error_ratio**2 * unit.kl)
+    if precision.max_kl is None or precision.max_error_ratio is None or unit is None:
+        return precision.max_kl
+    return max(precision.max_kl, precision.max_error_ratio**2 * unit.kl)
 
 
 def judge_error(name: str, what: str, value: float, limit: float, **details: Any) -> CheckResult:
@@ -101,9 +100,9 @@ def judge_error(name: str, what: str, value: float, limit: float, **details: Any
 
 
 def judge_logits(
-    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str = "logits"
+    name: str, errors: LogitErrors, precision: Precision, unit: OwnErrors | None, what: str = "logits"
 ) -> Iterator[CheckResult]:
-    """All gates of a row on logits of real text, called ``what`` in the measures."""
+    """All gates of a precision on logits of real text, called ``what`` in the measures."""
     if errors.not_finite:
         yield _not_finite(name, errors, what)
         return
@@ -113,35 +112,35 @@ def judge_logits(
         "largest_error": float(errors.worst.max()),
         "largest_kl": float(errors.kl.max()),
     }
-    if bounds_errors(row):
-        yield at_most(name, f"relative error, {what}", errors.relative, error_limit(row, unit, "logits"), **facts)
-        limit = error_limit(row, unit, "log_probs")
+    if bounds_errors(precision):
+        yield at_most(name, f"relative error, {what}", errors.relative, error_limit(precision, unit, "logits"), **facts)
+        limit = error_limit(precision, unit, "log_probs")
         yield at_most(name, f"log-probability error, {what}", errors.log_prob_relative, limit, **facts)
-    bound = kl_limit(row, unit)
+    bound = kl_limit(precision, unit)
     if bound is not None:
         yield at_most(name, f"mean KL (nats), {what}", float(errors.kl.mean()), bound, **facts)
-    if row.min_top1 is not None:
-        yield _judge_top1(name, errors, row, unit, what, row.min_top1)
+    if precision.min_top1 is not None:
+        yield _judge_top1(name, errors, precision, unit, what, precision.min_top1)
 
 
 def _judge_top1(
-    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str, least: float
+    name: str, errors: LogitErrors, precision: Precision, unit: OwnErrors | None, what: str, least: float
 ) -> CheckResult:
-    if bounds_errors(row):
-        margin = tie_margin(row, unit, errors.rms_logit)
+    if bounds_errors(precision):
+        margin = tie_margin(precision, unit, errors.rms_logit)
     else:
-        margin = 0.0 if row.count_ties else QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
+        margin = 0.0 if precision.count_ties else QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
     share, wrong, ties = errors.top1(margin)
     return at_least(name, f"top-1 agreement, {what}", share, least, wrong=wrong, ties=ties, margin=margin)
 
 
 def judge_briefly(
-    name: str, errors: LogitErrors, row: Precision, unit: OwnErrors | None, what: str, **details: Any
+    name: str, errors: LogitErrors, precision: Precision, unit: OwnErrors | None, what: str, **details: Any
 ) -> CheckResult:
     """The relative error alone: for odd inputs and for a bundle against itself."""
     if errors.not_finite:
         return _not_finite(name, errors, what)
-    return at_most(name, f"relative error, {what}", errors.relative, error_limit(row, unit, "logits"), **details)
+    return at_most(name, f"relative error, {what}", errors.relative, error_limit(precision, unit, "logits"), **details)
 
 
 def _not_finite(name: str, errors: LogitErrors, what: str) -> CheckResult:

@@ -1,6 +1,6 @@
-"""Rungs 1 to 6 and the range rung: numbers against numbers. Tokens and tasks are in ``generation``.
+"""Checks 1 to 6 and the range: numbers against numbers. Tokens and tasks are in ``generation``.
 
-A rung is a function of the subject that yields results under the rung's name; limits come from the precision's row.
+A check is a function of the subject that yields results under the check's name; limits come from the precision.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 
 from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.limits import (
     FLOAT32_ERROR,
@@ -23,7 +24,7 @@ from t5edge.parity.limits import (
 )
 from t5edge.parity.measures import compare_logits, pool, relative_error
 from t5edge.parity.operators import block_error, operator_errors
-from t5edge.parity.reference import OutputErrors, Outputs
+from t5edge.parity.reference import OutputErrors
 from t5edge.parity.subject import Subject, bundle_outputs
 from t5edge.parity.workload import padded_left, rows_of
 
@@ -48,10 +49,10 @@ def encoder(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Iterator[CheckResult]:
-    row, own = subject.row, subject.reference.own_of("texts")
+    precision, own = subject.precision, subject.reference.own_of("texts")
     hidden, cross = (
-        (error_limit(row, own, "hidden"), error_limit(row, own, "cross"))
-        if bounds_errors(row)
+        (error_limit(precision, own, "hidden"), error_limit(precision, own, "cross"))
+        if bounds_errors(precision)
         else (QUANTIZED_HIDDEN, QUANTIZED_HIDDEN)
     )
     yield judge_error(name, "encoder output", errors.hidden, hidden)
@@ -62,11 +63,11 @@ def logits(subject: Subject, name: str) -> Iterator[CheckResult]:
     """3. Teacher-forced logits of the cached decoder, one step for each token; of both where there are two."""
     batch, unit = subject.workload.texts, subject.unit("texts")
     errors = subject.errors("texts", batch, cached=True)
-    yield from judge_logits(name, errors.logits, subject.row, unit)
+    yield from judge_logits(name, errors.logits, subject.precision, unit)
     if subject.buffered_logits is not None:
         mask = target_mask(batch.decoder_input_ids, subject.pad)
         found = compare_logits(subject.buffered_logits[mask], subject.reference.outputs["texts"].logits[mask])
-        yield from judge_logits(name, found, subject.row, unit, "logits cached in buffers")
+        yield from judge_logits(name, found, subject.precision, unit, "logits cached in buffers")
 
 
 def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
@@ -74,17 +75,17 @@ def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
 
     ONNX Runtime's CPU provider widens float16 operators and skips the roundings between them, so overflow hides there.
     """
-    compute = subject.row.compute
+    compute = subject.precision.compute
     if compute not in NARROW:
         yield not_run(name, f"the compute dtype is {compute}, there is nothing to round")
         return
     if subject.emulated:
-        yield not_run(name, f"{subject.target} emulates {compute} already, so rungs 2, 3 and 6 measure it")
+        yield not_run(name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it")
         return
     batches = subject.workload.batches(("texts", "lengths"))
     found = {key: subject.errors(key, batch, subject.rounded) for key, batch in batches.items()}
     yield from _encoder_results(subject, name, found["texts"])
-    yield from judge_logits(name, found["texts"].logits, subject.row, subject.unit("texts"))
+    yield from judge_logits(name, found["texts"].logits, subject.precision, subject.unit("texts"))
     lengths = {key: errors for key, errors in found.items() if key != "texts"}
     yield from _length_results(subject, name, lengths)
 
@@ -96,11 +97,11 @@ def cache(subject: Subject, name: str) -> Iterator[CheckResult]:
     uncached = subject.model.logits_uncached(*arrays).copy()
     mask = target_mask(batch.decoder_input_ids, subject.pad)
     errors = compare_logits(subject.model.logits(*arrays)[mask], uncached[mask])
-    yield judge_briefly(name, errors, subject.row, subject.unit("texts"), "cached against uncached logits")
+    yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), "cached against uncached logits")
     if subject.buffered_logits is not None:
         errors = compare_logits(subject.buffered_logits[mask], uncached[mask])
         what = "logits cached in buffers against uncached"
-        yield judge_briefly(name, errors, subject.row, subject.unit("texts"), what)
+        yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), what)
 
 
 def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
@@ -113,13 +114,13 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
     for side, padded in (("right", batch), ("left", padded_left(batch))):
         together = bundle_outputs(subject.model, padded, cached=False)
         hidden = _hidden_error(together.hidden, padded, alone)
-        limit = error_limit(subject.row, unit, "hidden")
+        limit = error_limit(subject.precision, unit, "hidden")
         yield judge_error(name, f"encoder output padded on the {side}", hidden, limit)
         errors = pool(
             compare_logits(together.logits[row][mask[row]], single.logits[0][mask[row]])
             for row, single in enumerate(alone)
         )
-        yield judge_briefly(name, errors, subject.row, unit, f"logits padded on the {side}")
+        yield judge_briefly(name, errors, subject.precision, unit, f"logits padded on the {side}")
 
 
 def _hidden_error(hidden: np.ndarray, batch: Batch, alone: list[Outputs]) -> float:
@@ -136,11 +137,11 @@ def lengths(subject: Subject, name: str) -> Iterator[CheckResult]:
     errors = subject.errors(key, batch, cached=True).logits
     what = f"logits over {batch.decoder_input_ids.shape[1]} cached steps"
     unit = subject.unit(key)
-    if bounds_errors(subject.row):
-        yield from judge_logits(name, errors, subject.row, unit, what)
+    if bounds_errors(subject.precision):
+        yield from judge_logits(name, errors, subject.precision, unit, what)
     else:
-        yield judge_briefly(name, errors, subject.row, unit, what)
-    limit = error_limit(subject.row, unit, "position")
+        yield judge_briefly(name, errors, subject.precision, unit, what)
+    limit = error_limit(subject.precision, unit, "position")
     if limit is not None:
         bound = limit if unit else limit * POSITION_SPREAD
         yield at_most(
@@ -151,12 +152,14 @@ def lengths(subject: Subject, name: str) -> Iterator[CheckResult]:
 def _length_results(subject: Subject, name: str, found: dict[str, OutputErrors]) -> Iterator[CheckResult]:
     """The worst length by its own limit. A length's limit is not below that of all: one short row may be lucky."""
     unit = subject.unit(*found)
-    limit = error_limit(subject.row, unit, "hidden")
+    limit = error_limit(subject.precision, unit, "hidden")
     worst = max(found, key=lambda key: found[key].hidden)
     by_length = {key: errors.hidden for key, errors in found.items()}
     yield judge_error(name, f"encoder output, worst of {len(found)} lengths", found[worst].hidden, limit, **by_length)
     results = [
-        judge_briefly(name, errors.logits, subject.row, unit, f"logits, worst of {len(found)} lengths", length=key)
+        judge_briefly(
+            name, errors.logits, subject.precision, unit, f"logits, worst of {len(found)} lengths", length=key
+        )
         for key, errors in found.items()
     ]
     yield max(results, key=lambda result: float("inf") if result.value is None else result.value)

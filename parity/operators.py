@@ -1,4 +1,4 @@
-"""Rung 1: fused operators against their numpy references, fused blocks against the unfused trace.
+"""Check 1: fused operators against their numpy references, fused blocks against the unfused trace.
 
 Every operator is judged where it stands: the fused block runs once in ONNX Runtime with the values between operators as
 further outputs, and each operator's own inputs are handed to the numpy reference of its contract.
@@ -83,7 +83,7 @@ def with_weights(model: ir.Model, kind: BlockKind, architecture: Architecture) -
     for value in copy.graph.initializers.values():
         if isinstance(value.const_value, PlannedTensor):
             built = evaluate(value.const_value.expression, lambda name: store.read(prefix + name))
-            value.meta["recipe"] = value.const_value.expression
+            value.meta["expression"] = value.const_value.expression
             value.const_value = ir.tensor(np.ascontiguousarray(built.numpy()), name=value.name)
     return copy
 
@@ -160,7 +160,7 @@ def _ffn(architecture: Architecture, inputs: Arrays) -> Arrays:
 def _roles(node: ir.Node) -> list[str]:
     """What the weight of a MatMul is made of: q, k, v, o, wi, wi_0, wi_1, wo; empty for other nodes."""
     weight = node.inputs[1] if node.op_type == "MatMul" else None
-    expression = None if weight is None else weight.meta.get("recipe")
+    expression = None if weight is None else weight.meta.get("expression")
     sources = expression.sources if isinstance(expression, StackedWeight) else ()
     return [source.name.split(".")[-2] for source in sources]
 

@@ -10,36 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from t5edge.errors import UserError
+from t5edge.exporter.reference.protocol import MakeReference, Outputs, Reference
 from t5edge.exporter.reference.texts import target_mask
-from t5edge.exporter.reference.whole import build_torch_model
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import OwnErrors, ceiling
 from t5edge.parity.measures import LogitErrors, compare_logits, relative_error
 
 if TYPE_CHECKING:
-    import torch
-
     from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
-    from t5edge.runtime.generation.step import Tokens
 
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a model makes of a batch, float32.
-
-    ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
-    (``present.{i}.encoder.key``) [batch, heads, source, d_kv].
-    """
-
-    hidden: np.ndarray
-    cross: Mapping[str, np.ndarray]
-    logits: np.ndarray
+WITH_CROSS = ("texts",)
+"""Batches whose cross keys and values are compared: those of all would be as large as the model."""
 
 
 @dataclass(frozen=True)
@@ -64,87 +51,20 @@ class OutputErrors:
 
 
 def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_id: int) -> OutputErrors:
-    """Errors of ``value``; padded positions of source and target do not count."""
+    """Errors of ``value``; padded positions of source and target do not count, nor cross tensors without reference."""
     source = batch.attention_mask.astype(bool)
     target = target_mask(batch.decoder_input_ids, pad_token_id)
     cross = {
         name: relative_error(value.cross[name].swapaxes(1, 2)[source], expected.swapaxes(1, 2)[source])
         for name, expected in reference.cross.items()
     }
-    worst = max(cross, key=lambda name: cross[name])
+    worst = max(cross, key=lambda name: cross[name], default="")
     return OutputErrors(
         relative_error(value.hidden[source], reference.hidden[source]),
-        cross[worst],
+        cross.get(worst, 0.0),
         worst,
         compare_logits(value.logits[target], reference.logits[target]),
     )
-
-
-class TorchModel:
-    """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
-
-    def __init__(self, checkpoint: Checkpoint, dtype: Any, *, keep_wo_float32: bool = False) -> None:
-        self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
-        _speed_up_float16(self.model)
-
-    def outputs(self, batch: Batch) -> Outputs:
-        """Teacher-forced, in one pass."""
-        import torch
-
-        cache = new_cache()
-        with torch.inference_mode():
-            found = self.model(
-                input_ids=torch.from_numpy(batch.input_ids),
-                attention_mask=torch.from_numpy(batch.attention_mask),
-                decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cross = {
-                f"present.{index}.encoder.{half}": getattr(layer, f"{half}s").float().numpy()
-                for index, layer in enumerate(cache.cross_attention_cache.layers)
-                for half in ("key", "value")
-            }
-            hidden = found.encoder_last_hidden_state
-            return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
-
-    def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
-        """What transformers' ``generate`` gives: int64 [batch, length], start token first."""
-        import torch
-
-        found = self.model.generate(
-            torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(attention_mask),
-            past_key_values=new_cache(),  # transformers 5.23 sizes its own by the encoder's depth
-            **settings,
-        )
-        tokens: Tokens = found.numpy()
-        return tokens
-
-
-WIDE_ROWS = 32
-"""From so many rows on, widening the weight costs less than PyTorch's float16 kernel."""
-
-
-def _speed_up_float16(model: Any) -> None:
-    """Let float16 layers multiply in float32 and round once, as float16 kernels with float32 accumulation do.
-
-    PyTorch's own float16 matmul on the CPU takes ten times as long as float32, for the same numbers.
-    """
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float16:
-            setattr(module, "forward", partial(_wide_linear, module.weight))  # noqa: B010 - mypy knows a method
-
-
-def _wide_linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``x`` [..., in] float16 times ``weight`` [out, in] float16, rounded once: [..., out] float16."""
-    import torch
-
-    if x.numel() < WIDE_ROWS * x.shape[-1]:
-        return torch.nn.functional.linear(x, weight)
-    return torch.nn.functional.linear(x.float(), weight.float()).to(weight.dtype)
 
 
 SMALL = 20e6
@@ -164,18 +84,11 @@ def threads_for(parameters: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def new_cache() -> Any:
-    """An empty cache that grows with the decoder's depth, whatever the encoder's."""
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-    return EncoderDecoderCache(DynamicCache(), DynamicCache())
-
-
 @dataclass(frozen=True)
-class Reference:
+class Measured:
     """Float32 PyTorch on every batch; ``own`` errors at a 16-bit dtype are empty where none was asked for."""
 
-    model: TorchModel
+    model: Reference
     outputs: Mapping[str, Outputs]
     own: Mapping[str, OwnErrors]
 
@@ -188,8 +101,12 @@ class Reference:
 
 
 def measure_reference(
-    checkpoint: Checkpoint, narrow: str | None, batches: Mapping[str, Batch], on_batch: Callable[[], None]
-) -> Reference:
+    checkpoint: Checkpoint,
+    narrow: str | None,
+    batches: Mapping[str, Batch],
+    on_batch: Callable[[], None],
+    make: MakeReference = WholeReference,
+) -> Measured:
     """Run PyTorch on ``batches``: float32, then both ways of its own at the dtype ``narrow``, if any.
 
     One 16-bit model is in memory at a time. ``on_batch`` is called ``passes(narrow)`` times for each batch.
@@ -199,25 +116,25 @@ def measure_reference(
     """
     import torch
 
-    exact = TorchModel(checkpoint, torch.float32)
+    exact = make(checkpoint, torch.float32)
     outputs: dict[str, Outputs] = {}
-    for name, batch in batches.items():
-        outputs[name] = exact.outputs(batch)
-        if not np.isfinite(outputs[name].logits).all():
+    for name, found in exact.outputs(batches, WITH_CROSS):
+        if not np.isfinite(found.logits).all():
             raise UserError(
                 f"'{checkpoint.source}' gives NaN or infinity in float32 PyTorch on plain sentences; "
                 "the checkpoint is broken, download or train it again."
             )
+        outputs[name] = found
         on_batch()
     own: dict[str, OwnErrors] = {}
     for keep in (False, True) if narrow is not None else ():
         assert narrow is not None
-        model = TorchModel(checkpoint, getattr(torch, narrow), keep_wo_float32=keep)
-        for name, batch in batches.items():
-            errors = compare_outputs(model.outputs(batch), outputs[name], batch, checkpoint.architecture.pad_token_id)
+        model = make(checkpoint, getattr(torch, narrow), keep_wo_float32=keep)
+        for name, found in model.outputs(batches, WITH_CROSS):
+            errors = compare_outputs(found, outputs[name], batches[name], checkpoint.architecture.pad_token_id)
             own[name] = _smaller(errors.own(), own.get(name), ceiling(narrow))
             on_batch()
-    return Reference(exact, outputs, own)
+    return Measured(exact, outputs, own)
 
 
 def passes(narrow: str | None) -> int:

@@ -1,46 +1,120 @@
-"""What a rung works on: the opened bundle, PyTorch's answers, the batches, the traced blocks."""
+"""What a check works on: the opened bundle, PyTorch's answers, the batches, the traced blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5edge.bundle.architecture import Stack
 from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import Precision
+from t5edge.exporter.reference.protocol import Outputs
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import OwnErrors, bounds_errors
-from t5edge.parity.reference import OutputErrors, Outputs, Reference, compare_outputs
+from t5edge.parity.parts import InParts
+from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
 from t5edge.parity.workload import Workload
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.model import BundleModel, open_model
+from t5edge.runtime.onnxruntime import cpu as onnxruntime
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
     from t5edge.kernels.block import Block, BlockKind
 
+MAPPED = {
+    "session.disable_prepacking": "1",
+    "optimization.disable_specified_optimizers": "ConstantFolding;FuseFp16InitializerToFp32NodeTransformer",
+}
+"""Configuration of ONNX Runtime with which float weights stay in the file, mapped, and are widened as they are used.
+
+Otherwise it copies each into the layout of its kernels, and float16 weights into float32."""
+
+
+@dataclass(frozen=True)
+class Opener:
+    """A bundle as the checks open it. ``mapped``: float weights stay on disk, for models larger than the memory."""
+
+    folder: Path
+    manifest: Manifest
+    target: str
+    mapped: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        return self.manifest.limits
+
+    @property
+    def precision(self) -> Precision:
+        return self.manifest.precision
+
+    def rescale_k(self, stack: Stack) -> int:
+        """The residual stream of a stack is divided by 2 to this power."""
+        rescale = self.manifest.rescale
+        return (rescale.encoder if stack == "encoder" else rescale.decoder).k
+
+    def model(self, buffers: bool = False) -> BundleModel:
+        """The bundle on its target; ``buffers``: with the decoder that writes its cache in place, where there is one.
+
+        Raises:
+            UserError: the target cannot run it here.
+        """
+        backend = find_backend(self.target)
+        settings = {"buffers": buffers} if backend.writes_cache_in_place else {}
+        model = open_model(self.folder, self._manifest(), self.target, **settings)
+        largest = backend.max_batch(self.manifest)
+        if largest is not None:  # the workload does not know it
+            model.step_model = InParts(model.step_model, largest)
+        return model
+
+    def rounded(self) -> BundleModel:
+        """The bundle on the CPU with every tensor rounded to its compute dtype."""
+        from t5edge.runtime.onnxruntime.emulation import open_rounded
+
+        manifest = self._manifest()
+        options = onnxruntime.session_options(None, onnxruntime.session_entries(manifest, "encoder"))
+        return BundleModel(self.folder, manifest, open_rounded(self.folder, manifest, options))
+
+    def _manifest(self) -> Manifest:
+        """The manifest, with the sessions' configuration as ``mapped`` asks for; integers are packed in any case."""
+        if not self.mapped or self.precision.quantized:
+            return self.manifest
+        entries = {graph: onnxruntime.session_entries(self.manifest, graph) for graph in ("encoder", "decoder")}
+        return replace(self.manifest, session={graph: {**known, **MAPPED} for graph, known in entries.items()})
+
 
 @dataclass
 class Subject:
     """One bundle under test. ``blocks`` are the fused blocks it was assembled from."""
 
-    folder: Path
-    manifest: Manifest
+    opener: Opener
     checkpoint: Checkpoint
-    row: Precision
+    precision: Precision
     model: BundleModel
-    target: str
     workload: Workload
-    reference: Reference
+    reference: Measured
     blocks: Mapping[BlockKind, Block]
 
     @property
     def pad(self) -> int:
         return self.checkpoint.architecture.pad_token_id
+
+    @property
+    def whole(self) -> WholeReference | None:
+        """PyTorch token by token; None where only one block of it is in memory at a time."""
+        return self.reference.model if isinstance(self.reference.model, WholeReference) else None
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        """The bundle's own settings of ``generate``."""
+        return self.model.manifest.generation
 
     @cached_property
     def measured(self) -> OwnErrors:
@@ -48,12 +122,12 @@ class Subject:
         return self.errors("texts", self.workload.texts).own()
 
     def unit(self, *names: str) -> OwnErrors | None:
-        """What errors on some batches count in; None where the row's bounds stand as they are.
+        """What errors on some batches count in; None where the precision's bounds stand as they are.
 
-        PyTorch's own error; for quantized rows the bundle's error on texts, amplified as PyTorch's is there.
+        PyTorch's own error; if quantized, the bundle's error on texts, amplified as PyTorch's is there.
         """
         own = self.reference.own_of(*names)
-        if own is None or bounds_errors(self.row):
+        if own is None or bounds_errors(self.precision):
             return own
         texts = self.reference.own["texts"]
         return OwnErrors(
@@ -72,16 +146,17 @@ class Subject:
     @property
     def emulated(self) -> bool:
         """Whether the target under test itself rounds every tensor to the compute dtype on the CPU."""
-        return self.row.compute in find_backend(self.target).emulates
+        return self.precision.compute in find_backend(self.opener.target).emulates
 
     @cached_property
     def buffered_logits(self) -> np.ndarray | None:
         """Logits of texts in cached steps by the decoder that writes its cache in place; None where there is none."""
         from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
-        if not find_backend(self.target).writes_cache_in_place or GRAPH not in self.manifest.ports:
+        backend = find_backend(self.opener.target)
+        if not backend.writes_cache_in_place or GRAPH not in self.opener.manifest.ports:
             return None
-        model, batch = open_model(self.folder, self.manifest, self.target), self.workload.texts
+        model, batch = self.opener.model(buffers=True), self.workload.texts
         if not isinstance(model.step_model, BufferedModel):
             return None
         return model.logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
@@ -89,10 +164,7 @@ class Subject:
     @cached_property
     def rounded(self) -> BundleModel:
         """The bundle on the CPU with every tensor rounded to its compute dtype."""
-        from t5edge.runtime.onnxruntime.cpu import session_options
-        from t5edge.runtime.onnxruntime.emulation import open_rounded
-
-        return BundleModel(self.folder, self.manifest, open_rounded(self.folder, self.manifest, session_options()))
+        return self.opener.rounded()
 
 
 def bundle_outputs(model: BundleModel, batch: Batch, cached: bool) -> Outputs:

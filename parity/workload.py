@@ -25,7 +25,7 @@ BEYOND = 12
 """Target tokens past the last position bucket, so that the cached steps cross every edge."""
 LONG_TARGET_SOURCE = 24
 TEXT_SOURCE, TEXT_TARGET = 160, 64
-"""Most tokens of a text (ByT5's bytes make many): long ones have a rung of their own."""
+"""Most tokens of a text (ByT5's bytes make many): long ones have a check of their own."""
 TASK_FILE = "heldout.jsonl"
 
 

@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.fuse import fuse
 from t5edge.kernels.values import scalar
@@ -37,7 +38,7 @@ def trace_block(architecture: Architecture, kind: BlockKind) -> Block:
     import torch
 
     with torch.device("meta"), _quiet():
-        module, inputs, dynamic = _wrapper(architecture, kind)
+        module, inputs, dynamic = MODULES[kind](architecture)
         program = torch.onnx.export(
             module.eval(),
             inputs,
@@ -130,10 +131,20 @@ def block_module(architecture: Architecture, is_decoder: bool) -> Any:
         return T5Block(_config(architecture, is_decoder), has_relative_attention_bias=False, layer_idx=0)
 
 
-def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
-    """The module to trace, meta inputs, and their dynamic axes. Example sizes differ, so no axes are unified."""
-    import torch
+Traced = tuple[Any, tuple[Any, ...], tuple[Any, ...]]
+"""A module to trace, meta inputs, and their dynamic axes."""
+SIZES = {"batch": 2, "source": 5, "target": 4, "past": 3}
+"""Of the example inputs; they differ, so no axes are unified."""
+
+
+def _axes() -> Iterator[Any]:
     from torch.export import Dim
+
+    return (Dim(name, min=1, max=1 << 20) for name in SIZES)
+
+
+def _encoder(architecture: Architecture) -> Traced:
+    import torch
 
     class EncoderBlock(torch.nn.Module):
         def __init__(self) -> None:
@@ -143,18 +154,50 @@ def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[An
         def forward(self, hidden: Any, bias: Any) -> Any:
             return self.block(hidden, None, bias)[0]
 
+    (batch, source, *_), (b, s, *_) = _axes(), SIZES.values()
+    inputs = (torch.empty(b, s, architecture.d_model), torch.empty(b, architecture.num_heads, s, s))
+    return EncoderBlock(), inputs, ({0: batch, 1: source}, {0: batch, 2: source, 3: source})
+
+
+def _decoder(architecture: Architecture) -> Traced:
+    import torch
+    from torch.export import Dim
+
     class DecoderBlock(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.block = block_module(architecture, is_decoder=True)
+            self.cache_keyword = cache_keyword(self.block.forward)
 
         def forward(self, hidden: Any, bias: Any, cross_bias: Any, *kv: Any) -> Any:
             past_key, past_value, cross_key, cross_value = kv
-            cache = _cache([(past_key, past_value)], [(cross_key, cross_value)])
+            cache = new_cache([(past_key, past_value)], [(cross_key, cross_value)])
+            cache.is_updated[0] = True
             unused = hidden.new_zeros(cross_key.shape[0], cross_key.shape[2], architecture.d_model)
-            out = self.block(hidden, None, bias, unused, None, cross_bias, past_key_values=cache)[0]
+            out = self.block(hidden, None, bias, unused, None, cross_bias, **{self.cache_keyword: cache})[0]
             present = cache.self_attention_cache.layers[0]
             return out, present.keys, present.values
+
+    heads, d_kv = architecture.num_heads, architecture.d_kv
+    (batch, source, target, past), (b, s, t, p) = _axes(), SIZES.values()
+    inputs = (
+        torch.empty(b, t, architecture.d_model),
+        torch.empty(b, heads, t, p + t),
+        torch.empty(b, heads, t, s),
+        *(torch.empty(b, heads, length, d_kv) for length in (p, p, s, s)),
+    )
+    past_axes, cross_axes = {0: batch, 2: past}, {0: batch, 2: source}
+    dynamic = (
+        {0: batch, 1: target},
+        {0: batch, 2: target, 3: Dim.AUTO},
+        {0: batch, 2: target, 3: source},
+        (past_axes, past_axes, cross_axes, cross_axes),
+    )
+    return DecoderBlock(), inputs, dynamic
+
+
+def _cross_kv(architecture: Architecture) -> Traced:
+    import torch
 
     class CrossKeysValues(torch.nn.Module):
         def __init__(self) -> None:
@@ -167,39 +210,11 @@ def _wrapper(architecture: Architecture, kind: BlockKind) -> tuple[Any, tuple[An
             key, value = attention.k(hidden), attention.v(hidden)
             return key.view(heads).transpose(1, 2), value.view(heads).transpose(1, 2)
 
-    heads, d_kv, d_model = architecture.num_heads, architecture.d_kv, architecture.d_model
-    largest = 1 << 20
-    batch, source, target, past = (Dim(name, min=1, max=largest) for name in ("batch", "source", "target", "past"))
-    b, s, t, p = 2, 5, 4, 3
-    if kind == "encoder":
-        encoder_inputs = (torch.empty(b, s, d_model), torch.empty(b, heads, s, s))
-        return EncoderBlock(), encoder_inputs, ({0: batch, 1: source}, {0: batch, 2: source, 3: source})
-    if kind == "cross_kv":
-        return CrossKeysValues(), (torch.empty(b, s, d_model),), ({0: batch, 1: source},)
-    decoder_inputs = (
-        torch.empty(b, t, d_model),
-        torch.empty(b, heads, t, p + t),
-        torch.empty(b, heads, t, s),
-        *(torch.empty(b, heads, p, d_kv) for _ in range(2)),
-        *(torch.empty(b, heads, s, d_kv) for _ in range(2)),
-    )
-    past_axes, cross_axes = {0: batch, 2: past}, {0: batch, 2: source}
-    dynamic = (
-        {0: batch, 1: target},
-        {0: batch, 2: target, 3: Dim.AUTO},
-        {0: batch, 2: target, 3: source},
-        (past_axes, past_axes, cross_axes, cross_axes),
-    )
-    return DecoderBlock(), decoder_inputs, dynamic
+    (batch, source, *_), (b, s, *_) = _axes(), SIZES.values()
+    return CrossKeysValues(), (torch.empty(b, s, architecture.d_model),), ({0: batch, 1: source},)
 
 
-def _cache(own: Any, cross: Any) -> Any:
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-
-    cache = EncoderDecoderCache(DynamicCache(own), DynamicCache(cross))
-    if cross is not None:
-        cache.is_updated[0] = True
-    return cache
+MODULES = {"encoder": _encoder, "decoder": _decoder, "cross_kv": _cross_kv}
 
 
 @contextmanager

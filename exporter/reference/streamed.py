@@ -6,14 +6,16 @@ only the loop around the blocks is ours, and the position bias is passed in, as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t5edge.bundle.architecture import Stack
 from t5edge.exporter.graph.trace import block_module
+from t5edge.exporter.reference.protocol import Outputs
+from t5edge.exporter.reference.whole import speed_up_float16, stored_dtype, wide_linear
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 
 OnBlock = Callable[[Stack, int, Any], None]
 """Called with each block after its weights are in and before it runs: the place for hooks."""
+VOCABULARY_ROWS = 8192
+"""Rows of the output layer that are multiplied at a time."""
+
+
+def _as_stored(rows: torch.Tensor) -> torch.Tensor:
+    return rows
 
 
 @dataclass
@@ -32,6 +40,17 @@ class StreamedReference:
     checkpoint: Checkpoint
     dtype: torch.dtype
     on_block: OnBlock | None = None
+    keep_wo_float32: bool = field(default=False, kw_only=True)
+
+    def outputs(self, batches: Mapping[str, Batch], cross: Container[str] = ()) -> Iterator[tuple[str, Outputs]]:
+        """See ``Reference.outputs``; both stacks are read once for all batches."""
+        encoded = self.encode_all(list(batches.values()))
+        keys_values = {
+            name: self.cross_keys_values(hidden) for name, hidden in zip(batches, encoded, strict=True) if name in cross
+        }
+        decoded = self.decode_all(list(batches.values()), encoded)
+        for name, source, target in zip(batches, encoded, decoded, strict=True):
+            yield name, Outputs(source.float().numpy(), keys_values.get(name, {}), self.logits(target).numpy())
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The encoder's last hidden state, [batch, source, d_model]."""
@@ -64,6 +83,31 @@ class StreamedReference:
                 self._after("decoder", layer, hidden[index])
         return [self._norm("decoder", states) for states in hidden]
 
+    def cross_keys_values(self, encoded: torch.Tensor) -> dict[str, np.ndarray]:
+        """Float32 [batch, heads, source, d_kv] of every decoder layer, by port name."""
+        a = self.checkpoint.architecture
+        found: dict[str, np.ndarray] = {}
+        for layer in range(a.decoder_layers):
+            for half in ("key", "value"):
+                name = f"decoder.block.{layer}.layer.1.EncDecAttention.{half[0]}.weight"
+                projected = wide_linear(self.checkpoint.read(name).to(self.dtype), encoded)
+                heads = projected.unflatten(-1, (a.num_heads, a.d_kv)).transpose(1, 2)
+                found[f"present.{layer}.encoder.{half}"] = heads.float().numpy()
+        return found
+
+    def logits(self, normed: torch.Tensor, stored: Callable[[Any], Any] = _as_stored) -> torch.Tensor:
+        """Float32 [batch, target, vocab] from ``decode``'s result, a slice of the vocabulary at a time.
+
+        ``stored`` changes rows [tokens, d_model] of the output layer before they are multiplied.
+        """
+        import torch
+
+        a = self.checkpoint.architecture
+        scaled = normed * a.logit_scale
+        weight = self.checkpoint.read("shared.weight" if a.tied else "lm_head.weight")
+        slices = (weight[start : start + VOCABULARY_ROWS] for start in range(0, a.vocab_size, VOCABULARY_ROWS))
+        return torch.cat([wide_linear(stored(rows.to(normed.dtype)), scaled).float() for rows in slices], dim=-1)
+
     def _causal(self, length: int) -> torch.Tensor:
         import torch
 
@@ -94,11 +138,12 @@ class StreamedReference:
         names = self.checkpoint.architecture.block_shapes(stack, layer)
         block = block_module(self.checkpoint.architecture, stack == "decoder")
         state = {
-            name: self.checkpoint.read(prefix + name).to(self.dtype)
+            name: self.checkpoint.read(prefix + name).to(stored_dtype(name, self.dtype, self.keep_wo_float32))
             for name in names
             if not name.endswith("relative_attention_bias.weight")
         }
         block.load_state_dict(state, assign=True, strict=True)
+        speed_up_float16(block)
         return block.eval()
 
     def _bias(self, stack: Stack, layer: int, length: int) -> torch.Tensor:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.family.config import config_from_architecture
+from t5edge.exporter.reference.cache import cache_keyword, new_cache
+from t5edge.exporter.reference.protocol import Outputs
 
 if TYPE_CHECKING:
     import torch
 
     from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.reference.texts import Batch
+    from t5edge.runtime.generation.step import Tokens
 
 
 def build_torch_model(checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Any:
@@ -24,17 +30,21 @@ def build_torch_model(checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_flo
         ``UMT5ForConditionalGeneration`` when every layer has its own position bias, else
         ``T5ForConditionalGeneration``.
     """
-    import torch
-
     model = build_meta_model(checkpoint.architecture)
     for name in checkpoint.names():
-        wanted = torch.float32 if keep_wo_float32 and name.endswith(".wo.weight") else dtype
-        _set_weight(model, name, checkpoint.read(name).to(wanted))
+        _set_weight(model, name, checkpoint.read(name).to(stored_dtype(name, dtype, keep_wo_float32)))
     _tie(model, checkpoint.architecture.tied)
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not empty, empty
     model.generation_config = _generation_config(checkpoint.generation_config)
     return model.eval()
+
+
+def stored_dtype(name: str, dtype: torch.dtype, keep_wo_float32: bool) -> torch.dtype:
+    """The dtype of a weight in a model of ``dtype``."""
+    import torch
+
+    return torch.float32 if keep_wo_float32 and name.endswith(".wo.weight") else dtype
 
 
 def build_meta_model(architecture: Architecture) -> Any:
@@ -89,3 +99,75 @@ def _generation_config(settings: dict[str, Any]) -> Any:
 
     make: Any = transformers.GenerationConfig
     return make(**settings)
+
+
+class WholeReference:
+    """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
+        self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
+        speed_up_float16(self.model)
+        self._cache = cache_keyword(self.model.forward)
+
+    def outputs(self, batches: Mapping[str, Batch], cross: Container[str] = ()) -> Iterator[tuple[str, Outputs]]:
+        """See ``Reference.outputs``."""
+        for name, batch in batches.items():
+            yield name, self._outputs(batch, name in cross)
+
+    def _outputs(self, batch: Batch, with_cross: bool) -> Outputs:
+        import torch
+
+        cache = new_cache()
+        with torch.inference_mode():
+            found = self.model(
+                input_ids=torch.from_numpy(batch.input_ids),
+                attention_mask=torch.from_numpy(batch.attention_mask),
+                decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
+                use_cache=True,
+                **{self._cache: cache},
+            )
+            cross = {
+                f"present.{index}.encoder.{half}": getattr(layer, f"{half}s").float().numpy()
+                for index, layer in enumerate(cache.cross_attention_cache.layers if with_cross else ())
+                for half in ("key", "value")
+            }
+            hidden = found.encoder_last_hidden_state
+            return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
+
+    def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
+        """What transformers' ``generate`` gives: int64 [batch, length], start token first."""
+        import torch
+
+        found = self.model.generate(
+            torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention_mask),
+            **{self._cache: new_cache()},  # transformers sizes its own by the encoder's depth
+            **settings,
+        )
+        tokens: Tokens = found.numpy()
+        return tokens
+
+
+WIDE_ROWS = 32
+"""From so many rows on, widening the weight costs less than PyTorch's float16 kernel."""
+
+
+def speed_up_float16(model: Any) -> None:
+    """Let float16 layers multiply in float32 and round once, as float16 kernels with float32 accumulation do.
+
+    PyTorch's own float16 matmul on the CPU takes ten times as long as float32, for the same numbers.
+    """
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight.dtype == torch.float16:
+            setattr(module, "forward", partial(wide_linear, module.weight))  # noqa: B010 - mypy knows a method
+
+
+def wide_linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """``x`` [..., in] float16 times ``weight`` [out, in] float16, rounded once: [..., out] float16."""
+    import torch
+
+    if x.numel() < WIDE_ROWS * x.shape[-1]:
+        return torch.nn.functional.linear(x, weight)
+    return torch.nn.functional.linear(x.float(), weight.float()).to(weight.dtype)

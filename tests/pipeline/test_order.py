@@ -15,9 +15,9 @@ from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.cli import main
 from t5edge.errors import GateError
-from t5edge.parity.ladder import RUNGS
+from t5edge.parity.ladder import CHECKS
 
-ENCODER = tuple(rung for rung in RUNGS if rung.name == "2 encoder")
+ENCODER = tuple(check for check in CHECKS if check.name == "2 encoder")
 Build = list[Manifest]
 
 
@@ -39,7 +39,7 @@ def built(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> Build:
         yield "8.6", EngineEntry({}, "not run: no GPU")
 
     def encoder_only(*arguments: Any, **settings: Any) -> ParityReport:
-        report: ParityReport = verify_bundle(*arguments, **settings, rungs=ENCODER)
+        report: ParityReport = verify_bundle(*arguments, **settings, checks=ENCODER)
         return report
 
     monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)

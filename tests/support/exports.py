@@ -21,8 +21,8 @@ from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.trace import trace_blocks
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.parity.ladder import RUNGS, Rung, open_subject, verify_bundle
-from t5edge.parity.subject import Subject
+from t5edge.parity.ladder import CHECKS, Check, open_subject, verify_bundle
+from t5edge.parity.subject import Opener, Subject
 from t5edge.progress import Silent
 
 GATED, RELU = "v1.1-tiny", "t5-tiny"
@@ -32,9 +32,9 @@ GATED, RELU = "v1.1-tiny", "t5-tiny"
 Spoil = Callable[[np.ndarray], None]
 
 
-def rungs(*names: str) -> tuple[Rung, ...]:
-    """Rungs by the number or the name."""
-    return tuple(rung for rung in RUNGS if any(rung.name == name or rung.name.startswith(name) for name in names))
+def checks(*names: str) -> tuple[Check, ...]:
+    """Checks by the number or the name."""
+    return tuple(check for check in CHECKS if any(check.name.startswith(name) for name in names))
 
 
 @dataclass
@@ -73,17 +73,18 @@ class Exports:
         fix_hashes(folder)
         return folder
 
-    def subject(self, tiny: str, precision: str = "fp32", *names: str) -> Subject:
-        """What the named rungs would work on."""
+    def subject(self, tiny: str, precision: str = "fp32", *names: str, mapped: bool = False) -> Subject:
+        """What the named checks would work on."""
         checkpoint = self.checkpoint(tiny)
         folder = self.bundle(tiny, precision)
-        return open_subject(folder, checkpoint, "onnxruntime", Silent(), self.blocks(checkpoint), rungs(*names))
+        opener = Opener(folder, Manifest.read(folder), "onnxruntime", mapped)
+        return open_subject(opener, checkpoint, Silent(), self.blocks(checkpoint), checks(*names))
 
-    def verify(self, folder: Path, tiny: str, *names: str) -> ParityReport:
-        """The named rungs of the ladder on a bundle of ``tiny``; all of them without names."""
+    def verify(self, folder: Path, tiny: str, *names: str, blockwise: bool = False) -> ParityReport:
+        """The named checks of the ladder on a bundle of ``tiny``; all of them without names."""
         checkpoint = self.checkpoint(tiny)
-        chosen = rungs(*names) if names else RUNGS
-        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), rungs=chosen)
+        chosen = checks(*names) if names else CHECKS
+        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), checks=chosen, blockwise=blockwise)
 
 
 def fix_hashes(folder: Path) -> None:

@@ -22,11 +22,12 @@ from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graphs import assemble_graphs
+from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import bundled_examples, read_examples, target_mask
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
 from t5edge.parity.measures import LogitErrors, compare_logits
-from t5edge.parity.reference import Outputs, TorchModel
 from t5edge.progress import Silent
 from t5edge.runtime.model import load
 
@@ -83,7 +84,7 @@ class Model:
         """Teacher-forced logits of a bundle in cached steps against float32 PyTorch, on the gate's texts."""
         batch = self.texts.gate
         if not self.answers:
-            self.answers = [TorchModel(self.checkpoint, torch.float32).outputs(batch)]
+            self.answers = [WholeReference(self.checkpoint, torch.float32).outputs(batch)]
         logits = load(folder).logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
         mask = target_mask(batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id)
         return compare_logits(logits[mask], self.answers[0].logits[mask])

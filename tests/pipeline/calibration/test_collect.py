@@ -9,8 +9,9 @@ from t5edge.bundle.precision import precision
 from t5edge.calibration.collect import MAX_ROWS, Sample, collect_inputs
 from t5edge.calibration.points import QuantizationPoint, find_points
 from t5edge.errors import UserError
+from t5edge.exporter.reference.cache import new_cache
 from t5edge.exporter.reference.texts import target_mask
-from t5edge.parity.reference import TorchModel, new_cache
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.workload import rows_of
 
 
@@ -36,7 +37,7 @@ def test_the_decoder_is_seen_at_every_cached_step(plain: Model) -> None:
     batch = rows_of(plain.texts.gate, slice(-1, None))
     length = int(target_mask(batch.decoder_input_ids, 0).sum())
     site = next(site for site in sites_of(plain) if site.name == "decoder.block.1.wo")
-    model = TorchModel(plain.checkpoint, torch.float32).model
+    model = WholeReference(plain.checkpoint, torch.float32).model
     seen: list[torch.Tensor] = []
     model.decoder.block[1].layer[2].DenseReluDense.wo.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     cache = new_cache()

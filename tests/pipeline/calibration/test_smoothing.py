@@ -19,8 +19,8 @@ from t5edge.calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smoo
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.weight_expressions import Factors
 from t5edge.exporter.layouts.optimum import add_optimum
+from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.measures import relative_error
-from t5edge.parity.reference import TorchModel
 
 
 def random_factors(model: Model, seed: int = 0) -> dict[str, Factors]:
@@ -141,7 +141,7 @@ def test_a_trained_model_with_outliers_needs_smoothing_and_then_decides_as_befor
 
 def test_outliers_leave_the_trained_models_function_as_it_was(demo: Model, trained_outliers: Model) -> None:
     before, after = (
-        TorchModel(model.checkpoint, torch.float32).outputs(demo.texts.gate) for model in (demo, trained_outliers)
+        WholeReference(model.checkpoint, torch.float32).outputs(demo.texts.gate) for model in (demo, trained_outliers)
     )
     assert relative_error(after.logits, before.logits) < 1e-6
 

@@ -17,11 +17,11 @@ from t5edge.cli import main
 from t5edge.engines.build import build_engines
 from t5edge.engines.proof import kept_run, proof, record_run, with_run
 from t5edge.errors import UserError
-from t5edge.parity.ladder import RUNGS, Rung, verify
+from t5edge.parity.ladder import CHECKS, Check, verify
 from t5edge.runtime.gpu import Gpu
 from t5edge.runtime.tensorrt.flavor import TensorRT
 
-ENCODER: tuple[Rung, ...] = tuple(rung for rung in RUNGS if rung.name == "2 encoder")
+ENCODER: tuple[Check, ...] = tuple(check for check in CHECKS if check.name == "2 encoder")
 GPU = Gpu("NVIDIA Test 3090", "8.6", "13.0")
 NOT_RUN = f"not run: {NO_GPU.reason}"
 
@@ -39,7 +39,7 @@ def built(demo: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def report(built: Path) -> ParityReport:
     """What the ladder really finds, on the target that runs here."""
-    return verify(built, rungs=ENCODER)
+    return verify(built, checks=ENCODER)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_verify_records_what_it_proved(
 ) -> None:
     set_gpus("8.9")
     pretend_gpu(monkeypatch, rtx, bundle)
-    report = verify(bundle, target="tensorrt-rtx", rungs=ENCODER)
+    report = verify(bundle, target="tensorrt-rtx", checks=ENCODER)
     assert run_of(Manifest.read(bundle), "8.9") == proof(Gpu("Test GPU 8.9", "8.9", "13.0"), report)
     assert run_of(Manifest.read(bundle)) == NOT_RUN
 
@@ -173,7 +173,7 @@ def test_without_a_gpu_verify_says_not_run_and_does_not_pass(
     out, err = capsys.readouterr()
     data = json.loads(out)
     assert data["passed"] is False
-    assert [(rung["name"], rung["verdict"]) for rung in data["rungs"]] == [(rung.name, NOT_RUN) for rung in RUNGS]
+    assert [(rung["name"], rung["verdict"]) for rung in data["rungs"]] == [(check.name, NOT_RUN) for check in CHECKS]
     assert err == (f"t5edge verify: {NOT_RUN}; verify on a machine that runs {target}, or name another --target.\n")
-    assert f'tests="{len(RUNGS)}" failures="0" errors="0" skipped="{len(RUNGS)}"' in junit.read_text()
+    assert f'tests="{len(CHECKS)}" failures="0" errors="0" skipped="{len(CHECKS)}"' in junit.read_text()
     assert (built / "bundle.json").read_bytes() == before

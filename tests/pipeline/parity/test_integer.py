@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from support.bundles import write_bundle
-from support.exports import GATED, RELU, Exports, rungs
+from support.exports import GATED, RELU, Exports, checks
 from support.saturation import saturating_sums
 from t5edge import pipeline
 from t5edge.bundle.architecture import Stack
@@ -24,9 +24,10 @@ from t5edge.calibration.quantize import quantize_weights
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.options import ExportOptions
 from t5edge.parity import integer
-from t5edge.parity.blockwise.segments import CutGraph
 from t5edge.parity.integer import integer_matmuls
 from t5edge.parity.ladder import open_subject
+from t5edge.parity.localize.segments import CutGraph
+from t5edge.parity.subject import Opener
 from t5edge.progress import Silent
 from t5edge.runtime.model import load
 from t5edge.runtime.onnxruntime import arithmetic
@@ -137,8 +138,8 @@ def test_a_bundle_runs_in_the_form_that_this_cpu_needs(saturating: list[str], mo
 
 def test_verify_judges_what_runs(exports: Exports, relu: Path, saturating: list[str]) -> None:
     checkpoint = exports.checkpoint(RELU)
-    chosen = rungs("3 logits")
-    subject = open_subject(relu, checkpoint, "onnxruntime", Silent(), exports.blocks(checkpoint), chosen)
+    opener = Opener(relu, Manifest.read(relu), "onnxruntime")
+    subject = open_subject(opener, checkpoint, Silent(), exports.blocks(checkpoint), checks("3 logits"))
     assert subject.model.arithmetic is UNSIGNED
 
 

@@ -1,4 +1,4 @@
-"""Each rung passes on a good bundle and fails on the error it is there for."""
+"""Each check passes on a good bundle and fails on the error it is there for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import pytest
 
 from support.exports import GATED, RELU, Exports, Spoil, fix_hashes
 from t5edge.bundle.parity_report import ParityReport
+from t5edge.parity.ladder import CHECKS
 
 
 def failed(report: ParityReport) -> set[str]:
-    return {name for name, verdict in report.verdicts().items() if verdict == "fail"}
+    """The checks that failed."""
+    return {check.name for check in CHECKS if report.verdicts().get(check.name) == "fail"}
+
+
+def wrong_parts(report: ParityReport) -> set[tuple[str, str]]:
+    """The parts of layers that are named."""
+    names = {check.name for check in CHECKS}
+    return {(found.name, found.measure.partition(", ")[2]) for found in report.failures if found.name not in names}
 
 
 def swap_halves(array: np.ndarray) -> None:
@@ -51,24 +59,37 @@ DECODER_BIAS = "distance(decoder.block.0"
 
 
 @pytest.mark.parametrize(
-    ("tensor", "spoil", "caught", "spared"),
+    ("tensor", "spoil", "caught", "spared", "part"),
     [
-        ("encoder.block.1.layer.1.DenseReluDense.wi_0", swap_halves, {"2 encoder", "3 logits"}, {"4 cache"}),
-        ("lm_head", mistaken_transpose, {"3 logits", "7 generation"}, {"2 encoder", "4 cache", "5 padding"}),
-        ("lm_head", scale(1.001), {"3 logits"}, {"2 encoder", "4 cache", "7 generation"}),
-        ("decoder.final_layer_norm", put_nan, {"3 logits", "4 cache", "7 generation"}, {"2 encoder"}),
-        (ENCODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
-        (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}),
+        (
+            "encoder.block.1.layer.1.DenseReluDense.wi_0",
+            swap_halves,
+            {"2 encoder", "3 logits"},
+            {"4 cache"},
+            "encoder block 1",
+        ),
+        (
+            "lm_head",
+            mistaken_transpose,
+            {"3 logits", "7 generation"},
+            {"2 encoder", "4 cache", "5 padding"},
+            "decoder head",
+        ),
+        ("lm_head", scale(1.001), {"3 logits"}, {"2 encoder", "4 cache", "7 generation"}, "decoder head"),
+        ("decoder.final_layer_norm", put_nan, {"3 logits", "4 cache", "7 generation"}, {"2 encoder"}, "decoder head"),
+        (ENCODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}, "encoder stem"),
+        (DECODER_BIAS, farthest, {"6 lengths"}, {"2 encoder", "3 logits", "4 cache", "7 generation"}, "decoder stem"),
     ],
 )
 def test_a_wrong_weight_is_caught_by_its_checks(
-    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str]
+    exports: Exports, tmp_path: Path, tensor: str, spoil: Spoil, caught: set[str], spared: set[str], part: str
 ) -> None:
     folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", tensor, spoil)
     report = exports.verify(folder, GATED, "2", "3 logits", "4", "5", "6", "7")
     assert not report.passed
     assert caught <= failed(report)
     assert not spared & failed(report)
+    assert {name for name, _ in wrong_parts(report)} == {part}
 
 
 def test_a_wrong_logit_scale_hides_from_top1_and_tokens_but_not_from_the_rest(exports: Exports, tmp_path: Path) -> None:
@@ -124,6 +145,7 @@ def test_padding_that_shows_through_is_caught(exports: Exports, tmp_path: Path) 
     folder = edit_graph(exports, tmp_path / "bundle", "encoder", show_padding)
     report = exports.verify(folder, GATED, "5", "6")
     assert failed(report) == {"5 padding"}
+    assert wrong_parts(report) == {("encoder stem", "mask of bias 0")}
 
 
 def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) -> None:
@@ -132,10 +154,13 @@ def test_a_cache_in_the_wrong_order_is_caught(exports: Exports, tmp_path: Path) 
     assert failed(report) == {"3 logits", "4 cache"}
 
 
-ROWS = ("fp32", "fp16", "bf16", "int8-weight")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8-weight")
 GOOD = [
-    *((GATED, row) for row in ROWS),
-    *(pytest.param(RELU, row, marks=[pytest.mark.slow] if row in ("bf16", "int8-weight") else []) for row in ROWS),
+    *((GATED, name) for name in PRECISIONS),
+    *(
+        pytest.param(RELU, name, marks=[pytest.mark.slow] if name in ("bf16", "int8-weight") else [])
+        for name in PRECISIONS
+    ),
 ]
 
 
@@ -145,3 +170,28 @@ def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny
     assert report.passed, [result.describe() for result in report.failures]
     idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
     assert idle == {"8 task"} if precision == "fp16" else {"3 range", "8 task"}
+
+
+@pytest.mark.parametrize(("tiny", "precision"), [(GATED, "fp16"), (RELU, "int8-weight")])
+def test_one_block_at_a_time_the_same_checks_hold_the_same_limits(exports: Exports, tiny: str, precision: str) -> None:
+    """Only what needs PyTorch token by token is missing; what is compared part by part comes on top."""
+    folder, names = exports.bundle(tiny, precision), {check.name for check in CHECKS}
+    whole, streamed = (
+        {(found.name, found.measure): found for found in exports.verify(folder, tiny, blockwise=blockwise).results}
+        for blockwise in (False, True)
+    )
+    assert {key for key in whole if key not in streamed} == {("7 generation", "beam-4 hypotheses equal")}
+    assert ("7 generation", "-") in streamed
+    assert {name for name, _ in streamed} - names >= {"encoder block 0", "decoder block 1", "decoder head"}
+    for key, found in whole.items():
+        if key in streamed:
+            assert streamed[key].verdict == found.verdict
+        if key in streamed and found.limit is not None:
+            assert streamed[key].limit == pytest.approx(found.limit, rel=0.2), key
+
+
+def test_one_block_at_a_time_a_wrong_weight_is_caught_and_named(exports: Exports, tmp_path: Path) -> None:
+    folder = exports.spoilt(GATED, "fp32", tmp_path / "bundle", "lm_head", mistaken_transpose)
+    report = exports.verify(folder, GATED, "2", "3 logits", "7", blockwise=True)
+    assert failed(report) == {"3 logits", "7 generation"}
+    assert wrong_parts(report) == {("decoder head", "logits")}

@@ -11,22 +11,24 @@ import torch
 from support.exports import GATED, RELU, Exports
 from t5edge.bundle.ports import Limits
 from t5edge.errors import UserError
-from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.reference.protocol import MakeReference, Outputs
+from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.texts import Batch
+from t5edge.exporter.reference.whole import WholeReference, wide_linear
 from t5edge.parity.limits import OwnErrors, ceiling
-from t5edge.parity.reference import (
-    TorchModel,
-    _wide_linear,
-    compare_outputs,
-    measure_reference,
-    passes,
-)
+from t5edge.parity.reference import compare_outputs, measure_reference, passes
 from t5edge.parity.workload import build_workload
 
 
 def texts(exports: Exports, tiny: str) -> dict[str, Batch]:
     work = build_workload(exports.checkpoint(tiny), Limits(max_source_length=40, max_target_length=20))
     return work.batches(("texts",))
+
+
+def outputs(checkpoint: Checkpoint, batch: Batch, dtype: torch.dtype = torch.float32, **options: Any) -> Outputs:
+    ((_, found),) = WholeReference(checkpoint, dtype, **options).outputs({"texts": batch}, ("texts",))
+    return found
 
 
 class Counter:
@@ -60,7 +62,7 @@ def test_the_unit_is_the_smaller_error_of_both_ways(exports: Exports) -> None:
     exact = reference.outputs["texts"]
     both = [
         compare_outputs(
-            TorchModel(checkpoint, torch.float16, keep_wo_float32=keep).outputs(batches["texts"]),
+            outputs(checkpoint, batches["texts"], torch.float16, keep_wo_float32=keep),
             exact,
             batches["texts"],
             checkpoint.architecture.pad_token_id,
@@ -88,7 +90,7 @@ def test_a_unit_never_exceeds_what_rounding_can_do(exports: Exports) -> None:
 
 def test_padding_counts_neither_in_the_source_nor_in_the_target(exports: Exports) -> None:
     checkpoint, batch = exports.checkpoint(GATED), texts(exports, GATED)["texts"]
-    exact = TorchModel(checkpoint, torch.float32).outputs(batch)
+    exact = outputs(checkpoint, batch)
     pad = checkpoint.architecture.pad_token_id
     assert (batch.attention_mask == 0).any()
     hidden, logits = exact.hidden.copy(), exact.logits.copy()
@@ -104,18 +106,18 @@ def test_padding_counts_neither_in_the_source_nor_in_the_target(exports: Exports
 
 def test_cross_keys_and_values_are_projections_of_the_encoder_output(exports: Exports) -> None:
     checkpoint, batch = exports.checkpoint(GATED), texts(exports, GATED)["texts"]
-    outputs = TorchModel(checkpoint, torch.float32).outputs(batch)
+    found = outputs(checkpoint, batch)
     a = checkpoint.architecture
-    assert len(outputs.cross) == 2 * a.decoder_layers
+    assert len(found.cross) == 2 * a.decoder_layers
     weight = checkpoint.read("decoder.block.1.layer.1.EncDecAttention.v.weight").numpy()
-    expected = (outputs.hidden @ weight.T).reshape(*batch.input_ids.shape, a.num_heads, a.d_kv).swapaxes(1, 2)
-    np.testing.assert_allclose(outputs.cross["present.1.encoder.value"], expected, atol=1e-4)
+    expected = (found.hidden @ weight.T).reshape(*batch.input_ids.shape, a.num_heads, a.d_kv).swapaxes(1, 2)
+    np.testing.assert_allclose(found.cross["present.1.encoder.value"], expected, atol=1e-4)
 
 
 def test_generation_works_where_the_depths_differ(exports: Exports) -> None:
     checkpoint, batch = exports.checkpoint(RELU), texts(exports, RELU)["texts"]
     assert checkpoint.architecture.encoder_layers != checkpoint.architecture.decoder_layers
-    tokens = TorchModel(checkpoint, torch.float32).generate(
+    tokens = WholeReference(checkpoint, torch.float32).generate(
         batch.input_ids[:2], batch.attention_mask[:2], max_new_tokens=4, num_beams=2, do_sample=False
     )
     assert tokens.shape[0] == 2
@@ -127,7 +129,7 @@ def test_wide_float16_products_are_pytorchs_own(rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, rows, 96, generator=generator).half()
     weight = (torch.randn(64, 96, generator=generator) / 10).half()
-    found, expected = _wide_linear(weight, x), torch.nn.functional.linear(x, weight)
+    found, expected = wide_linear(weight, x), torch.nn.functional.linear(x, weight)
     assert found.dtype == torch.float16
     exact = torch.nn.functional.linear(x.double(), weight.double())
     assert float((found.double() - exact).norm() / exact.norm()) < 2.0**-11
@@ -141,3 +143,18 @@ def test_a_checkpoint_broken_in_float32_is_the_users_to_mend(exports: Exports) -
         patch.setattr(checkpoint._store, "read", lambda name: read(name) * (float("nan") if "final" in name else 1))
         with pytest.raises(UserError, match="gives NaN or infinity in float32 PyTorch"):
             measure_reference(checkpoint, None, texts(exports, GATED), Counter())
+
+
+@pytest.mark.parametrize("tiny", [GATED, RELU])
+@pytest.mark.parametrize("narrow", [None, "float16", "bfloat16"])
+def test_one_block_at_a_time_is_the_whole_model(exports: Exports, tiny: str, narrow: str | None) -> None:
+    """The same outputs, and at 16 bits the same unit of error."""
+    checkpoint, batches = exports.checkpoint(tiny), texts(exports, tiny)
+    makers: tuple[MakeReference, ...] = (WholeReference, StreamedReference)
+    whole, streamed = (measure_reference(checkpoint, narrow, batches, Counter(), make) for make in makers)
+    errors = compare_outputs(streamed.outputs["texts"], whole.outputs["texts"], batches["texts"], 0)
+    assert max(errors.hidden, errors.cross, errors.logits.relative) < 1e-6
+    assert set(streamed.outputs["texts"].cross) == set(whole.outputs["texts"].cross)
+    own = (whole.own_of("texts"), streamed.own_of("texts"))
+    for entry in fields(OwnErrors) if narrow else ():
+        assert getattr(own[1], entry.name) == pytest.approx(getattr(own[0], entry.name), rel=0.2)

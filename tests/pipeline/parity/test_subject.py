@@ -18,7 +18,7 @@ def test_float32_has_no_unit_and_float16_has_pytorchs(exports: Exports) -> None:
 
 
 def test_a_quantized_rows_unit_is_its_error_on_texts_amplified_as_pytorchs_is(exports: Exports) -> None:
-    subject = replace(exports.subject(GATED, "bf16", "6"), row=QUANTIZED)
+    subject = replace(exports.subject(GATED, "bf16", "6"), precision=QUANTIZED)
     assert subject.unit("texts") == subject.measured
     unit = subject.unit("source 1")
     assert unit is not None

@@ -147,7 +147,7 @@ def test_verify_compares_the_layout_again(tmp_path: Path, demo: Workshop) -> Non
     folder = write_layout(demo, "fp32", tmp_path / "bundle")
     name = "layout optimum"
     for verdict in (["pass", "pass"], ["fail", "pass"]):
-        results = [found for found in verify(folder, rungs=()).results if found.name == name]
+        results = [found for found in verify(folder, checks=()).results if found.name == name]
         assert [found.verdict for found in results] == verdict
         assert [found.measure.rpartition(", ")[2] for found in results] == ["two files", "merged"]
         spoil(folder / f"{LATER_STEPS}.onnx")

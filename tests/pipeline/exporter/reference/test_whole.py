@@ -12,6 +12,7 @@ import torch
 from support.tiny_models import TinyModel, find_tiny_model, save_tiny_model, tiny_models
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.reference.cache import cache_keyword
 from t5edge.exporter.reference.whole import build_meta_model, build_torch_model
 
 
@@ -124,3 +125,18 @@ def test_demo_answers_held_out_prompts() -> None:
         with torch.no_grad():
             answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40)
         assert tokenizer.decode(answer[0].tolist()) == row["target"]
+
+
+def test_the_cache_goes_by_the_name_that_the_installed_forward_has() -> None:
+    """transformers 5.24 says ``cache`` and warns of the older name, which 5.40 no longer knows."""
+    import inspect
+
+    from transformers import T5ForConditionalGeneration
+    from transformers.models.t5.modeling_t5 import T5Block
+
+    def newer(hidden: Any, cache: Any = None, **rest: Any) -> None: ...
+    def older(hidden: Any, past_key_values: Any = None, cache_position: Any = None) -> None: ...
+
+    assert (cache_keyword(newer), cache_keyword(older)) == ("cache", "past_key_values")
+    for forward in (T5Block.forward, T5ForConditionalGeneration.forward):
+        assert cache_keyword(forward) in inspect.signature(forward).parameters

@@ -1,4 +1,4 @@
-"""Verify a bundle block by block.
+"""Compare every part of a bundle with PyTorch's, and so name the ones that are wrong.
 
 For each layer PyTorch loads that layer's weights and runs it in float32. Every sublayer of the bundle is then fed what
 PyTorch fed its own, and what it adds to the residual stream is compared: an error shows where it is made, only there.
@@ -10,25 +10,23 @@ PyTorch fed its own, and what it adds to the residual stream is compared: an err
     decoder block i  cross keys and values, self-attention (half of the keys cached), cross-attention, feed-forward
     decoder head     logits of the last few positions
 
-Limits: float32 by the row's bound; otherwise twice (or by the row's factor) the error that PyTorch makes at the same
-place when its block is rounded as the row says.
+Limits: float32 by the precision's bound; otherwise twice (or by the precision's factor) the error that PyTorch makes at
+the same place when its block is rounded as the precision says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.bundle.architecture import Stack
-from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult
-from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint
-from t5edge.parity.blockwise.blocks import BlockChecks
-from t5edge.parity.blockwise.ends import EndChecks
-from t5edge.parity.blockwise.segments import CutGraph
-from t5edge.parity.blockwise.sublayers import BlockRun, SublayerReference
+from t5edge.parity.localize.ends import EndChecks
+from t5edge.parity.localize.layers import LayerChecks
+from t5edge.parity.localize.segments import CutGraph
+from t5edge.parity.localize.sublayers import LayerRun, SublayerReference
+from t5edge.parity.subject import Opener
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
 
@@ -38,44 +36,29 @@ if TYPE_CHECKING:
 STACKS: tuple[Stack, ...] = ("encoder", "decoder")
 
 
-def verify_blockwise(
-    folder: Path, checkpoint: Checkpoint, progress: Progress | None = None, manifest: Manifest | None = None
-) -> list[CheckResult]:
+def locate(opener: Opener, checkpoint: Checkpoint, progress: Progress | None = None) -> list[CheckResult]:
     """Compare every part of a bundle with the checkpoint it was made from, on ONNX Runtime's CPU kernels.
 
-    ``manifest``: the bundle's, where it is not written yet.
-
     A result's ``name`` is the part (``decoder block 17``), its ``measure`` ends with the kind (``feed-forward``).
-
-    Raises:
-        UserError: the folder is no bundle, or one of another architecture.
     """
-    manifest = manifest or Manifest.read(folder)
-    built, facts = manifest.architecture.to_dict(), checkpoint.architecture.to_dict()
-    differing = [
-        f"{key}: bundle {built.get(key)}, checkpoint {facts[key]}" for key in facts if built.get(key) != facts[key]
-    ]
-    if differing:
-        raise UserError(f"'{folder}' is not a bundle of '{checkpoint.source}': {'; '.join(differing)}.")
     layers = checkpoint.architecture.encoder_layers + checkpoint.architecture.decoder_layers
-    with (progress or Silent()).stage("block by block", layers, "layers") as stage:
-        return list(_Comparison(folder, manifest, checkpoint, stage.advance).results())
+    with (progress or Silent()).stage("layer by layer", layers, "layers") as stage:
+        return list(_Comparison(opener, checkpoint, stage.advance).results())
 
 
 class _Comparison:
     """One run over the model. A layer's results gather while PyTorch has that layer in memory."""
 
-    def __init__(self, folder: Path, manifest: Manifest, checkpoint: Checkpoint, advance: Callable[[], None]) -> None:
+    def __init__(self, opener: Opener, checkpoint: Checkpoint, advance: Callable[[], None]) -> None:
         import torch
 
-        self.row, self.advance = manifest.precision, advance
-        self.batch = build_workload(checkpoint, manifest.limits).texts
-        rescale = {"encoder": manifest.rescale.encoder, "decoder": manifest.rescale.decoder}
+        self.precision, self.advance = opener.precision, advance
+        self.batch = build_workload(checkpoint, opener.limits).texts
         self.graphs: dict[Stack, CutGraph] = {
-            stack: CutGraph(folder, stack, self.row.compute, rescale[stack].k) for stack in STACKS
+            stack: CutGraph(opener.folder, stack, self.precision.compute, opener.rescale_k(stack)) for stack in STACKS
         }
         self.reference = SublayerReference(checkpoint, torch.float32, on_layer=self._compare)
-        self.ends = EndChecks(checkpoint, self.row, self.graphs, self.reference)
+        self.ends = EndChecks(checkpoint, self.precision, self.graphs, self.reference)
         self.found: list[CheckResult] = []
         self.source_hidden: torch.Tensor | None = None
 
@@ -94,7 +77,7 @@ class _Comparison:
         found, self.found = self.found, []
         return found
 
-    def _compare(self, stack: Stack, layer: int, run: BlockRun) -> None:
-        self.found += BlockChecks(self.row, self.graphs, stack, layer, run, self.source_hidden).results()
+    def _compare(self, stack: Stack, layer: int, run: LayerRun) -> None:
+        self.found += LayerChecks(self.precision, self.graphs, stack, layer, run, self.source_hidden).results()
         self.last_hidden: torch.Tensor = run.steps[-1].out
         self.advance()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from t5edge.bundle.precision import PRECISIONS, precision
-from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of, torch_dtype
 from t5edge.parity.limits import FLOAT32_ERROR, ceiling
+from t5edge.parity.localize.bounds import as_array, error_bound, error_of, torch_dtype
 
 
 def test_float32_has_the_rows_own_bound() -> None:

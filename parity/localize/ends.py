@@ -12,10 +12,10 @@ from t5edge.bundle.architecture import Stack
 from t5edge.bundle.parity_report import CheckResult, at_most
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.graph.assembler import MASKED
-from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of, torch_dtype
-from t5edge.parity.blockwise.segments import CutGraph
-from t5edge.parity.blockwise.sublayers import SublayerReference, round_embedding, round_weight
 from t5edge.parity.limits import judge_error
+from t5edge.parity.localize.bounds import as_array, error_bound, error_of, torch_dtype
+from t5edge.parity.localize.segments import CutGraph
+from t5edge.parity.localize.sublayers import SublayerReference, round_embedding, round_weight
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,6 @@ STEM_PAST = 100
 """Of the stems' batch: padded source tokens, and target tokens that are in the cache."""
 POSITIONS = 8
 """Target positions whose logits are compared: the last ones."""
-VOCABULARY_ROWS = 8192
-"""Rows of the output layer that PyTorch multiplies at a time."""
 
 
 @dataclass
@@ -38,7 +36,7 @@ class EndChecks:
     """Stems and heads of a bundle against PyTorch."""
 
     checkpoint: Checkpoint
-    row: Precision
+    precision: Precision
     graphs: Mapping[Stack, CutGraph]
     reference: SublayerReference
 
@@ -51,7 +49,7 @@ class EndChecks:
         cross = graph.sublayers[0][1].bias if stack == "decoder" else None
         found = graph.run(feeds, [*outputs, cross] if cross is not None else outputs)
         exact = self.reference.embed(feeds[graph.values["input_ids"]])[0]
-        own = round_embedding(exact, self.row).to(torch_dtype(self.row))
+        own = round_embedding(exact, self.precision).to(torch_dtype(self.precision))
         yield self._judge(name, "embedding", found[0][0] * graph.scale, exact, own)
         for layer, array in zip(biases, found[1:], strict=False):
             yield from self._bias(stack, layer, array)
@@ -92,7 +90,7 @@ class EndChecks:
         graph = self.graphs["encoder"]
         feeds = {graph.last_hidden: as_array(hidden) / graph.scale}
         (found,) = graph.run(feeds, [graph.values["last_hidden_state"]])
-        own = self.reference.norm("encoder", hidden.to(torch_dtype(self.row)))
+        own = self.reference.norm("encoder", hidden.to(torch_dtype(self.precision)))
         yield self._judge("encoder head", "last_hidden_state", found, encoded, own)
 
     def logits(self, hidden: torch.Tensor, ids: np.ndarray) -> Iterator[CheckResult]:
@@ -101,33 +99,26 @@ class EndChecks:
         hidden, ids = hidden[:, -POSITIONS:].contiguous(), np.ascontiguousarray(ids[:, -POSITIONS:])
         feeds = {graph.last_hidden: as_array(hidden) / graph.scale, graph.values["input_ids"]: ids}
         (found,) = graph.run(feeds, [graph.values["logits"]])
-        exact, own = self._logits(hidden, rounded=False), self._logits(hidden, rounded=True)
+        exact, own = (
+            self.reference.logits(self.reference.norm("decoder", hidden.to(dtype)), stored)
+            for dtype, stored in ((hidden.dtype, lambda rows: rows), (torch_dtype(self.precision), self._stored))
+        )
         yield self._judge("decoder head", "logits", found, exact, own)
 
-    def _logits(self, hidden: torch.Tensor, rounded: bool) -> torch.Tensor:
-        """PyTorch's, a slice of the vocabulary at a time; ``rounded`` as the row says, else float32."""
-        import torch
-
-        a, dtype = self.checkpoint.architecture, torch_dtype(self.row) if rounded else torch.float32
-        weight = self.checkpoint.read("shared.weight" if a.tied else "lm_head.weight")
-        normed = self.reference.norm("decoder", hidden.to(dtype)) * a.logit_scale
-        parts = []
-        for start in range(0, a.vocab_size, VOCABULARY_ROWS):
-            rows = weight[start : start + VOCABULARY_ROWS].to(dtype)
-            if rounded:
-                rows = round_embedding(rows, self.row) if a.tied else round_weight(rows, self.row)
-            parts.append((normed @ rows.T).float())
-        return torch.cat(parts, dim=-1)
+    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the output layer as the precision stores them."""
+        round_rows = round_embedding if self.checkpoint.architecture.tied else round_weight
+        return round_rows(rows, self.precision)
 
     def _judge(self, name: str, what: str, found: np.ndarray, exact: Any, own: Any = None) -> CheckResult:
         """Against the rounding of ``own`` (PyTorch at the compute dtype), or of the result itself."""
-        rounded = exact.to(torch_dtype(self.row)) if own is None else own
-        bound = error_bound(self.row, error_of(as_array(rounded), exact))
+        rounded = exact.to(torch_dtype(self.precision)) if own is None else own
+        bound = error_bound(self.precision, error_of(as_array(rounded), exact))
         return judge_error(name, what, error_of(found, exact), bound)
 
     def _mask(self, name: str, what: str, found: np.ndarray, visible: np.ndarray) -> CheckResult:
         """How many entries hide what should be seen, or show what should be hidden."""
-        wrong = np.where(visible, found != 0, ~(found <= MASKED[self.row.compute] / 2))
+        wrong = np.where(visible, found != 0, ~(found <= MASKED[self.precision.compute] / 2))
         return at_most(name, f"wrong entries, {what}", float(np.count_nonzero(wrong)), 0.0)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from t5edge.bundle.parity_report import FAIL, PASS
 from t5edge.bundle.precision import precision
-from t5edge.parity.blockwise.ends import EndChecks
+from t5edge.parity.localize.ends import EndChecks
 
 NOTHING: Any = None
 

@@ -13,7 +13,7 @@ from t5edge.bundle.precision import precision
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.texts import Encoder, bundled_examples
-from t5edge.parity.blockwise.sublayers import BlockRun, SublayerReference, round_block, round_embedding, round_weight
+from t5edge.parity.localize.sublayers import LayerRun, SublayerReference, round_block, round_embedding, round_weight
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_sublayers_are_the_blocks(checkpoint: Checkpoint) -> None:
     batch = Encoder(checkpoint.architecture, None).batch(bundled_examples()[:2])
     seen: list[tuple[Stack, int, int]] = []
 
-    def look(stack: Stack, layer: int, run: BlockRun) -> None:
+    def look(stack: Stack, layer: int, run: LayerRun) -> None:
         seen.append((stack, layer, len(run.steps)))
         for step, following in zip(run.steps, run.steps[1:], strict=False):
             assert step.out is following.hidden
@@ -42,7 +42,7 @@ def test_a_rerun_in_float32_changes_nothing_and_at_16_bits_a_little(checkpoint: 
     batch = Encoder(checkpoint.architecture, None).batch(bundled_examples()[:2])
     errors: list[float] = []
 
-    def look(stack: Stack, layer: int, run: BlockRun) -> None:
+    def look(stack: Stack, layer: int, run: LayerRun) -> None:
         for (added, out), step in zip(run.rerun(), run.steps, strict=True):
             assert torch.equal(added, step.added)
             assert torch.equal(out, step.out)
@@ -60,7 +60,7 @@ def test_keys_and_values_have_heads(checkpoint: Checkpoint) -> None:
     batch = Encoder(checkpoint.architecture, None).batch(bundled_examples()[:2])
     shapes = []
 
-    def look(stack: Stack, layer: int, run: BlockRun) -> None:
+    def look(stack: Stack, layer: int, run: LayerRun) -> None:
         shapes.append([tuple(half.shape) for cross in (False, stack == "decoder") for half in run.keys_values(cross)])
 
     reference = SublayerReference(checkpoint, torch.float32, on_layer=look)
@@ -91,7 +91,7 @@ def test_embeddings_are_rounded_wherever_anything_is() -> None:
 def test_quantized_activations_are_rounded_too(checkpoint: Checkpoint) -> None:
     run_inputs: list[torch.Tensor] = []
 
-    def look(stack: Stack, layer: int, run: BlockRun) -> None:
+    def look(stack: Stack, layer: int, run: LayerRun) -> None:
         if (stack, layer) == ("encoder", 0):
             round_block(run.block, precision("int8"))
             run.block.layer[0].SelfAttention.q.register_forward_hook(lambda _, args, __: run_inputs.append(args[0]))

@@ -1,4 +1,4 @@
-"""PyTorch, sublayer by sublayer: what each adds to the residual stream, in float32 and rounded as a row says."""
+"""PyTorch, sublayer by sublayer: what each adds to the residual stream, in float32 and rounded as a precision says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from t5edge.bundle.architecture import Stack
 from t5edge.bundle.precision import Precision
 from t5edge.calibration.quantize import round_columns, scheme_for, table_scheme
 from t5edge.exporter.reference.streamed import StreamedReference
-from t5edge.parity.blockwise.bounds import torch_dtype
+from t5edge.parity.localize.bounds import torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class BlockRun:
+class LayerRun:
     """One block, its inputs, and what float32 PyTorch made of them.
 
     ``bias`` and ``cross`` are additive masks [batch or 1, heads or 1, queries, keys]. ``encoded`` and ``cross`` are
@@ -85,7 +85,7 @@ def contribution(sub: Any, hidden: Any, bias: Any, encoded: Any, cross: Any) -> 
     return sub.DenseReluDense(normed)
 
 
-OnLayer = Callable[[Stack, int, BlockRun], None]
+OnLayer = Callable[[Stack, int, LayerRun], None]
 
 
 @dataclass
@@ -103,7 +103,7 @@ class SublayerReference(StreamedReference):
                 added = contribution(sub, hidden, bias, encoded, cross)
                 steps.append(Step(hidden, added, hidden + added))
                 hidden = steps[-1].out
-        self._latest = BlockRun(block, steps, bias, encoded, cross)
+        self._latest = LayerRun(block, steps, bias, encoded, cross)
         return hidden
 
     def _after(self, stack: Stack, layer: int, hidden: Any) -> None:
@@ -123,29 +123,29 @@ class SublayerReference(StreamedReference):
         return self._norm(stack, hidden).to(hidden.dtype)
 
 
-def round_block(block: Any, row: Precision) -> None:
-    """Bring a float32 block to what the row stores, plainly: the dtype, weights rounded to nearest, no calibration."""
+def round_block(block: Any, precision: Precision) -> None:
+    """Bring a float32 block to what the precision stores: its dtype, weights rounded to nearest, no calibration."""
     import torch
 
-    block.to(torch_dtype(row))
-    if not row.quantized:
+    block.to(torch_dtype(precision))
+    if not precision.quantized:
         return
     for module in block.modules():
         if isinstance(module, torch.nn.Linear):
-            module.weight = torch.nn.Parameter(round_weight(module.weight.detach(), row), requires_grad=False)
-            if row.quantize_activations:
+            module.weight = torch.nn.Parameter(round_weight(module.weight.detach(), precision), requires_grad=False)
+            if precision.quantize_activations:
                 module.register_forward_pre_hook(lambda _, args: (_round_tensor(args[0]),))
 
 
-def round_weight(weight: torch.Tensor, row: Precision) -> torch.Tensor:
-    """``weight`` [out, in] after rounding to the row's integers and back, in its own dtype."""
-    scheme = scheme_for(row, weight.shape[1], weight.shape[0])
+def round_weight(weight: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """``weight`` [out, in] after rounding to the precision's integers and back, in its own dtype."""
+    scheme = scheme_for(precision, weight.shape[1], weight.shape[0])
     return weight if scheme is None else round_columns(weight.T, scheme).T.to(weight.dtype)
 
 
-def round_embedding(rows: torch.Tensor, row: Precision) -> torch.Tensor:
-    """Rows of the token table [tokens, d_model] as the row stores them: 8 bits wherever anything is quantized."""
-    return round_columns(rows.T, table_scheme(row)).T.to(rows.dtype) if row.quantized else rows
+def round_embedding(rows: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Rows of the token table [tokens, d_model] as the precision stores them: 8 bits wherever anything is quantized."""
+    return round_columns(rows.T, table_scheme(precision)).T.to(rows.dtype) if precision.quantized else rows
 
 
 def _round_tensor(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_RATIO = 2.0
-"""Rows that only bound the logits (integer weights): so many times the error of plain rounding."""
+"""Precisions that only bound the logits (integer weights): so many times the error of plain rounding."""
 
 
-def error_bound(row: Precision, own: float) -> float:
-    """Bound on a relative error where PyTorch, rounded as the row says, makes the relative error ``own``.
+def error_bound(precision: Precision, own: float) -> float:
+    """Bound on a relative error where PyTorch, rounded as the precision says, makes the relative error ``own``.
 
     ``own`` counts as at least a quarter of a rounding (a lucky tensor; in float32 what two correct implementations may
     differ by), and at 16 bits as at most what is believed of PyTorch (it may have overflowed, or be NaN).
     """
-    if row.max_relative_error is not None:
-        return row.max_relative_error
-    most = ceiling(row.compute) if row.compute in ROUNDING and not row.quantized else float("inf")
-    least = ROUNDING[row.compute] / 4 if row.compute in ROUNDING else FLOAT32_ERROR / DEFAULT_RATIO
+    if precision.max_relative_error is not None:
+        return precision.max_relative_error
+    most = ceiling(precision.compute) if precision.compute in ROUNDING and not precision.quantized else float("inf")
+    least = ROUNDING[precision.compute] / 4 if precision.compute in ROUNDING else FLOAT32_ERROR / DEFAULT_RATIO
     believed = most if own != own else min(max(own, least), most)
-    return (row.max_error_ratio or DEFAULT_RATIO) * believed
+    return (precision.max_error_ratio or DEFAULT_RATIO) * believed
 
 
 def as_array(tensor: Any) -> np.ndarray:
@@ -42,9 +42,9 @@ def error_of(found: np.ndarray, exact: Any) -> float:
     return relative_error(found, as_array(exact))
 
 
-def torch_dtype(row: Precision) -> torch.dtype:
-    """The row's compute dtype."""
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """The compute dtype."""
     import torch
 
-    found: torch.dtype = getattr(torch, "float32" if row.compute == "float" else row.compute)
+    found: torch.dtype = getattr(torch, "float32" if precision.compute == "float" else precision.compute)
     return found

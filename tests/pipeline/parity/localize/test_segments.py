@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from support.deep_models import LAYERS, Exported
-from t5edge.parity.blockwise.segments import CutGraph
+from t5edge.parity.localize.segments import CutGraph
 
 
 def test_every_layer_is_cut_at_the_residual_stream(exported: Callable[..., Exported]) -> None:

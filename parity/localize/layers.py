@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from t5edge.bundle.architecture import Stack
 from t5edge.bundle.parity_report import CheckResult, failure
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.graph.assembler import MASKED
-from t5edge.parity.blockwise.bounds import as_array, error_bound, error_of
-from t5edge.parity.blockwise.segments import CutGraph, Sublayer
-from t5edge.parity.blockwise.sublayers import BlockRun, round_block
 from t5edge.parity.limits import judge_error
+from t5edge.parity.localize.bounds import as_array, error_bound, error_of
+from t5edge.parity.localize.segments import CutGraph, Sublayer
+from t5edge.parity.localize.sublayers import LayerRun, round_block
 
 if TYPE_CHECKING:
     import torch
@@ -29,25 +30,24 @@ KINDS: Mapping[Stack, tuple[str, ...]] = {
 """Sublayers of one block, in order."""
 
 
-class BlockChecks:
-    """One layer. ``run`` is PyTorch's; its block is rounded to the row on the way, so this runs once."""
+@dataclass
+class LayerChecks:
+    """One layer. ``run`` is PyTorch's; its block is rounded to the precision on the way, so this runs once.
 
-    def __init__(
-        self,
-        row: Precision,
-        graphs: Mapping[Stack, CutGraph],
-        stack: Stack,
-        layer: int,
-        run: BlockRun,
-        source_hidden: torch.Tensor | None = None,
-    ) -> None:
-        """``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32."""
-        self.source_hidden = source_hidden
-        self.row, self.graphs, self.graph = row, graphs, graphs[stack]
-        self.stack, self.layer, self.run = stack, layer, run
-        self.name = f"{stack} block {layer}"
-        target = run.steps[0].hidden.shape[1]
-        self.queries = slice(target // 2 if stack == "decoder" else 0, target)
+    ``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32.
+    """
+
+    precision: Precision
+    graphs: Mapping[Stack, CutGraph]
+    stack: Stack
+    layer: int
+    run: LayerRun
+    source_hidden: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.graph, self.name = self.graphs[self.stack], f"{self.stack} block {self.layer}"
+        target = self.run.steps[0].hidden.shape[1]
+        self.queries = slice(target // 2 if self.stack == "decoder" else 0, target)
 
     def results(self) -> Iterator[CheckResult]:
         """A result for each sublayer; in the decoder also for the cross keys and values."""
@@ -57,7 +57,7 @@ class BlockChecks:
             return
         own = self.run.keys_values(cross=False)
         cross = self.run.keys_values(cross=True) if self.stack == "decoder" else None
-        round_block(self.run.block, self.row)
+        round_block(self.run.block, self.precision)
         if cross is not None:
             yield from self._cross_keys_values(cross)
         rerun = self.run.rerun()
@@ -95,7 +95,7 @@ class BlockChecks:
         """An additive mask as the graphs spell it: hidden keys get the graph's own lowest number."""
         array = as_array(bias)
         hidden = array <= np.finfo(np.float32).min / 2
-        return np.where(hidden, MASKED[self.row.compute], array).astype(np.float32)
+        return np.where(hidden, MASKED[self.precision.compute], array).astype(np.float32)
 
     def _sublayer(self, kind: str, cut: Sublayer, index: int, feeds: dict[Any, np.ndarray], rerun: Any) -> CheckResult:
         """What the sublayer adds, and the residual stream behind it; the worse of the two by its own limit."""
@@ -106,7 +106,7 @@ class BlockChecks:
         for what, array, exact, rounded in zip(("added", "out"), found, (step.added, step.out), rerun, strict=True):
             wanted = exact[:, self.queries]
             own = error_of(as_array(rounded[:, self.queries]), wanted)
-            errors[what] = (error_of(array, wanted), error_bound(self.row, own))
+            errors[what] = (error_of(array, wanted), error_bound(self.precision, own))
         worst = max(errors, key=lambda what: errors[what][0] / errors[what][1])
         return judge_error(self.name, kind, *errors[worst], where=worst, errors=errors)
 
@@ -124,5 +124,5 @@ class BlockChecks:
         found = encoder.run(feeds, outputs)
         rounded = self.run.keys_values(cross=True)
         for half, array, wanted, own in zip(("keys", "values"), found, exact, rounded, strict=True):
-            bound = error_bound(self.row, error_of(as_array(own), wanted))
+            bound = error_bound(self.precision, error_of(as_array(own), wanted))
             yield judge_error(self.name, f"cross {half}", error_of(array, wanted), bound)

@@ -1,0 +1,37 @@
+"""What a reference is: a checkpoint in PyTorch that answers batches, teacher-forced, whether it is in memory or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from t5edge.exporter.reference.texts import Batch
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a batch, float32.
+
+    ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
+    (``present.{i}.encoder.key``) [batch, heads, source, d_kv].
+    """
+
+    hidden: np.ndarray
+    cross: Mapping[str, np.ndarray]
+    logits: np.ndarray
+
+
+class Reference(Protocol):
+    """A checkpoint in PyTorch at one dtype, on the CPU: ``WholeReference`` or ``StreamedReference``."""
+
+    def outputs(self, batches: Mapping[str, Batch], cross: Container[str] = ()) -> Iterator[tuple[str, Outputs]]:
+        """Each batch's outputs by its name; ``cross`` keys and values of the batches named there only."""
+        ...
+
+
+MakeReference = Callable[..., Reference]
+"""Of ``checkpoint, dtype``; ``keep_wo_float32``: FFN output projections stay float32, as in transformers' float16."""
