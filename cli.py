@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     return _build_parsers()[0]
 
 
-def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser of the whole command line, and the parser of each command."""
     parser = _Parser(prog="t5edge", description="T5 checkpoints to bundles for edge devices, proven equal to PyTorch.")
     from t5edge import __version__
