@@ -141,7 +141,8 @@ def test_a_trained_model_with_outliers_needs_smoothing_and_then_decides_as_befor
 
 def test_outliers_leave_the_trained_models_function_as_it_was(demo: Model, trained_outliers: Model) -> None:
     before, after = (
-        WholeReference(model.checkpoint, torch.float32).outputs(demo.texts.gate) for model in (demo, trained_outliers)
+        dict(WholeReference(model.checkpoint, torch.float32).outputs({"gate": demo.texts.gate}))["gate"]
+        for model in (demo, trained_outliers)
     )
     assert relative_error(after.logits, before.logits) < 1e-6
 
