@@ -33,14 +33,14 @@ LONGEST = (
 """The order in which files are handed out: what takes long comes first, so no worker is left with it at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run on one worker, and those of calibration, which share plans, on one."""
-    places = {item: item.path.relative_to(TESTS).as_posix() for item in items}
-    for item, place in places.items():
-        shared = place.startswith(LONGEST[0])
-        item.add_marker(pytest.mark.xdist_group(LONGEST[0] if shared else place))
-    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if places[item].startswith(name)), 0))
+    """The longest first; pytest-xdist hands out whole files in this order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(TESTS).as_posix()
+        return next((index for index, begin in enumerate(LONGEST) if name.startswith(begin)), 0)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -66,8 +66,9 @@ def test_keys_and_values_have_heads(checkpoint: Checkpoint) -> None:
     reference = SublayerReference(checkpoint, torch.float32, on_layer=look)
     reference.decode(batch, reference.encode(batch))
     source, target = batch.input_ids.shape[1], batch.decoder_input_ids.shape[1]
-    assert shapes[0] == [(2, 3, source, 64)] * 4
-    assert shapes[-1] == [(2, 3, target, 64)] * 2 + [(2, 3, source, 64)] * 2
+    heads = checkpoint.architecture.num_heads
+    assert shapes[0] == [(2, heads, source, 64)] * 4
+    assert shapes[-1] == [(2, heads, target, 64)] * 2 + [(2, heads, source, 64)] * 2
 
 
 @pytest.mark.parametrize(("name", "steps"), [("int8-weight", 127), ("int4-weight", 7)])
