@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from t5edge.engines.plan import Kernel, prove_attention, read_kernels
+from t5edge.engines.plan import AttentionProof, Kernel, prove_attention, read_kernels
 
 PLAN = b"""\x00\x01 binary function={ name=__myl_Gath fqn=__myl_Gath_0x1 args={ "a" } kernel_kind=1
   layers="[ONNX Layer: encoder/stem/Gather_0]" swap_ab=false }
@@ -19,7 +19,7 @@ def test_kernels_are_read_with_their_nodes() -> None:
 def test_an_attention_with_a_fused_kernel_is_proven() -> None:
     proof = prove_attention(read_kernels(PLAN), ["encoder.block.0.block/Attention_7"], 1)
     assert proof.complete
-    assert proof.to_dict() == {"expected": 1, "fused": 1, "decomposed": [], "kernels": {"_gemm_mha_v2": 1}}
+    assert proof == AttentionProof(expected=1, fused=1, decomposed=(), kernels={"_gemm_mha_v2": 1})
 
 
 def test_an_attention_without_one_is_named() -> None:
