@@ -161,5 +161,5 @@ def test_another_graph_is_found_out(tmp_path: Path, demo: Workshop) -> None:
     folder = write_layout(demo, "fp32", tmp_path / "bundle")
     spoil(folder / f"{LATER_STEPS}.onnx")
     parity = check_optimum(folder, demo.checkpoint.architecture, "float")
-    assert not parity["passed"]
-    assert parity["errors"]["two files"] > parity["limit"] >= parity["errors"]["merged"]
+    assert not parity.passed
+    assert parity.errors["two files"] > parity.limit >= parity.errors["merged"]
