@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from support.bundles import Workshop, demo_workshop
-from support.deep_models import Exported, deep_model
+from support.deep_models import LAYERS, Exported, deep_model
 from support.exports import Exports
 from support.optimum_layout import write_layout
 from support.shared import once, shared_folder
@@ -65,10 +65,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
     """A tiny model of 24 layers, each with a position bias and a gated feed-forward: any kind of error can be made."""
     shared = shared_folder(tmp_path_factory, "deep")
 
-    def make(name: str = "umt5-tiny", precision: str = "fp32") -> Exported:
-        checkpoint = once(shared / name, lambda path: save_tiny_model(deep_model(name), path, seed=3))
+    def make(name: str = "umt5-tiny", precision: str = "fp32", layers: int = LAYERS) -> Exported:
+        deep = deep_model(name, layers)
+        checkpoint = once(shared / deep.name, lambda path: save_tiny_model(deep, path, seed=3))
         bundle = once(
-            shared / f"{name}-{precision}",
+            shared / f"{deep.name}-{precision}",
             lambda out: export(str(checkpoint), precision, out=out, target=("onnxruntime",), no_verify=True),
         )
         return Exported(checkpoint, bundle)

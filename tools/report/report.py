@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.engine_record import Engines
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.schema import plain
 from t5edge.errors import UserError
@@ -116,7 +117,7 @@ def _facts(manifest: Manifest) -> Facts:
         "times": lambda part, key: _times(plain(manifest.speed), part, key),
         "shades": SHADES,
         "ranges": list(_ranges(plain(manifest.rescale))),
-        "engines": list(_engines(plain(manifest.engines))),
+        "engines": list(_engines(manifest.engines)),
         **({} if plan is None else _quantization(plan)),
     }
 
@@ -229,14 +230,13 @@ def _ranges(rescale: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
             yield stack, f"{facts['largest_residual']:,.0f}", f"2^{facts.get('k', 0)}", headroom
 
 
-def _engines(engines: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+def _engines(engines: Engines) -> Iterable[tuple[str, ...]]:
     for target, capabilities in engines.items():
         for capability, entry in capabilities.items():
-            for graph, record in entry.items():
-                if graph != "run":
-                    fused = f"{record['attention']['fused']} of {record['attention']['expected']}"
-                    size, seconds = megabytes(record["bytes"]), f"{record['seconds']:.1f}"
-                    yield f"{target} {capability}", graph, size, seconds, fused, run_words(entry)
+            for graph, record in entry.graphs.items():
+                fused = f"{record.attention.fused} of {record.attention.expected}"
+                size, seconds = megabytes(record.bytes), f"{record.seconds:.1f}"
+                yield f"{target} {capability}", graph, size, seconds, fused, run_words(entry)
 
 
 def megabytes(size: float) -> str:

@@ -6,16 +6,21 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.manifests import engine_record
 from support.quantized_models import Model, row_with
+from t5edge.bundle.engine_record import EngineAttention, EngineEntry
 from t5edge.bundle.files import write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
+from t5edge.bundle.parity_report import ParityReport, at_most
 from t5edge.bundle.precision import precision
+from t5edge.bundle.records import RescaleFacts, Speed, StackRescale, Times
 from t5edge.calibration.plan import Settings
 from t5edge.cli import main
 from t5edge.errors import UserError
@@ -54,8 +59,17 @@ def read(page: str) -> str:
     return parser.text
 
 
-def with_facts(folder: Path, **facts: object) -> Path:
-    write_json(folder / "bundle.json", {**Manifest.read(folder).to_dict(), **facts})
+TIMES = Times(2.0, 1.0)
+SPEED = Speed(64, 16, 2, TIMES, TIMES, 1.0, 1.0, 1.0)
+STACK = StackRescale(k=3, t=(0,), largest_residual=70_000.0, largest_ffn=(1.0,), headroom=0.94)
+ENTRY = EngineEntry(
+    {"encoder": engine_record(bytes=12_300_000, seconds=4.56, attention=EngineAttention("decomposable", 4, 3))},
+    "not run: no GPU",
+)
+
+
+def with_facts(folder: Path, **facts: Any) -> Path:
+    replace(Manifest.read(folder), **facts).write(folder)
     return folder
 
 
@@ -67,9 +81,7 @@ def test_a_page_shows_what_was_kept_and_why(outliers: Model, tmp_path: Path) -> 
         {"name": "8 task", "measure": "-", "value": None, "limit": None, "verdict": "not run: no <task>"},
     ]
     write_json(folder / "parity.json", {"rungs": rungs})
-    sides = {"encoder_ms": 2.0, "step_ms": 1.0}
-    speed = {"quantized": sides, "fp32": sides, "speedup": 1.0, "threads": 2, "source_tokens": 64, "steps": 16}
-    text = read(report_page(with_facts(folder, speed=speed)))
+    text = read(report_page(with_facts(folder, speed=SPEED)))
     for name in plan.excluded:
         assert name in text
     for said in ("3 logits", "no <task>", "not run", "Sensitivity", "Activations", "Speed", "2.00 ms"):
@@ -80,9 +92,8 @@ def test_a_page_shows_what_was_kept_and_why(outliers: Model, tmp_path: Path) -> 
 
 def test_fp16_headroom_is_shown(plain: Model) -> None:
     row = precision("fp16")
-    stack = {"k": 3, "t": [0], "largest_residual": 70_000.0, "largest_ffn": [1.0], "headroom": 0.94}
-    facts = {"rescale": {"encoder": stack, "decoder": stack}}
-    text = read(report_page(plain.write("fp16-page", plain.graphs(row), row, facts)))
+    folder = plain.write("fp16-page", plain.graphs(row), row)
+    text = read(report_page(with_facts(folder, rescale=RescaleFacts(STACK, STACK))))
     assert "70,000" in text
     assert "2^3" in text
     assert "Sensitivity" not in text
@@ -90,9 +101,8 @@ def test_fp16_headroom_is_shown(plain: Model) -> None:
 
 def test_engines_and_what_they_compute_in_are_shown(plain: Model) -> None:
     row = precision("int8-weight").computing("float16")
-    record = {"bytes": 12_300_000, "seconds": 4.56, "attention": {"fused": 3, "expected": 4}}
-    engines = {"tensorrt-rtx": {"8.6": {"encoder": record, "run": "not run: no GPU"}}}
-    text = read(report_page(plain.write("engines-page", plain.graphs(precision("fp16")), row, {"engines": engines})))
+    folder = plain.write("engines-page", plain.graphs(precision("fp16")), row)
+    text = read(report_page(with_facts(folder, engines={"tensorrt-rtx": {"8.6": ENTRY}})))
     for said in ("int8-weight computed in float16", "tensorrt-rtx 8.6", "12.3 MB", "4.6", "3 of 4", "not run: no GPU"):
         assert said in text
 
@@ -163,18 +173,15 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 def full(outliers: Model) -> tuple[Path, dict[str, Any]]:
     """A bundle whose manifest fills every section of the page."""
     folder, _ = outliers.bundle("hostile", row_with(max_kl=0.02, min_top1=0.9), Settings())
-    record = {"bytes": 12_300_000, "seconds": 4.56, "attention": {"fused": 3, "expected": 4}}
-    sides = {"encoder_ms": 2.0, "step_ms": 1.0}
-    stack = {"k": 3, "t": [0], "largest_residual": 70_000.0, "largest_ffn": [1.0], "headroom": 0.94}
-    facts = {
-        "speed": {"quantized": sides, "fp32": sides, "speedup": 1.0, "threads": 2, "source_tokens": 64, "steps": 16},
-        "engines": {"tensorrt-rtx": {"8.6": {"encoder": record, "run": "not run: no GPU"}}},
-        "rescale": {"encoder": stack, "decoder": stack},
-        "parity": {"passed": True},
+    facts: dict[str, Any] = {
+        "speed": SPEED,
+        "engines": {"tensorrt-rtx": {"8.6": ENTRY}},
+        "rescale": RescaleFacts(STACK, STACK),
+        "parity": ParityReport([at_most("3 logits", "mean KL (nats)", 0.01, 0.05)], {"seconds": 1.0}),
     }
     check = {"name": "3 logits", "measure": "mean KL (nats)", "value": 0.01, "limit": 0.05, "verdict": "pass"}
     write_json(folder / "parity.json", {"rungs": [check, {**check, "verdict": "not run: no task"}]})
-    return folder, {**Manifest.read(folder).to_dict(), **facts}
+    return folder, replace(Manifest.read(folder), **facts).to_dict()
 
 
 @pytest.mark.parametrize("place", ["before", "behind"])
@@ -188,7 +195,8 @@ def test_nothing_in_a_hostile_manifest_becomes_markup(full: tuple[Path, dict[str
             return value
         return HOSTILE + value if place == "before" else value + HOSTILE
 
-    spoiled = changed(manifest, hostile) | {"format": manifest["format"]}
+    spoiled = changed(manifest, hostile) | {key: manifest[key] for key in ("format", "cache", "ports")}
+    spoiled["precision"]["compute"] = manifest["precision"]["compute"]  # what is one of a few words is refused else
     spoiled["files"] = {hostile(name): facts for name, facts in manifest["files"].items()}
     spoiled["tools"] = {hostile(name): hostile(version) for name, version in manifest["tools"].items()}
     record = manifest["engines"]["tensorrt-rtx"]["8.6"]["encoder"]
@@ -224,8 +232,8 @@ def test_any_value_of_another_type_is_refused_or_escaped(full: tuple[Path, dict[
 @pytest.mark.parametrize("value", [None, [HOSTILE], {HOSTILE: HOSTILE}, HOSTILE])
 def test_a_damaged_manifest_is_one_printable_line(full: tuple[Path, dict[str, Any]], value: Any) -> None:
     folder, manifest = full
-    write_json(folder / "bundle.json", replaced(manifest, ("architecture", "parameters"), value))
-    with pytest.raises(UserError, match=r"bundle.json or parity.json is damaged") as caught:
+    write_json(folder / "bundle.json", replaced(manifest, ("architecture", "d_model"), value))
+    with pytest.raises(UserError, match=r"bundle.json' does not fit its format") as caught:
         report_page(folder)
     assert str(caught.value).isprintable()
 
