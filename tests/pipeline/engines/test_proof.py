@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -100,15 +101,21 @@ def test_the_manifest_on_disk_changes_in_that_field_alone(
 
 
 @pytest.mark.parametrize("blocked", [True, False])
-def test_what_cannot_be_recorded_is_said(bundle: Path, report: ParityReport, set_gpus: SetGpus, blocked: bool) -> None:
-    """A folder in the way of the temporary file stops root too, whom a read-only mode does not."""
+def test_what_cannot_be_recorded_is_said(
+    bundle: Path, report: ParityReport, set_gpus: SetGpus, blocked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's refusal is played, because root may write into a read-only folder."""
     set_gpus("8.6" if blocked else "12.0")
     if blocked:
-        (bundle / "bundle.json.partial").mkdir()
+
+        def refuse(self: Path, target: Path) -> Path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "replace", refuse)
     before, told = (bundle / "bundle.json").read_bytes(), Told()
     record_run(bundle, "tensorrt-rtx", report, told)
     assert (bundle / "bundle.json").read_bytes() == before
-    reason = "Is a directory" if blocked else "bundle.json lists no tensorrt-rtx engines for compute capability 12.0"
+    reason = "Permission denied" if blocked else "bundle.json lists no tensorrt-rtx engines for compute capability 12.0"
     assert told.messages == [f"the result is not recorded in '{bundle / 'bundle.json'}': {reason}"]
 
 

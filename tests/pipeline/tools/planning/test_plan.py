@@ -10,10 +10,10 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
 from t5edge.exporter.family.variants import Variant
 from t5edge.exporter.graph.costs import graph_costs
-from t5edge.runtime.tensorrt.device import Device
+from t5edge.tools.planning.devices import DeviceSpec
 from t5edge.tools.planning.plan import Lengths, plan_variant
 
-DEVICE = Device("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")
+DEVICE = DeviceSpec("test", 100.0, {"float": 1.0, "float16": 10.0, "int8": 20.0}, "made up")
 SIZES = {"batch": 1, "source": 32, "target": 1, "past": 7}
 POINTS = [
     (RELU, "fp32"),
@@ -34,7 +34,7 @@ def test_plans_fit_exported_bundles(exports: Exports, name: str, row: str) -> No
     plan = plan_variant(Variant(tiny.name, tiny.family, tiny.architecture), precision(row), DEVICE, Lengths(32, 7))
     files = sum((out / file).stat().st_size for file in ("weights.safetensors", "encoder.onnx", "decoder.onnx"))
     assert plan.bundle_bytes == pytest.approx(files, rel=0.1)
-    costs = {graph: graph_costs(out / f"{graph}.onnx", SIZES) for graph in ("encoder", "decoder")}
+    costs = {graph: graph_costs(out / f"{graph}.onnx").at(SIZES) for graph in ("encoder", "decoder")}
     assert plan.encoder_flops == pytest.approx(costs["encoder"]["flops"], rel=0.001)
     assert plan.decode_flops == pytest.approx(costs["decoder"]["flops"], rel=0.001)
     assert plan.bytes_per_token == pytest.approx(costs["decoder"]["weight_bytes"], rel=0.02)

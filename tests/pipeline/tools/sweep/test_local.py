@@ -103,7 +103,7 @@ def test_a_process_that_does_not_hear_is_killed(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("signal", ["KILL", "TERM", "INT"])
 def test_processes_end_with_a_sweep_that_is_killed_or_interrupted(tmp_path: Path, signal: str) -> None:
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])],
+        [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[3])],
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=hear_interrupts,
