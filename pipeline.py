@@ -36,7 +36,7 @@ from t5edge.parity.ladder import verify_bundle
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
 from t5edge.progress import Progress, Silent
-from t5edge.runtime.onnxruntime.cpu import CONFIGURATION
+from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
 
 @dataclass(frozen=True)

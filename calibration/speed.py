@@ -17,13 +17,9 @@ import psutil
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.records import Speed, Times
-from t5edge.runtime.onnxruntime.cpu import (
-    PROVIDERS,
-    OnnxRuntimeModel,
-    open_graph,
-    session_entries,
-    session_options,
-)
+from t5edge.runtime.onnxruntime.cpu import open_graph
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_entries, session_options
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps, one text."""

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
-from t5edge.runtime.onnxruntime.cpu import PROVIDERS, Entries, session_entries, session_options
+from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
 
 GRAPH = "encoder"
 ROUNDINGS = 4.0

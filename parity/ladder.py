@@ -119,23 +119,37 @@ def verify(
         _refuse_engines(target)
     folder, progress = Path(bundle), progress or Silent()
     manifest = Manifest.read(folder)
-    damaged = damaged_files(folder)
-    names = f": {', '.join(damaged)}" if damaged else ""
-    files = at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
-    if damaged:
+    files = _check_files(folder)
+    if files.verdict == FAIL:
         report = _not_run(manifest, target, checks, "files of the bundle are damaged", files)
     elif reason := why_not_run(target):
         report = _not_run(manifest, target, checks, reason)
     else:
-        source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
-        report = run_ladder(Opener(folder, manifest, target, mapped=blockwise), source, progress, checks)
-        layouts = layout_results(folder, manifest, source.architecture, target, blockwise)
-        touched = {"checkpoint_touched": source.content_key() != manifest.content_key}
-        report = ParityReport([files, *report.results, *layouts], {**report.facts, **touched})
-        if find_backend(target).is_engine:
-            record_run(folder, target, report, progress)
+        opener = Opener(folder, manifest, target, mapped=blockwise)
+        report = _verified(opener, None if checkpoint is None else str(checkpoint), files, checks, progress)
     if junit is not None:
         _write_junit(report, junit)
+    return report
+
+
+def _check_files(folder: Path) -> CheckResult:
+    damaged = damaged_files(folder)
+    names = f": {', '.join(damaged)}" if damaged else ""
+    return at_most(FILES, f"missing or changed files{names}", len(damaged), 0, files=damaged)
+
+
+def _verified(
+    opener: Opener, checkpoint: str | None, files: CheckResult, checks: Sequence[Check], progress: Progress
+) -> ParityReport:
+    """The report of a sound bundle on a target that runs here."""
+    folder, manifest = opener.folder, opener.manifest
+    source = find_checkpoint(folder, manifest, checkpoint)
+    report = run_ladder(opener, source, progress, checks)
+    layouts = layout_results(folder, manifest, source.architecture, opener.target, opener.mapped)
+    touched = {"checkpoint_touched": source.content_key() != manifest.content_key}
+    report = ParityReport([files, *report.results, *layouts], {**report.facts, **touched})
+    if find_backend(opener.target).is_engine:
+        record_run(folder, opener.target, report, progress)
     return report
 
 

@@ -240,7 +240,7 @@ def _known(value: ir.Value, computed: Mapping[int, np.ndarray], feeds: Mapping[s
 def _run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> Arrays:
     import onnxruntime
 
-    from t5edge.runtime.onnxruntime.cpu import session_options
+    from t5edge.runtime.onnxruntime.sessions import session_options
 
     data = ir.to_proto(model).SerializeToString()
     session: Any = onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])

@@ -22,7 +22,7 @@ from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
 from t5edge.parity.workload import Workload
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.model import BundleModel, open_model
-from t5edge.runtime.onnxruntime import cpu as onnxruntime
+from t5edge.runtime.onnxruntime.sessions import session_entries, session_options
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
@@ -79,14 +79,14 @@ class Opener:
         from t5edge.runtime.onnxruntime.emulation import open_rounded
 
         manifest = self._manifest()
-        options = onnxruntime.session_options(None, onnxruntime.session_entries(manifest, "encoder"))
+        options = session_options(None, session_entries(manifest, "encoder"))
         return BundleModel(self.folder, manifest, open_rounded(self.folder, manifest, options))
 
     def _manifest(self) -> Manifest:
         """The manifest, with the sessions' configuration as ``mapped`` asks for; integers are packed in any case."""
         if not self.mapped or self.precision.quantized:
             return self.manifest
-        entries = {graph: onnxruntime.session_entries(self.manifest, graph) for graph in ("encoder", "decoder")}
+        entries = {graph: session_entries(self.manifest, graph) for graph in ("encoder", "decoder")}
         return replace(self.manifest, session={graph: {**known, **MAPPED} for graph, known in entries.items()})
 
 

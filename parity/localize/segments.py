@@ -19,8 +19,8 @@ import onnx_ir as ir
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.dtype import NARROW
 from t5edge.runtime.onnxruntime.arithmetic import open_exact
-from t5edge.runtime.onnxruntime.cpu import CONFIGURATION, PROVIDERS, Entries, session_options
 from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate
+from t5edge.runtime.onnxruntime.sessions import CONFIGURATION, PROVIDERS, Entries, session_options
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, State
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel, State
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens

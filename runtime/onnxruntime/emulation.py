@@ -16,11 +16,11 @@ from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts, Port
 from t5edge.errors import UserError
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 
 ROUNDING_REMOVERS = ["CastElimination", "CastChainElimination", "InsertCastTransformer"]
 """Optimizers of ONNX Runtime that would drop a pair of casts that rounds."""
@@ -106,8 +106,6 @@ def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeM
             "pip install onnx-ir, or export in fp32, fp16 or int8."
         ) from error
     import onnxruntime
-
-    from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     sessions = []

@@ -13,11 +13,11 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
-    from t5edge.runtime.onnxruntime.cpu import State
+    from t5edge.runtime.onnxruntime.model import State
 
 Start = Callable[[Path], Any]
 """Makes a session of an ONNX file."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
-from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
+from t5edge.runtime.onnxruntime.sessions import session_options
 
 NAME = "onnxruntime-rtx"
 PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx"

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from t5edge.kernels.values import constant_value
-from t5edge.runtime.onnxruntime.cpu import session_options
+from t5edge.runtime.onnxruntime.sessions import session_options
 
 
 def extreme_weight(rows: int, columns: int) -> np.ndarray:

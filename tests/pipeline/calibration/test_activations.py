@@ -16,7 +16,7 @@ from t5edge.calibration.plan import Settings, apply_plan, make_plan
 from t5edge.exporter.graph.rescale import Rescale, StackScale
 from t5edge.options import ExportOptions
 from t5edge.progress import Silent
-from t5edge.runtime.onnxruntime.cpu import session_options
+from t5edge.runtime.onnxruntime.sessions import session_options
 
 
 def operators(folder: Path, graph: str, tmp_path: Path) -> Counter[str]:

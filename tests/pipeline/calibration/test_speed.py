@@ -17,7 +17,7 @@ from t5edge.calibration import speed
 from t5edge.calibration.plan import Settings
 from t5edge.errors import GateError
 from t5edge.progress import Silent
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
 SLOW = Speed(64, 16, 2, Times(4.0, 2.0), Times(3.0, 1.0), encoder_speedup=0.75, step_speedup=0.5, speedup=0.6)
 

@@ -15,7 +15,7 @@ import pytest
 from support.saturation import extreme_weight, rounded_matmul, saturating_sums, start
 from t5edge.runtime.onnxruntime import arithmetic
 from t5edge.runtime.onnxruntime.arithmetic import FLOAT, SATURATING, SIGNED, UNSIGNED, Arithmetic, open_exact
-from t5edge.runtime.onnxruntime.cpu import CONFIGURATION
+from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
 ENTRIES = CONFIGURATION["encoder"]
 UNDER_QEMU = """

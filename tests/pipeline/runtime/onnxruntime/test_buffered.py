@@ -11,8 +11,9 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.onnxruntime.buffered import FIRST_CAPACITY, GRAPH, BufferedModel
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel, is_recent
+from t5edge.runtime.onnxruntime.cpu import is_recent
 from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
 STEPS = 2 * FIRST_CAPACITY + 9
 """Beyond the second growth."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
-from t5edge.runtime.onnxruntime import cpu as target
+from t5edge.runtime.onnxruntime import sessions as target
 
 BLOCK = "session.qdq_matmulnbits_block_size"
 GRAPHS = ("encoder", "decoder")

@@ -14,8 +14,8 @@ import torch
 from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
 from t5edge.kernels.values import constant_value
-from t5edge.runtime.onnxruntime.cpu import session_options
 from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate, open_rounded
+from t5edge.runtime.onnxruntime.sessions import session_options
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

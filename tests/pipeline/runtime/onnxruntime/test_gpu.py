@@ -13,8 +13,8 @@ from support.gpus import SetGpus
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
-from t5edge.runtime.onnxruntime.cpu import OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
 TARGETS = ("onnxruntime-cuda", "onnxruntime-rtx")
 
