@@ -112,8 +112,7 @@ def verify(
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
 
     Raises:
-        UserError: not a bundle, the checkpoint is not there or is another model, or the target is unknown or
-            cannot run single blocks.
+        UserError: not a bundle, no checkpoint or another model's, or a target that is unknown or runs no single blocks.
     """
     if blockwise:
         _refuse_engines(target)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
-from t5edge.runtime.onnxruntime import sessions as target
+from t5edge.runtime.onnxruntime import cpu as target
+from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
 BLOCK = "session.qdq_matmulnbits_block_size"
 GRAPHS = ("encoder", "decoder")
@@ -16,7 +17,7 @@ GRAPHS = ("encoder", "decoder")
 def test_the_manifest_holds_the_configuration_and_rules(demo: Workshop) -> None:
     folder = demo.bundle("fp32")
     manifest = Manifest.read(folder)
-    assert manifest.session == target.CONFIGURATION
+    assert manifest.session == CONFIGURATION
     chosen = {"encoder": {"session.force_spinning_stop": "0", BLOCK: "16"}, "decoder": {BLOCK: "64"}}
     for session in (manifest.session, chosen):
         model = target.open(folder, replace(manifest, session=session), threads=1)
