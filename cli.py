@@ -1,7 +1,7 @@
 """The command line: flags only, generated from the option dataclasses. ``python cli.py ...`` is ``t5edge ...``.
 
 Exit codes: 0 done and within tolerance; 1 parity or a quality gate failed; 2 the user's error, one line on standard
-error. Anything else is a bug and keeps its traceback.
+error; 70 a bug, with its traceback; 130 and 128 + signal when stopped from outside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Sequence
@@ -78,6 +80,10 @@ COMMANDS = (
     Command("variants", VariantsOptions, "the family as a table"),
     Command("doctor", DoctorOptions, "which targets this machine can build and run, and why not"),
 )
+
+
+BUG = 70
+"""The exit code of a bug: EX_SOFTWARE of sysexits.h."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -160,6 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, given = parse(sys.argv[1:] if arguments is None else list(arguments))
     as_json = given.pop("json")
     try:
+        return _run_explained(command, given, as_json)
+    except Exception:  # noqa: BLE001 (no verdict about the bundle and no fault of the user: a code of its own)
+        traceback.print_exc()
+        return _complain(command, "this is a bug of t5edge; please report it with the lines above", BUG)
+
+
+def _run_explained(command: Command, given: dict[str, Any], as_json: bool) -> int:
+    """``_run``, with one line and an exit code for every end that is no bug."""
+    try:
         return _run(command, given, as_json)
     except UserError as error:
         return _complain(command, error, 2)
@@ -170,8 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(command, explained, 2)
     except GateError as error:
         return _complain(command, error, 1)
-    except KeyboardInterrupt:
-        return _complain(command, "interrupted; nothing half-written was left behind", 130)
+    except MemoryError:
+        return _complain(command, "the memory does not suffice; try it with shorter or fewer texts, or elsewhere", 2)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
+        return _complain(command, "interrupted; nothing half-written was left behind", 128 + number)
     except BrokenPipeError:
         sys.stderr.close()
         return 141
@@ -204,6 +222,26 @@ def _complain(command: Command, problem: object, exit_code: int) -> int:
     return exit_code
 
 
+class _Stopped(KeyboardInterrupt):
+    """A request to end that is no Ctrl-C; it cleans up in the same way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def _end_on_signals() -> None:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does; what is ignored, as under nohup, stays ignored."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise _Stopped(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, stop)
+
+
 def entry() -> NoReturn:
     """``main`` for a process of its own, quick at both ends.
 
@@ -211,6 +249,7 @@ def entry() -> NoReturn:
     down piece by piece saves another.
     """
     end_with_parent()
+    _end_on_signals()
     gc.set_threshold(200_000, 20, 100)
     exit_code = main()
     logging.shutdown()

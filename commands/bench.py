@@ -67,7 +67,7 @@ def run(options: BenchOptions, progress: Progress) -> Result:
     from t5edge.runtime.model import load
     from t5edge.tools.bench.bench import bench_bundle
 
-    settings = {} if options.threads is None else {"threads": options.threads}
+    settings: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
     model = load(options.bundle, options.target, **settings)
     report = bench_bundle(model, **options.settings, progress=progress)
     report |= {"target": options.target, "threads": options.threads}

@@ -16,7 +16,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity import generation, numeric
+from t5edge.parity import generation, numeric, text
 from t5edge.parity.layout import layout_results
 from t5edge.parity.limits import own_dtype
 from t5edge.parity.localize import locate
@@ -61,6 +61,7 @@ CHECKS: tuple[Check, ...] = (
     Check("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
     Check("7 generation", ("texts",), generation.generation),
     Check("8 task", (), generation.task),
+    Check("9 text", (), text.text),
 )
 
 

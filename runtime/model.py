@@ -16,6 +16,7 @@ from t5edge.runtime.backend import find_backend
 from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.search import OnToken, generate
 from t5edge.runtime.inputs import as_ids, as_mask, check_memory
+from t5edge.runtime.intact import check_intact
 from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
@@ -164,14 +165,17 @@ def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
     return found
 
 
-def load(folder: str | Path, target: str = "onnxruntime", **settings: Any) -> BundleModel:
-    """Open a bundle on ``target``.
+def load(folder: str | Path, target: str = "onnxruntime", *, check: bool = True, **settings: Any) -> BundleModel:
+    """Open a bundle on ``target``; ``check`` compares its files with the manifest first (``check_intact``).
 
     Raises:
-        UserError: not a bundle, an unknown target, or the target cannot run it here.
+        UserError: not a bundle, files that changed, an unknown target, or the target cannot run it here.
     """
     find_backend(target)
-    return open_model(Path(folder), Manifest.read(Path(folder)), target, **settings)
+    manifest = Manifest.read(Path(folder))
+    if check:
+        check_intact(Path(folder), manifest)
+    return open_model(Path(folder), manifest, target, **settings)
 
 
 def open_model(folder: Path, manifest: Manifest, target: str = "onnxruntime", **settings: Any) -> BundleModel:

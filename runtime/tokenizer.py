@@ -44,6 +44,12 @@ class BundleTokenizer:
                 raise UserError(f"text {index + 1} holds bytes that are not UTF-8; convert it to UTF-8.") from error
         return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, added ones included."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right."""
         longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
@@ -62,3 +68,8 @@ class BundleTokenizer:
         """Texts of int64 [batch, length]; special tokens (end, padding, sentinels) are left out unless asked for."""
         texts: list[str] = self._tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=skip_special_tokens)
         return texts
+
+    def text(self, row: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of one row of ids."""
+        text: str = self._tokenizer.decode(list(row), skip_special_tokens=skip_special_tokens)
+        return text

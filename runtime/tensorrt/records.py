@@ -9,7 +9,6 @@ The manifest repeats the records; caches lie outside the bundle.
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.flavor import TensorRT
+from t5edge.runtime.user_cache import cache_folder
 
 DECODERS = {
     "concat": ("decoder",),
@@ -92,12 +92,6 @@ def write_plan(engine: Path, plan: memoryview) -> None:
             f"writing '{engine}' failed: {error.strerror}; it needs {plan.nbytes / 1e6:.0f} MB. "
             "Free some space or make the bundle writable."
         ) from error
-
-
-def cache_folder() -> Path:
-    """Where timing and runtime caches live: not in the bundle, which may be read-only."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "t5edge"
 
 
 def timing_cache(tool: TensorRT, capability: str) -> Path | None:

@@ -195,18 +195,20 @@ def test_a_killed_export_leaves_no_bundle_and_the_next_one_clears_up(tmp_path: P
     assert [path.name for path in out.parent.iterdir()] == ["demo"]
 
 
-def test_an_interrupted_export_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_export_stopped_from_outside_says_so_and_leaves_nothing(tmp_path: Path, name: str, expected: int) -> None:
+    number = getattr(signal, name)
     out = tmp_path / "out" / "demo"
     command = [sys.executable, str(ROOT / "cli.py"), "export", "--variant", "t5-demo", "--out", str(out)]
     # A test run started in the background hands on an ignored SIGINT, which Python then leaves ignored.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    listen = functools.partial(signal.signal, number, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     deadline = time.monotonic() + 60
     while not list(out.parent.glob(".demo.partial*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == expected
     assert "interrupted; nothing half-written was left behind" in err
     assert list(out.parent.iterdir()) == []
 

@@ -106,10 +106,24 @@ def test_help_and_version_exit_0(capsys: pytest.CaptureFixture[str], arguments: 
     assert "t5edge" in out
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback_and_has_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: object) -> None:
         raise ValueError("a bug")
 
     monkeypatch.setattr("t5edge.commands.doctor.run", broken)
-    with pytest.raises(ValueError, match="a bug"):
-        cli.main(["doctor"])
+    assert cli.main(["doctor"]) == 70
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert trace[0].startswith("Traceback")
+    assert trace[-1] == "ValueError: a bug"
+    assert last == "t5edge doctor: this is a bug of t5edge; please report it with the lines above"
+
+
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("t5edge.commands.doctor.run", too_large)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("t5edge doctor: the memory does not suffice")

@@ -163,7 +163,7 @@ def test_matrices_that_stay_in_float32_do_no_harm(tmp_path: Path, saturating: li
     """The quantization gate keeps some: those MatMuls have no QuantizeLinear, and the rest is exact."""
     folder = keep_first(OLD, tmp_path / "kept")
     assert check(folder) == 25
-    assert load(folder).arithmetic is UNSIGNED
+    assert load(folder, check=False).arithmetic is UNSIGNED
 
 
 def keep_first(bundle: Path, out: Path) -> Path:
