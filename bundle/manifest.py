@@ -126,6 +126,10 @@ class Manifest:
         manifest: Manifest = found
         return manifest
 
+    def __getitem__(self, name: str) -> Any:
+        """An entry as ``bundle.json`` has it: a loaded bundle's manifest was once that JSON object."""
+        return self.to_dict()[name]
+
     def to_dict(self) -> dict[str, Any]:
         """The content of ``bundle.json``."""
         data: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}

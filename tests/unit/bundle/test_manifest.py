@@ -167,3 +167,11 @@ def test_engines_are_put_in_beside_others() -> None:
         "tensorrt": ["8.9"],
     }
     assert again.engines["tensorrt-rtx"]["8.6"] == entry
+
+
+def test_entries_are_reached_by_their_names_in_the_file() -> None:
+    manifest = Manifest.read(Path(__file__).parents[2] / "bundles-0.1" / "byt5-int8")
+    assert manifest["generation"] == manifest.generation
+    assert manifest["rescale"] == manifest.to_dict()["rescale"]
+    with pytest.raises(KeyError):
+        manifest["no_such_entry"]
