@@ -193,6 +193,9 @@ def _run_explained(command: Command, given: dict[str, Any], as_json: bool) -> in
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:
+        name = f"'{error.filename}': " if error.filename else ""
+        return _complain(command, f"{name}{error.strerror or error}", 2)
 
 
 def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
@@ -211,6 +214,7 @@ def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
         print(json.dumps(result.data, ensure_ascii=False))
     else:
         result.show(Console())
+    sys.stdout.flush()
     if result.problem:
         return _complain(command, result.problem, result.exit_code)
     return int(result.exit_code)
@@ -242,18 +246,26 @@ def _end_on_signals() -> None:
             signal.signal(number, stop)
 
 
+def _open_streams() -> None:
+    """Where a shell closed a stream (``>&-``), Python has none; what is printed then goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+
+
 def entry() -> NoReturn:
     """``main`` for a process of its own, quick at both ends.
 
     Imports make a million objects that stay: collecting garbage rarely saves a second. Leaving without tearing torch
     down piece by piece saves another.
     """
+    _open_streams()
     end_with_parent()
     _end_on_signals()
     gc.set_threshold(200_000, 20, 100)
     exit_code = main()
     logging.shutdown()
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(exit_code)

@@ -33,7 +33,7 @@ EXTRAS: Mapping[str, str] = {
     "tensorrt_rtx": "rtx",
     "matplotlib": "plot",
     "sentencepiece": "sentencepiece",
-    "fsspec": "ray",
+    "fsspec": EXPORT,
     "ray": "ray",
 }
 """Which of the package's extras brings an import name; `pyproject.toml` lists them."""

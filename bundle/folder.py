@@ -50,8 +50,8 @@ def check_target_folder(out: Path, force: bool) -> None:
     """
     try:
         problem = _problem(out, force)
-    except OSError as error:
-        problem = f"'{out}' cannot be used ({error.strerror}); choose another --out."
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        problem = f"'{out}' cannot be used ({getattr(error, 'strerror', error)}); choose another --out."
     if problem:
         raise UserError(problem)
 

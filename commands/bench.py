@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, shown
 from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
@@ -84,7 +84,7 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     from t5edge.tools.costs import MISSING
 
     machine = report["machine"]
-    title = f"{report['variant']} in {report['precision']} on {report['target']}"
+    title = shown(f"{report['variant']} in {report['precision']} on {report['target']}")
     table = Table(*COLUMNS, title=title, title_justify="left")
     for column in table.columns:
         column.justify = "right"

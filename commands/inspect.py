@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.manifest import GRAPHS, Manifest
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, shown
 from t5edge.options import option
 from t5edge.progress import Progress
 from t5edge.runtime.tensorrt.records import engine_lines
@@ -41,8 +41,8 @@ def run(options: InspectOptions, progress: Progress) -> Result:
 def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, Any]) -> None:
     a = manifest.architecture
     console.print(
-        f"[bold]{folder}[/bold]  {manifest.variant} in {manifest.precision.title}, {a.parameters / 1e6:.1f} M "
-        f"parameters, {a.encoder_layers}+{a.decoder_layers} layers, d_model {a.d_model}, "
+        f"[bold]{shown(folder)}[/bold]  {shown(manifest.variant)} in {shown(manifest.precision.title)}, "
+        f"{a.parameters / 1e6:.1f} M parameters, {a.encoder_layers}+{a.decoder_layers} layers, d_model {a.d_model}, "
         f"{a.num_heads} heads of {a.d_kv}",
         highlight=False,
     )
@@ -51,7 +51,7 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
     if data["graphs"] is None:
         console.print(MISSING, highlight=False, soft_wrap=True)
     for line in engine_lines(manifest.engines):
-        console.print(line, highlight=False)
+        console.print(shown(line), highlight=False)
     parity = {None: "not run", True: "passed", False: "failed"}[manifest.passed]
     console.print(
         f"rescale: encoder k={manifest.rescale.encoder.k}, decoder k={manifest.rescale.decoder.k}; parity: {parity}",
@@ -64,7 +64,7 @@ def _files(manifest: Manifest) -> Table:
 
     table = Table("file", "bytes", title="files", title_justify="left")
     for name, facts in manifest.files.items():
-        table.add_row(name, f"{facts.bytes:,}" if facts.link is None else f"link to {facts.link}")
+        table.add_row(shown(name), f"{facts.bytes:,}" if facts.link is None else f"link to {shown(facts.link)}")
     return table
 
 
@@ -76,7 +76,7 @@ def _graphs(costs: dict[str, Any] | None, sizes: dict[str, int]) -> Table:
     for name in GRAPHS if costs is None else ():
         table.add_row(name, *"????")
     for name, cost in (costs or {}).items():
-        operators = ", ".join(f"{op} {count}" for op, count in cost["operators"].items())
+        operators = ", ".join(f"{shown(op)} {count}" for op, count in cost["operators"].items())
         row = (str(cost["nodes"]), f"{cost['weight_bytes'] / 1e6:.1f}", f"{cost['flops'] / 1e6:.1f}")
         table.add_row(name, *row, operators)
     return table

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, shown
 from t5edge.options import option
 from t5edge.progress import Progress
 
@@ -33,6 +33,6 @@ def run(options: ReportOptions, progress: Progress) -> Result:
     write_page(page, out, folder)
 
     def show(console: Console) -> None:
-        console.print(f"[bold]{out}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False)
+        console.print(f"[bold]{shown(out)}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False)
 
     return Result({"report": str(out), "bytes": len(page.encode())}, show)

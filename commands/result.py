@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def shown(text: object) -> str:
+    """What comes from outside, for a console: no markup, and ``?`` for what a terminal would obey."""
+    from rich.markup import escape
+
+    return escape("".join(letter if letter.isprintable() else "?" for letter in str(text)))
+
+
 @dataclass(frozen=True)
 class Result:
     """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console.

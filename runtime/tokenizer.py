@@ -22,7 +22,10 @@ class BundleTokenizer:
             raise UserError(
                 f"'{folder}' has no tokenizer.json (random weights have no tokenizer); call generate() with token ids."
             )
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise UserError(f"'{path}' cannot be read ({str(error)[:200]}); export the bundle again.") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._pad = pad_token_id

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from t5edge.bundle.costs import GraphCosts
 from t5edge.bundle.manifest import GRAPHS, Manifest
+from t5edge.errors import UserError
 
 MISSING = "costs: this bundle was exported before they were recorded, and counting them needs: pip install onnx-ir"
 
@@ -20,4 +21,9 @@ def bundle_costs(folder: Path, manifest: Manifest) -> Mapping[str, GraphCosts] |
     except ImportError:
         return None
     files = {name: folder / f"{name}.onnx" for name in GRAPHS}
-    return {name: read_costs(path) for name, path in files.items() if path.is_file()}
+    try:
+        return {name: read_costs(path) for name, path in files.items() if path.is_file()}
+    except Exception as error:  # what onnx raises for a file that is no graph has no class of its own
+        raise UserError(
+            f"a graph of '{folder}' cannot be read ({str(error)[:200]}); export the bundle again."
+        ) from error

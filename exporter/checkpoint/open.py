@@ -108,7 +108,7 @@ def open_checkpoint(variant: str, *, random_weights: int | None = None, revision
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint.
     """
-    folder = Path(variant).expanduser()
+    folder = _as_path(variant)
     row = look_up_variant(variant)
     if random_weights is not None:
         return _open_random(variant, folder, row, random_weights, revision)
@@ -161,6 +161,17 @@ def _open_folder(source: str, folder: Path, commit: str | None = None, expected:
     return Checkpoint(source, config, store, folder=folder, revision=commit, expected=facts)
 
 
+def _as_path(variant: str) -> Path:
+    """The path that ``variant`` would be, be it one or not."""
+    try:
+        folder = Path(variant).expanduser()
+        folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a zero byte, no such user
+        reason = str(error)[:80]
+        raise UserError(f"'{variant[:80]}' is no variant: {reason}; pass a folder, a hub id, or a name.") from error
+    return folder
+
+
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and has_weights(folder)
 
@@ -177,7 +188,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Copy or download it again.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}; expected an object. Copy or download it again.")
@@ -196,7 +207,19 @@ def _generation_config(config: Mapping[str, Any], folder: Path | None) -> dict[s
         settings = {name: config[name] for name in sorted(SETTINGS) if config.get(name) is not None}
     facts = {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
     defaults = {"decoder_start_token_id": facts.get("pad_token_id", 0), "eos_token_id": 1, "pad_token_id": 0}
-    return {**defaults, **facts, **settings}
+    merged = {**defaults, **facts, **settings}
+    _check_ids(merged, config.get("vocab_size"))
+    return merged
+
+
+def _check_ids(settings: Mapping[str, Any], vocab_size: Any) -> None:
+    """Raises: UserError for a start, end or padding id that is no token of the model."""
+    for key in GENERATION_KEYS:
+        given = settings.get(key)
+        for value in given if isinstance(given, list) else [given]:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 0 <= value < vocab_size):
+                raise UserError(f"{key} is {value!r}; expected ids of the vocabulary, 0 to {vocab_size - 1}.")
 
 
 def _differences(expected: Architecture | None, named: NamedTensors) -> list[str]:

@@ -242,11 +242,11 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is no index of shards: expected JSON with a 'weight_map' object. Download it again."
         ) from error
-    outside = sorted({shard for shard in shards.values() if Path(shard).name != shard})
+    outside = sorted({shard[:80] for shard in shards.values() if Path(shard).name != shard or len(shard) > 255})
     if outside:
         raise UserError(f"{path} names '{outside[0]}', which is not a plain file name beside it. Refusing to read it.")
     return shards

@@ -155,5 +155,5 @@ def _check(content: bytes, checkpoint: Checkpoint) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object ({error}). Copy or download it again.") from error

@@ -44,6 +44,10 @@ OPTIONS = {
 MODEL_TYPES = ("t5", "mt5", "umt5")
 
 
+MOST_LAYERS = 10_000
+MOST_DISTANCE = 1 << 20
+
+
 SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
@@ -140,12 +144,43 @@ def _model_type(config: Mapping[str, Any]) -> str:
     if counts:
         wrong = ", ".join(f"{key} = {config[key]!r}" for key in counts)
         raise UserError(f"config.json: {wrong}; positive whole numbers are needed.")
+    _check_values(config)
     return model_type
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Raises: UserError for what no model of the family has, before memory or hours are spent on it."""
+    depth = max(config["num_layers"], config.get("num_decoder_layers") or 1)
+    if depth > MOST_LAYERS:
+        raise UserError(f"config.json: {depth} layers; at most {MOST_LAYERS} are possible.")
+    buckets = _given(config, "relative_attention_num_buckets", 32)
+    distance = _given(config, "relative_attention_max_distance", 128)
+    if not (_is_size(buckets) and _is_size(distance) and buckets >= 4 and buckets // 2 < distance <= MOST_DISTANCE):
+        raise UserError(
+            f"config.json: relative attention with {buckets!r} buckets up to distance {distance!r}; "
+            f"at least 4 buckets and a distance above half of them, at most {MOST_DISTANCE}, are needed."
+        )
+    epsilon = _given(config, "layer_norm_epsilon", 1e-6)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise UserError(f"config.json: layer_norm_epsilon is {epsilon!r}; a number between 0 and 1 is needed.")
+    for key in ("eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        value = config.get(key)
+        for token in value if isinstance(value, list) else [value]:
+            whole = isinstance(token, int) and not isinstance(token, bool)
+            if token is not None and not (whole and 0 <= token < config["vocab_size"]):
+                raise UserError(f"config.json: {key} is {value!r}; an id of the vocabulary is needed.")
+
+
+def _given(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = config.get(key)
+    return default if value is None else value
 
 
 def _model_type_of_class(config: Mapping[str, Any]) -> str:
     """What ``architectures`` says where ``model_type`` is absent (as in published UMT5 configs); else T5."""
     classes = config.get("architectures") or [""]
+    if not isinstance(classes, list):
+        raise UserError(f"config.json: architectures is {classes!r}; a list of class names is needed.")
     prefix = str(classes[0]).partition("5")[0].lower() + "5"
     return prefix if prefix in MODEL_TYPES else "t5"
 

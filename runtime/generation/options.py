@@ -12,6 +12,8 @@ import numpy as np
 from t5edge.errors import UserError
 
 DEFAULT_NEW_TOKENS = 20
+LEAST_SCALE = 1e-6
+"""Temperatures and penalties below this, or above its inverse, overflow float32."""
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "bad_words_ids": (),
@@ -205,7 +207,7 @@ def _wrong_values(options: GenerationOptions) -> Iterator[str]:
         if value is not None and value < least:
             yield f"{name} must be at least {least}, not {value}"
     for name in ("temperature", "repetition_penalty"):
-        if getattr(options, name) <= 0:
+        if not LEAST_SCALE <= getattr(options, name) <= 1 / LEAST_SCALE:
             yield f"{name} must be above 0, not {getattr(options, name)}; 1.0 changes nothing"
     if not 0 <= options.top_p <= 1:
         yield f"top_p must be between 0 and 1, not {options.top_p}; 1.0 keeps every token"

@@ -81,7 +81,6 @@ def test_text_in_text_out(device: Environment, old: bool) -> None:
         ("bench", FLOAT_BUNDLE, "--quick"),
         ("inspect", FLOAT_BUNDLE),
         ("inspect", TEXT_BUNDLE, "--json"),
-        ("report", FLOAT_BUNDLE, "--out", "report.html"),
         ("variants",),
         ("doctor",),
         ("verify", "--help"),
@@ -100,6 +99,7 @@ def test_what_belongs_on_a_device_works(device: Environment, command: tuple[str 
     [
         (("export", "--variant", "t5-demo"), "export,onnxruntime"),
         (("verify", FLOAT_BUNDLE), "export,onnxruntime"),
+        (("report", FLOAT_BUNDLE), "report"),
         (("build", FLOAT_BUNDLE, "--target", "tensorrt-rtx", "--compute-capability", "8.6"), "rtx"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

@@ -25,6 +25,7 @@ from t5edge.bundle.costs import GraphCosts
 from t5edge.errors import UserError
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.generation.step import BestModel, Tokens
+from t5edge.runtime.inputs import check_memory
 from t5edge.tools.costs import bundle_costs
 from t5edge.tools.planning.devices import measure_this_cpu_apart
 
@@ -107,6 +108,8 @@ def bench_bundle(
         UserError: a size is not positive, or fewer than two new tokens.
     """
     sizes = _checked_sizes(batches, sources, new_tokens)
+    for batch, source in sizes:
+        check_memory(model.architecture, batch, source, new_tokens)
     loaded, costs = peak_mib(), (bundle_costs(model.folder, model.manifest) or {}).get("decoder")
     rows, machine = [], [measure_this_cpu_apart()]
     with (progress or Silent()).stage("bench", total=len(sizes), unit="sizes") as stage:

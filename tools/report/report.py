@@ -17,7 +17,7 @@ from typing import Any
 from t5edge.bundle.engine_record import Engines
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.schema import plain
-from t5edge.errors import UserError
+from t5edge.errors import UserError, install
 from t5edge.runtime.tensorrt.records import run_words
 
 MARKER = "<!doctype html><!-- t5edge report -->\n"
@@ -48,7 +48,16 @@ def report_page(folder: Path) -> str:
     try:
         parity = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         return MARKER + environment.get_template("page.html.j2").render(**_facts(manifest), parity=parity)
-    except (UndefinedError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except (
+        UndefinedError,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         what = CONTROL.sub("?", f"{type(error).__name__}: {error}".splitlines()[0])[:120]
         raise UserError(
             f"'{folder}' cannot be reported, its bundle.json or parity.json is damaged ({what}); export it again."
@@ -89,7 +98,7 @@ def _environment() -> Any:
         import jinja2
         from markupsafe import Markup
     except ImportError as error:
-        raise UserError("report needs jinja2: pip install 't5edge[report]'") from error
+        raise UserError(f"report needs jinja2: {install('report')}") from error
 
     def visible(value: Any) -> Any:
         return CONTROL.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value

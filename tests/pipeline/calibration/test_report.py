@@ -272,5 +272,5 @@ def test_a_page_is_never_written_into_the_bundle(full: tuple[Path, dict[str, Any
 def test_without_jinja2_the_extra_is_named(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     report._environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(UserError, match=r"^report needs jinja2: pip install 't5edge\[report\]'$"):
+    with pytest.raises(UserError, match=r'^report needs jinja2: pip install "t5edge\[report\]"$'):
         report_page(plain.folder)
