@@ -49,7 +49,7 @@ from t5edge.commands.inspect import InspectOptions
 from t5edge.commands.report import ReportOptions
 from t5edge.commands.variants import VariantsOptions
 from t5edge.commands.verify import VerifyOptions
-from t5edge.errors import EXPORT, GateError, UserError, explain_import, require_extra
+from t5edge.errors import EXPORT, GateError, UserError, explain_import, printable, require_extra
 from t5edge.tools.sweep.options import SweepOptions
 from t5edge.tools.sweep.parent import end_with_parent
 
@@ -221,7 +221,7 @@ def _run(command: Command, given: dict[str, Any], as_json: bool) -> int:
 
 
 def _complain(command: Command, problem: object, exit_code: int) -> int:
-    line = " ".join(str(problem).split())
+    line = printable(" ".join(str(problem).split()))
     print(f"t5edge {command.name}: {line}", file=sys.stderr)
     return exit_code
 

@@ -64,3 +64,8 @@ def require_extra(extra: str) -> None:
     for name, home in EXTRAS.items():
         if home == extra and importlib.util.find_spec(name) is None:
             raise missing_package(name)
+
+
+def printable(text: str) -> str:
+    """``text`` from outside on one line, with control characters spelled out: a terminal would obey them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

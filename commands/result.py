@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from t5edge.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def shown(text: object) -> str:
-    """What comes from outside, for a console: no markup, and ``?`` for what a terminal would obey."""
+    """What comes from outside, for a console: no markup, and nothing that a terminal would obey."""
     from rich.markup import escape
 
-    return escape("".join(letter if letter.isprintable() else "?" for letter in str(text)))
+    return escape(printable(str(text)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
+from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.parity.subject import Subject
 from t5edge.runtime.tokenizer import BundleTokenizer
@@ -48,13 +49,19 @@ def text(subject: Subject, name: str) -> Iterator[CheckResult]:
     elif theirs is None or not ours.is_file():
         yield failure(name, f"{TOKENIZER} is {'of no checkpoint file' if theirs is None else 'missing'}")
     else:
-        yield from _tokenizers(subject, name, theirs)
+        try:
+            yield from _tokenizers(subject, name, theirs)
+        except UserError as error:
+            yield failure(name, str(error))
 
 
 def _settings(subject: Subject, name: str) -> CheckResult:
     """Start, end and padding ids, lengths, beams: in the manifest, which counts, and in the file beside it."""
     expected, path = subject.checkpoint.generation_config, subject.opener.folder / SETTINGS
-    beside = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        beside = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return failure(name, f"{SETTINGS} cannot be read")
     wrong = sorted({*_differing(subject.model.manifest.generation, expected), *_differing(beside, expected)})
     names = f": {', '.join(wrong)}" if wrong else ""
     return at_most(name, f"generation settings unlike the checkpoint's{names}", len(wrong), 0)

@@ -24,7 +24,7 @@ from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.stores import TensorStore, open_folder_store, summary
-from t5edge.exporter.family.config import architecture_from_config
+from t5edge.exporter.family.config import architecture_from_config, require_ids
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
 from t5edge.runtime.generation.options import SETTINGS
 
@@ -208,18 +208,8 @@ def _generation_config(config: Mapping[str, Any], folder: Path | None) -> dict[s
     facts = {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
     defaults = {"decoder_start_token_id": facts.get("pad_token_id", 0), "eos_token_id": 1, "pad_token_id": 0}
     merged = {**defaults, **facts, **settings}
-    _check_ids(merged, config.get("vocab_size"))
+    require_ids(merged, config["vocab_size"], "generation settings")
     return merged
-
-
-def _check_ids(settings: Mapping[str, Any], vocab_size: Any) -> None:
-    """Raises: UserError for a start, end or padding id that is no token of the model."""
-    for key in GENERATION_KEYS:
-        given = settings.get(key)
-        for value in given if isinstance(given, list) else [given]:
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and 0 <= value < vocab_size):
-                raise UserError(f"{key} is {value!r}; expected ids of the vocabulary, 0 to {vocab_size - 1}.")
 
 
 def _differences(expected: Architecture | None, named: NamedTensors) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from t5edge.errors import UserError
+from t5edge.errors import UserError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -274,8 +274,3 @@ def summary(items: list[str], limit: int = 4) -> str:
     """The first few of ``items`` and how many more there are."""
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
-
-
-def printable(text: str) -> str:
-    """``text`` from a file on one line, with control characters spelled out."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -44,6 +44,7 @@ OPTIONS = {
 MODEL_TYPES = ("t5", "mt5", "umt5")
 
 
+ID_KEYS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 MOST_LAYERS = 10_000
 MOST_DISTANCE = 1 << 20
 
@@ -163,12 +164,19 @@ def _check_values(config: Mapping[str, Any]) -> None:
     epsilon = _given(config, "layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise UserError(f"config.json: layer_norm_epsilon is {epsilon!r}; a number between 0 and 1 is needed.")
-    for key in ("eos_token_id", "pad_token_id", "decoder_start_token_id"):
-        value = config.get(key)
-        for token in value if isinstance(value, list) else [value]:
-            whole = isinstance(token, int) and not isinstance(token, bool)
-            if token is not None and not (whole and 0 <= token < config["vocab_size"]):
-                raise UserError(f"config.json: {key} is {value!r}; an id of the vocabulary is needed.")
+    require_ids(config, config["vocab_size"], "config.json")
+
+
+def require_ids(settings: Mapping[str, Any], vocab_size: int, source: str) -> None:
+    """Raises: UserError for a start, end or padding id that is no token of the model."""
+    for key in ID_KEYS:
+        given = settings.get(key)
+        for value in given if isinstance(given, list) else [given]:
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (whole and 0 <= value < vocab_size):
+                raise UserError(
+                    f"{source}: {key} is {given!r}; ids of the vocabulary, 0 to {vocab_size - 1}, are needed."
+                )
 
 
 def _given(config: Mapping[str, Any], key: str, default: Any) -> Any:

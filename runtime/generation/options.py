@@ -208,7 +208,10 @@ def _wrong_values(options: GenerationOptions) -> Iterator[str]:
             yield f"{name} must be at least {least}, not {value}"
     for name in ("temperature", "repetition_penalty"):
         if not LEAST_SCALE <= getattr(options, name) <= 1 / LEAST_SCALE:
-            yield f"{name} must be above 0, not {getattr(options, name)}; 1.0 changes nothing"
+            yield (
+                f"{name} must be between {LEAST_SCALE} and {1 / LEAST_SCALE:g}, not {getattr(options, name)}; "
+                "1.0 changes nothing"
+            )
     if not 0 <= options.top_p <= 1:
         yield f"top_p must be between 0 and 1, not {options.top_p}; 1.0 keeps every token"
     for name in ("eos_token_id", "forced_eos_token_id"):

@@ -118,3 +118,11 @@ def test_the_first_wrong_text_is_shown_in_ascii(subject: Subject, monkeypatch: p
     (found,) = failed(subject)
     assert found.measure == "hard texts decoded unlike the checkpoint's, the first ''"
     assert found.value > 10
+
+
+@pytest.mark.parametrize(("file", "count"), [("tokenizer.json", 1), ("generation_config.json", 1)])
+def test_a_file_that_cannot_be_read_fails(subject: Subject, file: str, count: int) -> None:
+    (subject.opener.folder / file).write_text("{")
+    found = failed(subject)
+    assert len(found) == count
+    assert "cannot be read" in found[0].measure
