@@ -14,19 +14,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
+
+if TYPE_CHECKING:
+    from t5edge.parity.subject import Subject
 
 GRAPH = "encoder"
 ROUNDINGS = 4.0
 """Two correct results differ by at most so many units in the last place of float32: scale, product, and integers above
 2^24, on either side."""
+JUDGED_ROWS = 64
+"""Rows of an input that judge its scale."""
+MOST_EXCESS = 1.9
+"""A scale twice too large doubles the rounding error; calibration, which minds outliers and weights, reaches 1.33."""
 DISTURBED = 0.25
 """Steps by which a float32 sum of the same integers may be off: far below a whole one."""
 
@@ -40,12 +49,14 @@ class IntegerMatMul:
         steps: largest distance from the exact sum, in integer steps (a product of 1 by 1).
         roundings: largest distance, in units in the last place of the result's float32 (or of one step's).
         relative: norm of the difference by the norm of the exact result.
+        excess: error of rounding the input, over the least that any other scale would give.
     """
 
     name: str
     steps: float
     roundings: float
     relative: float
+    excess: float
 
     @property
     def exact(self) -> bool:
@@ -65,11 +76,12 @@ class _Site(NamedTuple):
 
 
 def integer_matmuls(
-    folder: Path, input_ids: np.ndarray, entries: Entries | None = None
+    folder: Path, input_ids: np.ndarray, entries: Entries | None = None, attention_mask: np.ndarray | None = None
 ) -> tuple[list[IntegerMatMul], Arithmetic | None]:
     """Each quantized MatMul of the encoder on ``input_ids`` int64 [batch, source], and how the session multiplies.
 
-    ``entries``: session configuration; None for the runtime's choice on this CPU.
+    ``entries``: session configuration; None for the runtime's choice on this CPU. ``attention_mask`` like the ids; None
+    for no padding.
     """
     model = ir.load(folder / f"{GRAPH}.onnx")
     sites = list(_sites(model.graph))
@@ -82,9 +94,9 @@ def integer_matmuls(
     session, arithmetic = (
         open_exact(session_entries(Manifest.read(folder), GRAPH), start) if entries is None else (start(entries), None)
     )
-    feeds = {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)}
-    found = dict(zip(exposed, session.run(exposed, feeds), strict=True))
-    return [_compare(site, found) for site in sites], arithmetic
+    mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+    found = dict(zip(exposed, session.run(exposed, {"input_ids": input_ids, "attention_mask": mask}), strict=True))
+    return [_compare(site, found, mask.astype(bool)) for site in sites], arithmetic
 
 
 def _sites(graph: ir.Graph) -> Iterator[_Site]:
@@ -127,8 +139,9 @@ def _session(data: bytes, folder: Path, entries: Mapping[str, str]) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
 
 
-def _compare(site: _Site, found: Mapping[str, np.ndarray]) -> IntegerMatMul:
-    x, y = (found[str(value.name)].reshape(-1, found[str(value.name)].shape[-1]) for value in (site.x, site.y))
+def _compare(site: _Site, found: Mapping[str, np.ndarray], seen: np.ndarray) -> IntegerMatMul:
+    """``seen`` bool [batch, source]: where text is."""
+    x, y = (found[str(value.name)][seen] for value in (site.x, site.y))
     integers = np.clip(np.rint(x / site.scale), -128, 127)
     # Sums of integers below 2^53 are exact in float64, and quick.
     sums = integers.astype(np.float64) @ site.weight.astype(np.float64)
@@ -140,4 +153,35 @@ def _compare(site: _Site, found: Mapping[str, np.ndarray]) -> IntegerMatMul:
         float((off / step).max()),
         float((off / np.spacing(np.maximum(np.abs(exact), step))).max()),
         float(np.linalg.norm(off) / np.linalg.norm(exact)),
+        _excess(x[:: max(1, len(x) // JUDGED_ROWS)], float(site.scale)),
     )
+
+
+def _excess(x: np.ndarray, scale: float) -> float:
+    """Rounding error of ``x`` [rows, k] at ``scale`` over the least at scales up to 8 times as large or small."""
+
+    def error(step: float) -> float:
+        return float(np.linalg.norm(np.clip(np.rint(x / step), -128, 127) * step - x))
+
+    least = min(error(scale * 2.0 ** (half / 2)) for half in range(-6, 7))
+    return error(scale) / least if least else 1.0
+
+
+def arithmetic(subject: Subject, name: str) -> Iterator[CheckResult]:
+    """The check ``arithmetic``: integers multiplied exactly as the runtime does it here, and input scales that fit."""
+    opener = subject.opener
+    if GRAPH not in opener.precision.activations or opener.precision.compute != "float":
+        yield not_run(name, "nothing is multiplied in integers")
+        return
+    if find_backend(opener.target).needs_gpu:
+        yield not_run(name, f"how {opener.target} multiplies integers is not visible; its logits are judged")
+        return
+    texts = subject.workload.texts
+    found, _ = integer_matmuls(opener.folder, texts.input_ids, attention_mask=texts.attention_mask)
+    if not found:
+        yield not_run(name, "no activation is rounded to integers: all were left in float32")
+        return
+    wrong = [one.name for one in found if not one.exact]
+    yield at_most(name, f"inexact products of {len(found)}", len(wrong), 0, wrong=wrong)
+    worst = max(found, key=lambda one: one.excess)
+    yield at_most(name, "rounding of an input over the least possible", worst.excess, MOST_EXCESS, worst=worst.name)

@@ -16,7 +16,9 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity import generation, numeric, text
+from t5edge.parity import generation, integer, numeric, text
+from t5edge.parity.exact.graphs import graphs
+from t5edge.parity.exact.weights import weights
 from t5edge.parity.layout import layout_results
 from t5edge.parity.limits import own_dtype
 from t5edge.parity.localize import locate
@@ -52,6 +54,9 @@ class Check:
 
 
 CHECKS: tuple[Check, ...] = (
+    Check("weights", (), weights),
+    Check("graphs", (), graphs),
+    Check("arithmetic", (), integer.arithmetic),
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
     Check("3 logits", ("texts",), numeric.logits),

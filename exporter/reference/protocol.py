@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
+
+    from t5edge.bundle.architecture import Architecture
     from t5edge.exporter.reference.texts import Batch
+
+
+class Weights(Protocol):
+    """A model's facts and tensors: a ``Checkpoint``, or what stands in for one."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def generation_config(self) -> dict[str, Any]: ...
+
+    def names(self) -> list[str]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)

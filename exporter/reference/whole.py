@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.family.config import config_from_architecture
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
-from t5edge.exporter.reference.protocol import Outputs
+from t5edge.exporter.reference.protocol import Outputs, Weights
 
 if TYPE_CHECKING:
     import torch
 
-    from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
     from t5edge.runtime.generation.step import Tokens
 
 
-def build_torch_model(checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Any:
+def build_torch_model(checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> Any:
     """The transformers model of the checkpoint in ``dtype``, on the CPU, in eval mode, with eager attention.
 
     Tying and the scale of the logits follow the checkpoint's facts, not transformers' own reading of the
@@ -104,7 +103,7 @@ def _generation_config(settings: dict[str, Any]) -> Any:
 class WholeReference:
     """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
+    def __init__(self, checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
         speed_up_float16(self.model)
         self._cache = cache_keyword(self.model.forward)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GRAPH = "decoder_buffered"
 FIRST_CAPACITY = 64
-"""Positions of a new cache."""
+"""Positions of a new cache, where the graph leaves them open."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class BufferedModel(OnnxRuntimeModel):
     def start(self, feeds: dict[str, Any], rows: int) -> State:
         """A state with empty buffers for ``rows`` rows; everything is bound as the decoder's input and output."""
         heads, d_kv = self._own_shape
-        shape = (rows, heads, FIRST_CAPACITY, d_kv)
+        shape = (rows, heads, self._fixed_capacity or FIRST_CAPACITY, d_kv)
         caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
         state = BufferedState(feeds, self.decoder.io_binding(), caches)
         for name, value in feeds.items():

@@ -43,11 +43,28 @@ def emulate(model: ir.Model, compute: str) -> ir.Model:
         for output in node.outputs:
             if output in floats and node.op_type not in EXACT:
                 _round(graph, node, output, narrow)
-    for port in (*graph.inputs, *graph.outputs):
+    return widen(model, compute)
+
+
+def widen(model: ir.Model, compute: str) -> ir.Model:
+    """Rewrite in place: ports and weights of ``compute`` become float32, and all between; nothing is rounded."""
+    import onnx_ir as ir
+
+    narrow = ir.DataType[compute.upper()]
+    for port in (*model.graph.inputs, *model.graph.outputs):
         if port.dtype == narrow:
             port.dtype = ir.DataType.FLOAT
-    _widen_weights(graph, narrow)
+    _widen_weights(model.graph, narrow)
     return model
+
+
+def widened_ports(ports: GraphPorts, compute: str) -> GraphPorts:
+    """The ports of a widened graph."""
+
+    def wide(port: Port) -> Port:
+        return Port(port.name, "float" if port.dtype == compute else port.dtype, port.axes)
+
+    return GraphPorts(tuple(map(wide, ports.inputs)), tuple(map(wide, ports.outputs)))
 
 
 def _widen_weights(graph: ir.Graph, narrow: ir.DataType) -> None:
@@ -117,7 +134,5 @@ def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeM
                 data, options, providers=["CPUExecutionProvider"], disabled_optimizers=ROUNDING_REMOVERS
             )
         )
-    ports = manifest.ports["decoder"]
-    wide = tuple(Port(p.name, "float" if p.dtype == compute else p.dtype, p.axes) for p in ports.inputs)
-    own = GraphPorts(wide, ports.outputs)
+    own = widened_ports(manifest.ports["decoder"], compute)
     return OnnxRuntimeModel(sessions[0], sessions[1], own, rows_share_cross=manifest.rows_share_cross)

@@ -45,6 +45,7 @@ class OnnxRuntimeModel:
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
         self._own_shape = (int(own[0].axes[1]), int(own[0].axes[3]))
         self._own_dtype = DTYPES[own[0].dtype].array
+        self._fixed_capacity = own[0].axes[2] if isinstance(own[0].axes[2], int) else None
         self._vocab_size = int(ports.outputs[0].axes[2])
 
     def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:

@@ -1,0 +1,101 @@
+"""The check ``graphs``: every graph, apart from its rounding, against PyTorch with the weights that are stored.
+
+Both sides compute in float32 with the same numbers, so float32's tolerance holds in every precision: a wrong head, mask
+or cache cannot hide behind quantization noise. What rounding costs is judged elsewhere.
+
+    encoder        texts, every length of the workload, and one beyond the stated maximum
+    each decoder   texts at once and in steps, more than 300 positions in steps, beams that change places with padding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
+from t5edge.exporter.reference.protocol import Outputs
+from t5edge.exporter.reference.texts import Batch, target_mask
+from t5edge.parity.exact.cases import Case, decoder_cases, encoder_batches
+from t5edge.parity.exact.reference import stored_reference
+from t5edge.parity.exact.stored import StoredWeights
+from t5edge.parity.exact.widened import WidenedGraphs
+from t5edge.parity.limits import FLOAT32_ERROR, judge_error
+from t5edge.parity.measures import LogitErrors, compare_logits, relative_error
+
+if TYPE_CHECKING:
+    from t5edge.exporter.reference.whole import WholeReference
+    from t5edge.parity.subject import Subject
+    from t5edge.runtime.model import BundleModel
+
+WORST_POSITION = 10 * FLOAT32_ERROR
+"""Relative error of the worst position: a single one may be less lucky than all of them."""
+IN_CROSS = ("texts",)
+
+
+def graphs(subject: Subject, name: str) -> Iterator[CheckResult]:
+    """The encoder, then each form of the decoder that the bundle has."""
+    if subject.opener.mapped:
+        yield not_run(name, "it needs the whole model in memory; its layers are compared one by one")
+        return
+    opener, checkpoint = subject.opener, subject.checkpoint
+    widened = WidenedGraphs(opener.folder, opener.manifest)
+    reference = stored_reference(StoredWeights(opener.folder, checkpoint))
+    a = checkpoint.architecture
+    cases = decoder_cases(subject.workload, a.decoder_start_token_id, a.vocab_size)
+    batches = encoder_batches(subject.workload)
+    expected = dict(reference.outputs({case.name: case.paths() for case in cases}))
+    for place, (form, model) in enumerate(widened.models()):
+        if place == 0:
+            yield from _encoder(name, model, batches, reference)
+        for case in cases:
+            yield from _decoder(name, form, model, case, expected[case.name], a.pad_token_id)
+
+
+def _encoder(
+    name: str, model: BundleModel, batches: Mapping[str, Batch], reference: WholeReference
+) -> Iterator[CheckResult]:
+    """Hidden states at every length, the worst of them; keys and values of texts."""
+    worst, where, cross = -1.0, "", {}
+    for key, expected in reference.outputs(batches, IN_CROSS):
+        batch = batches[key]
+        seen = batch.attention_mask.astype(bool)
+        found = dict(model.step_model.hidden_and_cross(batch.input_ids, batch.attention_mask))
+        error = relative_error(found["last_hidden_state"][seen], expected.hidden[seen])
+        worst, where = (error, key) if error > worst else (worst, where)
+        for port, wanted in expected.cross.items():
+            cross[port] = relative_error(found[port].swapaxes(1, 2)[seen], wanted.swapaxes(1, 2)[seen])
+    yield judge_error(name, f"encoder output, worst of {len(batches)} batches", worst, FLOAT32_ERROR, batch=where)
+    port = max(cross, key=lambda port: cross[port])
+    yield judge_error(name, "cross keys and values", cross[port], FLOAT32_ERROR, worst=port)
+
+
+def _decoder(
+    name: str, form: str, model: BundleModel, case: Case, expected: Outputs, pad: int
+) -> Iterator[CheckResult]:
+    """Logits of one case by one form of the decoder, over all positions and at the worst of them."""
+    case = case.within(_capacity(model, form))
+    rows = case.paths().decoder_input_ids
+    mask = target_mask(rows, pad)
+    what = f"{form}, {case.name}"
+    found = case.run(model.step_model)
+    errors = compare_logits(found[mask], expected.logits[:, : rows.shape[1]][mask])
+    if errors.not_finite:
+        yield failure(name, f"NaN or infinity in the logits of {what}")
+        return
+    facts = {"positions": errors.positions, "worst_position": errors.worst_position}
+    yield judge_error(name, f"logits, {what}", errors.relative, FLOAT32_ERROR, **facts)
+    yield at_most(name, f"worst position, {what}", errors.worst_position, WORST_POSITION, **_place(errors, mask))
+
+
+def _capacity(model: BundleModel, form: str) -> int | None:
+    """Positions of a cache whose size is fixed."""
+    ports = model.manifest.ports[form].inputs
+    sizes = [port.axes[2] for port in ports if port.name.endswith("decoder.key")]
+    return sizes[0] if isinstance(sizes[0], int) else None
+
+
+def _place(errors: LogitErrors, mask: np.ndarray) -> dict[str, int]:
+    row, position = np.argwhere(mask)[int(errors.error.argmax())]
+    return {"row": int(row), "position": int(position)}

@@ -1,0 +1,79 @@
+"""The check ``weights``: each stored tensor against the checkpoint's, within what its own format rounds away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from t5edge.bundle.parity_report import CheckResult, at_most, failure
+from t5edge.errors import UserError
+from t5edge.parity.exact.keys import StoredKey
+from t5edge.parity.exact.places import misplaced
+from t5edge.parity.exact.stored import StoredWeights
+
+if TYPE_CHECKING:
+    import torch
+
+    from t5edge.parity.subject import Opener, Subject
+
+ROUNDED_TWICE = 1.01
+"""Half steps of distance that are granted: a weight may be scaled in float32 before it is rounded."""
+LARGEST_CODE = {8: 127, 4: 7}
+TINY_SCALE = 1e-4
+"""Float16 scales below may be subnormal, and rounded up by more."""
+
+
+def weights(subject: Subject, name: str) -> Iterator[CheckResult]:
+    """Every number of ``weights.safetensors`` is the checkpoint's, rounded to nearest; none is missing."""
+    yield from check_weights(subject.opener, name, StoredWeights(subject.opener.folder, subject.checkpoint))
+
+
+def check_weights(opener: Opener, name: str, stored: StoredWeights) -> Iterator[CheckResult]:
+    """The same with the file opened already."""
+    try:
+        worst, where, seen, coarse = _compare_all(stored)
+    except (UserError, OSError, RuntimeError, ValueError) as error:
+        yield failure(name, f"the weights cannot be read: {error}")
+        return
+    missing = sorted(set(stored.checkpoint.names()) - seen)
+    misplaced_names = misplaced(opener.folder, opener.manifest.ports)
+    yield at_most(name, f"half steps from the checkpoint, worst at {where}", worst, ROUNDED_TWICE)
+    yield _none(name, "scales coarser than their weights need", coarse)
+    yield _none(name, "weights that are not stored", missing)
+    yield _none(name, "stored tensors that are not what they are called", stored.problems)
+    yield _none(name, "graph weights read from another's place", misplaced_names)
+
+
+def _none(name: str, what: str, found: list[str]) -> CheckResult:
+    """There must be none; the first is named."""
+    return at_most(name, f"{what}, the first {found[0]}" if found else what, len(found), 0, found=found[:12])
+
+
+def _compare_all(stored: StoredWeights) -> tuple[float, str, set[str], list[str]]:
+    """The largest distance in half steps and where, the checkpoint's tensors that are stored, and coarse scales."""
+    worst, where, seen, coarse = 0.0, "none", set[str](), list[str]()
+    for matrix, key in stored.matrices():
+        for found in stored.recover(matrix, key):
+            distance = _distance(stored, found.name, found.values, found.half_step)
+            if not distance <= worst:
+                worst, where = distance, found.name
+            seen.add(found.name)
+        if key.part and _is_coarse(stored, matrix, key):
+            coarse.append(matrix)
+    return worst, where, seen, coarse
+
+
+def _distance(stored: StoredWeights, name: str, values: torch.Tensor, half_step: torch.Tensor) -> float:
+    """The largest distance of ``values`` from the checkpoint's, in half steps; infinite where not finite."""
+    import torch
+
+    off = (values - stored.checkpoint.read(name).float()).abs() / half_step
+    largest = float(off.max())
+    return largest if torch.isfinite(off).all() else float("inf")
+
+
+def _is_coarse(stored: StoredWeights, name: str, key: StoredKey) -> bool:
+    """Whether the largest code under some scale is not the last one there is: then the scale is coarser than needed."""
+    scales, largest = stored.steps(name, key)
+    short = (largest > 0) & (largest < LARGEST_CODE[key.bits])
+    return bool((short & (scales > TINY_SCALE)).any()) or not bool((scales > 0).all())
