@@ -120,10 +120,10 @@ def _tokens(rows: int, length: int, start: int, vocab_size: int) -> Tokens:
 
 
 def encoder_batches(workload: Workload) -> Mapping[str, Batch]:
-    """Texts, every length of the workload, and one beyond the longest of them."""
-    lengths = dict(workload.groups["lengths"])
-    longest = max(lengths.values(), key=lambda batch: batch.input_ids.shape[1])
+    """Texts, one token, and more tokens than the stated maximum, among which every distance occurs."""
+    lengths = sorted(workload.groups["lengths"].items(), key=lambda item: item[1].input_ids.shape[1])
+    longest = lengths[-1][1]
     wanted = longest.input_ids.shape[1] + BEYOND_MAXIMUM
     ids = np.resize(longest.input_ids[0], wanted)[None]
     beyond = Batch(ids, np.ones_like(ids), longest.decoder_input_ids)
-    return {"texts": workload.texts, **lengths, f"source {wanted}": beyond}
+    return {"texts": workload.texts, **dict(lengths[:1]), f"source {wanted}": beyond}

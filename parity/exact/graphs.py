@@ -3,7 +3,7 @@
 Both sides compute in float32 with the same numbers, so float32's tolerance holds in every precision: a wrong head, mask
 or cache cannot hide behind quantization noise. What rounding costs is judged elsewhere.
 
-    encoder        texts, every length of the workload, and one beyond the stated maximum
+    encoder        texts, one token, and more tokens than the stated maximum
     each decoder   texts at once and in steps, more than 300 positions in steps, beams that change places with padding
 """
 
@@ -56,7 +56,7 @@ def graphs(subject: Subject, name: str) -> Iterator[CheckResult]:
 def _encoder(
     name: str, model: BundleModel, batches: Mapping[str, Batch], reference: WholeReference
 ) -> Iterator[CheckResult]:
-    """Hidden states at every length, the worst of them; keys and values of texts."""
+    """Hidden states of the worst batch; keys and values of texts."""
     worst, where, cross = -1.0, "", {}
     for key, expected in reference.outputs(batches, IN_CROSS):
         batch = batches[key]

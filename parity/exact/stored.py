@@ -105,7 +105,7 @@ class StoredWeights:
         for (source, factor), shape in zip(key.base.sources, shapes, strict=True):
             rows = slice(start, start + shape[0])
             own = half if half.shape[0] == 1 else half[rows]
-            yield Recovered(source, name, _divided(values[rows], factor), own / abs(factor))
+            yield _unscaled(source, name, values[rows], own, factor)
             start += shape[0]
 
     def _decode(self, name: str, key: StoredKey, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,9 +151,12 @@ class StoredWeights:
         return Recovered(key.source, name, values, half_ulp(values.to(tensor.dtype)))
 
 
-def _divided(values: torch.Tensor, factor: float) -> torch.Tensor:
-    """``values`` / ``factor``, in float64 where float32 would round once more: by anything but a power of two."""
-    return values / factor if math.frexp(factor)[0] == 0.5 else values.double() / factor
+def _unscaled(name: str, stored: str, values: torch.Tensor, half: torch.Tensor, factor: float) -> Recovered:
+    """Divided by ``factor``. Other than by powers of two the exporter rounds it to float32, and here float64 divides."""
+    if math.frexp(abs(factor))[0] == 0.5:
+        return Recovered(name, stored, values / factor, half / abs(factor))
+    exact = values.double() / factor
+    return Recovered(name, stored, exact, half / abs(factor) + exact.abs() * 2.0**-24)
 
 
 def _sources(key: StackKey | DistanceKey) -> tuple[tuple[str, float], ...]:
