@@ -99,5 +99,5 @@ def stored_tensor(folder: Path, name: str) -> np.ndarray:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
     (entry,) = (facts for key, facts in header.items() if name in key)
-    dtype = {"F32": np.float32, "F16": np.float16}[entry["dtype"]]
+    dtype = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}[entry["dtype"]]
     return np.memmap(path, dtype, "r+", start + entry["data_offsets"][0], tuple(entry["shape"]))

@@ -66,7 +66,9 @@ def test_beams_change_places_within_their_sentence_and_take_their_padding_along(
     assert len(orders) > 3
     assert all((order // BEAMS == np.arange(len(order)) // BEAMS).all() for order in orders)
     assert any((order != np.arange(len(order))).any() for order in orders)
-    np.testing.assert_array_equal(case.paths().attention_mask, np.repeat(workload().texts.attention_mask, BEAMS, axis=0))
+    np.testing.assert_array_equal(
+        case.paths().attention_mask, np.repeat(workload().texts.attention_mask, BEAMS, axis=0)
+    )
 
 
 def test_a_case_is_cut_to_a_fixed_capacity() -> None:
