@@ -48,7 +48,7 @@ class Bundle:
 
     @property
     def passed(self) -> bool | None:
-        """Whether it passed parity; None when verification was switched off."""
+        """Whether every check of parity was run and passed; None when verification was switched off."""
         return self.manifest.passed
 
 
@@ -187,7 +187,8 @@ def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progre
 
 def failed_gates(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Why the bundle must not be used: parity, another layout's logits, speed where it was required."""
-    failures = ["parity failed; parity.json says where." if manifest.passed is False else None]
+    wrong = manifest.parity is not None and manifest.parity.failed
+    failures = ["parity failed; parity.json says where." if wrong else None]
     failures += [None if manifest.layout is None else manifest.layout.problem()]
     if options.require_speedup and manifest.quantization is not None:
         failures += [too_slow(manifest.speed)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from t5edge.bundle.parity_report import FAIL, PASS, ParityReport, condense, number_text
+from t5edge.commands.result import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,12 +17,12 @@ def parity_table(report: ParityReport) -> Table:
 
     facts = report.facts
     title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
-    table = Table("rung", "measure", title=title, title_justify="left")
+    table = Table("check", "measure", title=title, title_justify="left", caption=shown(report.describe()))
     for column in ("value", "limit"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for result in condense(report.results) if facts.get("blockwise") else report.results:
-        colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow")
+        colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow" if result.missing else "dim")
         cells = (result.name, result.measure, number_text(result.value), number_text(result.limit))
         table.add_row(*cells, f"[{colour}]{result.verdict}[/{colour}]")
     return table

@@ -27,11 +27,17 @@ class VerifyOptions:
     )
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
     blockwise: bool = option("compare layer by layer, with one layer in memory at a time", False)
-    junit: str | None = option("write the rungs as JUnit XML for CI", None, metavar="FILE")
+    junit: str | None = option("write the checks as JUnit XML for CI", None, metavar="FILE")
+    allow_not_run: tuple[str, ...] = option(
+        "end with 0 although this check was not run, such as '8 task', or all; may be given several times",
+        (),
+        metavar="NAME",
+        repeat=True,
+    )
 
 
 def run(options: VerifyOptions, progress: Progress) -> Result:
-    """Run the ladder; exit 1 when a rung fails, 2 when the target cannot run here."""
+    """Run the ladder; exit 1 when a check fails or one that is not allowed to was not run, 2 when nothing could run."""
     from t5edge.parity.ladder import verify
 
     report = verify(
@@ -46,7 +52,9 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
     def show(console: Console) -> None:
         console.print(parity_table(report))
 
-    if any(result.ran for result in report.results):
-        return Result(report.to_dict(), show, 0 if report.passed else 1)
+    if report.ran:
+        accepted = report.acceptable(options.allow_not_run)
+        hint = "" if accepted or report.failed else f"{report.describe()}; --allow-not-run NAME accepts it."
+        return Result(report.to_dict(), show, 0 if accepted else 1, hint)
     problem = f"{report.results[0].verdict}; verify on a machine that runs {options.target}, or name another --target."
     return Result(report.to_dict(), show, 2, problem)

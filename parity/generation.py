@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5edge.bundle.parity_report import CheckResult, at_least, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure, not_applicable, not_run
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
 from t5edge.exporter.reference.whole import WholeReference
@@ -64,6 +64,11 @@ class Pair:
 def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
     """7. Greedy and beam search against transformers' ``generate``."""
     prompts = subject.workload.prompts
+    try:
+        read_options(subject.generation)
+    except UserError as error:  # every call of generate would end so
+        yield failure(name, str(error))
+        return
     for beams, judge in ((1, _judge_greedy), (BEAMS, _judge_beams)):
         if beams > 1 and subject.whole is None:
             yield not_run(name, f"search by {BEAMS} beams {ONE_BLOCK}")
@@ -215,10 +220,10 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     """8. Exact match on held-out examples, where the checkpoint brings some; greedy, against float32 PyTorch."""
     path, whole = subject.checkpoint.file(TASK_FILE), subject.whole
     if path is None:
-        yield not_run(name, f"the checkpoint has no task ({TASK_FILE})")
+        yield not_applicable(name, f"the checkpoint has no task ({TASK_FILE})")
         return
     if not (subject.opener.folder / "tokenizer.json").is_file():
-        yield not_run(name, "the bundle has no tokenizer")
+        yield not_applicable(name, "the bundle has no tokenizer")
         return
     if whole is None:
         yield not_run(name, ONE_BLOCK)

@@ -45,7 +45,8 @@ class Check:
     """One row of the ladder.
 
     ``groups`` name the batches that PyTorch must have run (``Workload.groups``); ``run`` yields results under the
-    check's name, each with its measure, limit and verdict. A check that does not apply yields ``not_run``.
+    check's name, each with its measure, limit and verdict. A check that cannot be run yields ``not_run``; one
+    with nothing to judge in this bundle ``not_applicable``.
     """
 
     name: str

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from t5edge.bundle.dtype import NARROW
-from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.limits import (
@@ -77,10 +77,10 @@ def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
     """
     compute = subject.precision.compute
     if compute not in NARROW:
-        yield not_run(name, f"the compute dtype is {compute}, there is nothing to round")
+        yield not_applicable(name, f"the compute dtype is {compute}, there is nothing to round")
         return
     if subject.emulated:
-        yield not_run(name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it")
+        yield not_applicable(name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it")
         return
     batches = subject.workload.batches(("texts", "lengths"))
     found = {key: subject.errors(key, batch, subject.rounded) for key, batch in batches.items()}
