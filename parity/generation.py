@@ -22,7 +22,7 @@ from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import tie_margin
 from t5edge.parity.measures import log_softmax
 from t5edge.parity.subject import Subject
-from t5edge.parity.workload import TASK_FILE
+from t5edge.parity.texts import TASK_FILE
 from t5edge.runtime.generation.options import read_options
 from t5edge.runtime.generation.processors import build_rules
 
@@ -74,7 +74,7 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
             yield not_run(name, f"search by {BEAMS} beams {ONE_BLOCK}")
             return
         settings: dict[str, Any] = {
-            "max_new_tokens": min(subject.workload.effort.generated, _longest(subject)),
+            "max_new_tokens": min(subject.workload.effort.generated, subject.longest),
             "num_beams": beams,
             "do_sample": False,
             "num_return_sequences": 1,
@@ -89,11 +89,6 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
         else:
             theirs = _choices(subject, ours, settings)
         yield judge(subject, name, _pairs(subject, ours, theirs), settings)
-
-
-def _longest(subject: Subject) -> int:
-    """New tokens that fit behind the start token."""
-    return max(1, subject.opener.limits.max_target_length - 1)
 
 
 def _choices(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:
@@ -231,7 +226,7 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     examples = read_examples(path)
     tokenizer = subject.model.tokenizer
     longest = tokenizer.encode([example.target for example in examples])[0].shape[1]
-    most = min(longest + TASK_SPARE, _longest(subject))
+    most = min(longest + TASK_SPARE, subject.longest)
     settings: dict[str, Any] = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
     try:
         right = [_right(model, tokenizer, examples, settings) for model in (subject.model, whole)]

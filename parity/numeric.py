@@ -80,7 +80,9 @@ def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
         yield not_applicable(name, f"the compute dtype is {compute}, there is nothing to round")
         return
     if subject.emulated:
-        yield not_applicable(name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it")
+        yield not_applicable(
+            name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it"
+        )
         return
     batches = subject.workload.batches(("texts", "lengths"))
     found = {key: subject.errors(key, batch, subject.rounded) for key, batch in batches.items()}

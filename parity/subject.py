@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import OwnErrors, bounds_errors
 from t5edge.parity.parts import InParts
 from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
+from t5edge.parity.texts import Judging
 from t5edge.parity.workload import Workload
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.model import BundleModel, open_model
@@ -46,6 +47,7 @@ class Opener:
     manifest: Manifest
     target: str
     mapped: bool = False
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def limits(self) -> Limits:
@@ -105,6 +107,11 @@ class Subject:
     @property
     def pad(self) -> int:
         return self.checkpoint.architecture.pad_token_id
+
+    @property
+    def longest(self) -> int:
+        """New tokens that fit behind the start token."""
+        return max(1, self.opener.limits.max_target_length - 1)
 
     @property
     def whole(self) -> WholeReference | None:

@@ -67,7 +67,10 @@ def test_what_may_be_left_out_is_named(name: str) -> None:
 
 
 def test_what_version_0_1_called_not_run_is_told_apart() -> None:
-    idle = [not_run("8 task", "the checkpoint has no task (heldout.jsonl)"), not_run("3 range", "the compute dtype is float")]
+    idle = [
+        not_run("8 task", "the checkpoint has no task (heldout.jsonl)"),
+        not_run("3 range", "the compute dtype is float"),
+    ]
     assert ParityReport([GOOD, *idle]).passed
 
 
