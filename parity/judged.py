@@ -93,7 +93,7 @@ def _with_targets(subject: Subject, rows: Sequence[Row]) -> list[Row]:
     empty = [place for place, (_, target) in enumerate(rows) if len(target) == 1]
     if not empty:
         return found
-    settings = {"max_new_tokens": min(NEW_TOKENS, subject.longest), "num_beams": 1, "do_sample": False}
+    settings: dict[str, Any] = {"max_new_tokens": min(NEW_TOKENS, subject.longest), "num_beams": 1, "do_sample": False}
     ids, mask = pad([rows[place][0] for place in empty], subject.pad)
     tokens = (subject.whole or subject.model).generate(ids, mask, num_return_sequences=1, **settings)
     ends = set(read_options(subject.generation).eos)

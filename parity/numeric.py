@@ -15,7 +15,6 @@ from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.limits import (
     FLOAT32_ERROR,
-    QUANTIZED_HIDDEN,
     bounds_errors,
     error_limit,
     judge_briefly,
@@ -49,12 +48,8 @@ def encoder(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Iterator[CheckResult]:
-    precision, own = subject.precision, subject.reference.own_of("texts")
-    hidden, cross = (
-        (error_limit(precision, own, "hidden"), error_limit(precision, own, "cross"))
-        if bounds_errors(precision)
-        else (QUANTIZED_HIDDEN, QUANTIZED_HIDDEN)
-    )
+    precision, unit = subject.precision, subject.unit("texts")
+    hidden, cross = error_limit(precision, unit, "hidden"), error_limit(precision, unit, "cross")
     yield judge_error(name, "encoder output", errors.hidden, hidden)
     yield judge_error(name, "cross keys and values", errors.cross, cross, worst=errors.worst_cross)
 
@@ -99,11 +94,11 @@ def cache(subject: Subject, name: str) -> Iterator[CheckResult]:
     uncached = subject.model.logits_uncached(*arrays).copy()
     mask = target_mask(batch.decoder_input_ids, subject.pad)
     errors = compare_logits(subject.model.logits(*arrays)[mask], uncached[mask])
-    yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), "cached against uncached logits")
+    yield judge_briefly(name, errors, subject.precision, subject.repeated, "cached against uncached logits")
     if subject.buffered_logits is not None:
         errors = compare_logits(subject.buffered_logits[mask], uncached[mask])
         what = "logits cached in buffers against uncached"
-        yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), what)
+        yield judge_briefly(name, errors, subject.precision, subject.repeated, what)
 
 
 def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
@@ -112,7 +107,7 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
     rows = [rows_of(batch, slice(row, row + 1)) for row in range(len(batch.input_ids))]
     alone = [bundle_outputs(subject.model, row, cached=False) for row in rows]
     mask = target_mask(batch.decoder_input_ids, subject.pad)
-    unit = subject.unit("texts")
+    unit = subject.repeated
     for side, padded in (("right", batch), ("left", padded_left(batch))):
         together = bundle_outputs(subject.model, padded, cached=False)
         hidden = _hidden_error(together.hidden, padded, alone)

@@ -108,8 +108,8 @@ class RowMaker:
         ordered = sorted(self.examples, key=lambda example: len(example.source))
         places = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).astype(int)
         chosen = [ordered[place] for place in np.random.default_rng(0).permutation(places)]
-        rows = [self.row(example, TEXT_SOURCE, TEXT_TARGET) for example in chosen]
-        return self._batch([source for source, _ in rows], [target for _, target in rows])
+        cut = [self.row(example, TEXT_SOURCE, TEXT_TARGET) for example in chosen]
+        return self._batch([source for source, _ in cut], [target for _, target in cut])
 
     def row(
         self, example: Example, source: int | None = None, target: int | None = None
