@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.exports import GATED, Exports
+from support.tiny_models import tiny_models
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import Limits
 from t5edge.calibration.texts import read_texts
@@ -28,6 +29,7 @@ from t5edge.parity.judged import judged
 from t5edge.parity.ladder import verify
 from t5edge.parity.subject import Subject
 from t5edge.parity.texts import TASK_FILE, Judging, check_disjoint, judged_texts
+from t5edge.pipeline import export
 from t5edge.progress import Silent
 
 DEMO = open_checkpoint("t5-demo")
@@ -140,3 +142,38 @@ def test_a_short_heldout_file_is_topped_up(exports: Exports, tmp_path: Path) -> 
     (folder / TASK_FILE).write_text(json.dumps({"source": "a", "target": "b"}))
     examples, origin = judged_texts(open_checkpoint(str(folder)))
     assert (len(examples), origin) == (1 + len(judged_examples()), f"{TASK_FILE} and bundled texts")
+
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weight", "int4-weight")
+
+
+@pytest.mark.usefixtures("shipped_judging")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_by_default_two_thousand_positions_are_judged(exports: Exports, precision: str) -> None:
+    report = exports.verify(exports.bundle(GATED, precision), GATED, "3 texts")
+    assert report.passed, [result.describe() for result in report.failures]
+    count = report.results[0]
+    assert count.limit == texts.LEAST == 2000
+    assert count.value == count.details["of_positions"] >= 2000
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shipped_judging")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_t5_demo_passes_every_check_in_every_precision(tmp_path: Path, precision: str) -> None:
+    bundle = export("t5-demo", precision, out=tmp_path / "demo", target=("onnxruntime",))
+    assert bundle.passed
+    report = bundle.manifest.parity
+    assert report is not None
+    assert not [result for result in report.results if result.verdict.startswith("not applicable: the checkpoint")]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shipped_judging")
+@pytest.mark.parametrize("tiny", [tiny.name for tiny in tiny_models()])
+@pytest.mark.parametrize("precision", ["int8", "int8-weight", "int4-weight"])
+def test_every_structure_holds_the_limits_of_the_quantized_precisions(
+    exports: Exports, tmp_path: Path, tiny: str, precision: str
+) -> None:
+    exports.checkpoint(tiny)
+    assert export(str(exports.root / tiny), precision, out=tmp_path / "tiny", target=("onnxruntime",)).passed

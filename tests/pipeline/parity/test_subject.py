@@ -5,10 +5,11 @@ from dataclasses import fields, replace
 import pytest
 
 from support.exports import GATED, Exports
-from t5edge.bundle.precision import Precision
-from t5edge.parity.limits import OwnErrors
+from t5edge.bundle.precision import Precision, QuantizedLimits
+from t5edge.parity.limits import OwnErrors, quantized_unit
 
-QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99)
+QUALITY = QuantizedLimits(tie=0.5, hidden=0.2, logits=0.3, position=0.9, repeated=0.01, score_lost=0.1)
+QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99, quality=QUALITY)
 
 
 def test_float32_has_no_unit_and_float16_has_pytorchs(exports: Exports) -> None:
@@ -17,15 +18,17 @@ def test_float32_has_no_unit_and_float16_has_pytorchs(exports: Exports) -> None:
     assert subject.unit("texts") == subject.reference.own["texts"]
 
 
-def test_a_quantized_rows_unit_is_its_error_on_texts_amplified_as_pytorchs_is(exports: Exports) -> None:
+def test_a_quantized_rows_unit_is_fixed_and_amplified_as_pytorchs_error_is(exports: Exports) -> None:
     subject = replace(exports.subject(GATED, "bf16", "6"), precision=QUANTIZED)
-    assert subject.unit("texts") == subject.measured
+    granted = quantized_unit(QUALITY)
+    assert subject.unit("texts") == granted
+    assert subject.repeated == OwnErrors(*[QUALITY.repeated] * 6)
     unit = subject.unit("source 1")
     assert unit is not None
     own = subject.reference.own
     for entry in fields(OwnErrors):
         ratio = getattr(own["source 1"], entry.name) / getattr(own["texts"], entry.name)
-        expected = getattr(subject.measured, entry.name) * max(1.0, ratio)
+        expected = getattr(granted, entry.name) * max(1.0, ratio)
         assert getattr(unit, entry.name) == pytest.approx(expected)
 
 
