@@ -96,9 +96,11 @@ class Precision:
         return (self.weight_bits or DTYPES[self.compute].bits) / 8
 
 
-INT8 = QuantizedLimits(tie=0.25, hidden=0.5, logits=0.5, position=2.0, repeated=0.05, score_lost=0.1)
-INT8_WEIGHT = QuantizedLimits(tie=0.1, hidden=0.5, logits=0.5, position=2.0, repeated=0.05, score_lost=0.1)
-INT4_WEIGHT = QuantizedLimits(tie=0.45, hidden=0.5, logits=0.5, position=2.0, repeated=0.05, score_lost=0.1)
+INT8 = QuantizedLimits(tie=0.25, hidden=0.2, logits=0.2, position=0.6, repeated=0.03, score_lost=0.1)
+INT8_WEIGHT = QuantizedLimits(tie=0.15, hidden=0.1, logits=0.1, position=0.4, repeated=0.03, score_lost=0.1)
+INT4_WEIGHT = QuantizedLimits(tie=0.45, hidden=0.3, logits=0.4, position=1.0, repeated=0.03, score_lost=0.2)
+"""Measured on t5-demo and tiny models, with headroom: the table in ``docs/parity.md``."""
+
 
 PRECISIONS: tuple[Precision, ...] = (
     Precision("fp32", "float", max_relative_error=1e-5, max_kl=1e-8, min_top1=1.0),

@@ -23,6 +23,8 @@ FLOAT32_ERROR = 1e-5
 """Relative error that two correct float32 implementations may differ by."""
 TIE_SPREAD = 4.0
 """Two logits are tied when they lie within this many times the root mean square error that is granted."""
+MOST_AMPLIFIED = 2.0
+"""A quantized bundle's limits grow at most by this factor on odd lengths."""
 SCALE_DTYPE = "bfloat16"
 """PyTorch's dtype that tells where a quantized bundle's errors are amplified."""
 ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}

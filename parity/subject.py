@@ -16,7 +16,7 @@ from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import Precision, own_row
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity.limits import OwnErrors, quantized_unit
+from t5edge.parity.limits import MOST_AMPLIFIED, OwnErrors, quantized_unit
 from t5edge.parity.parts import InParts
 from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
 from t5edge.parity.texts import Judging
@@ -136,7 +136,8 @@ class Subject:
         ratios = {
             entry.name: getattr(own, entry.name) / (getattr(texts, entry.name) or 1.0) for entry in fields(OwnErrors)
         }
-        return OwnErrors(**{name: getattr(granted, name) * max(1.0, ratio) for name, ratio in ratios.items()})
+        grown = {name: min(max(1.0, ratio), MOST_AMPLIFIED) for name, ratio in ratios.items()}
+        return OwnErrors(**{name: getattr(granted, name) * ratio for name, ratio in grown.items()})
 
     @property
     def repeated(self) -> OwnErrors | None:
