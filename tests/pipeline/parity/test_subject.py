@@ -5,8 +5,10 @@ from dataclasses import fields, replace
 import pytest
 
 from support.exports import GATED, Exports
-from t5edge.bundle.precision import Precision, QuantizedLimits
+from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.precision import Precision, QuantizedLimits, precision
 from t5edge.parity.limits import OwnErrors, quantized_unit
+from t5edge.parity.subject import Opener
 
 QUALITY = QuantizedLimits(tie=0.5, hidden=0.2, logits=0.3, position=0.9, repeated=0.01, score_lost=0.1)
 QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99, quality=QUALITY)
@@ -43,3 +45,10 @@ def test_rounding_every_tensor_costs_more_than_onnxruntimes_float16(exports: Exp
 
 def test_bfloat16_is_emulated_by_the_target_already(exports: Exports) -> None:
     assert exports.subject(GATED, "bf16", "3 logits").emulated
+
+
+def test_limits_come_from_the_program_whatever_a_bundle_states(exports: Exports) -> None:
+    folder = exports.bundle(GATED)
+    manifest = Manifest.read(folder)
+    loose = replace(manifest, precision=replace(manifest.precision, max_relative_error=9.0, min_top1=0.0))
+    assert Opener(folder, loose, "onnxruntime").precision == precision("fp32")
