@@ -23,8 +23,8 @@ PORTION = 32
 """Texts between two looks at the clock."""
 BATCH_TOKENS = 4096
 """Padded source tokens of a batch."""
-BATCH_LOGITS = 1 << 26
-"""Padded logits of a batch: 256 MiB of float32 on either side."""
+BATCH_LOGITS = 1 << 25
+"""Padded logits of a batch: 128 MiB of float32 on either side."""
 NEW_TOKENS = 64
 """Tokens that the reference generates for a text without a target."""
 
