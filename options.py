@@ -14,6 +14,7 @@ from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
 from t5edge.exporter.form import Form
 from t5edge.exporter.reference.texts import Example
+from t5edge.parity.texts import BUDGET, LEAST, LEAST_ON_BUDGET
 from t5edge.runtime.backend import find_backend
 
 
@@ -24,6 +25,14 @@ def option(help: str, default: Any = None, **extra: Any) -> Any:
 
 CACHES = ("concat", "in-place", "both")
 """How an engine's decoder keeps keys and values."""
+TEXTS_HELP = (
+    "judge on these texts: one per line, or JSONL with source and optional target; none that was calibrated on "
+    "(default: texts of the package, or the checkpoint's heldout.jsonl)"
+)
+BUDGET_HELP = (
+    f"judge texts for so long, but {LEAST_ON_BUDGET} target positions at least "
+    f"(default: {LEAST} positions, and what {BUDGET:g} seconds allow)"
+)
 LAYOUTS = ("t5edge", "optimum")
 """Whose files a bundle holds: ours alone, or optimum's and transformers.js' beside them."""
 COMPUTES = ("auto", "fp32", "fp16")
@@ -91,6 +100,8 @@ class ExportOptions:
     blockwise: bool = option(
         "verify layer by layer, with one layer in memory (default: where the model would not fit)", False
     )
+    texts: str | None = option(TEXTS_HELP, None, metavar="FILE")
+    time_budget: float | None = option(BUDGET_HELP, None, metavar="SECONDS")
     no_rescale: bool = option("do not rescale for fp16 (for study: large activations then overflow)", False)
 
     def __post_init__(self) -> None:
@@ -98,13 +109,15 @@ class ExportOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
-        given = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
-        for name, choices in given:
+        choice = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
+        for name, choices in choice:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
                 raise UserError(f"--{name} is '{getattr(self, name)}'; choose one of {known}.")
-        if self.blockwise and self.no_verify:
-            raise UserError("--blockwise says how to verify and --no-verify not to; leave one of them out.")
+        given = {"blockwise": self.blockwise, "texts": self.texts, "time-budget": self.time_budget}
+        for name in (name for name, value in given.items() if value and self.no_verify):
+            raise UserError(f"--{name} says how to verify and --no-verify not to; leave one of them out.")
+        check_budget(self.time_budget)
         if not self.variant:
             raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
 
@@ -127,6 +140,12 @@ class ExportOptions:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
 
 
+def check_budget(seconds: float | None) -> None:
+    """Raises ``UserError`` where ``seconds`` are no time budget."""
+    if seconds is not None and not seconds >= 0:
+        raise UserError(f"--time-budget is {seconds}; a number of seconds is needed.")
+
+
 def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
     """Options as ``t5edge.export`` takes them: the fields of ``ExportOptions`` as keywords.
 
@@ -140,7 +159,7 @@ def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
 
     if "targets" in given:
         given["target"] = tuple(given.pop("targets"))
-    for name in ("out", "calibration"):
+    for name in ("out", "calibration", "texts"):
         if isinstance(given.get(name), Path):
             given[name] = str(given[name])
     if not isinstance(given.get("calibration"), (str, type(None))):
@@ -194,9 +213,10 @@ def _compute(options: ExportOptions, row: Precision) -> str:
 
 
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
-    """The options a bundle was made with, JSON-able; calibration texts by their hash."""
+    """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
-    plain: dict[str, Any] = json.loads(json.dumps({**kept, "calibration": _digest(options.calibration)}))
+    hashes = {"calibration": _digest(options.calibration), "texts": _digest(options.texts)}
+    plain: dict[str, Any] = json.loads(json.dumps({**kept, **hashes}))
     return plain
 
 

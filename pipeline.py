@@ -35,6 +35,7 @@ from t5edge.options import ExportOptions, export_options, recorded_options, want
 from t5edge.parity.ladder import verify_bundle
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
+from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
@@ -48,7 +49,7 @@ class Bundle:
 
     @property
     def passed(self) -> bool | None:
-        """Whether it passed parity; None when verification was switched off."""
+        """Whether every check of parity was run and passed; None when verification was switched off."""
         return self.manifest.passed
 
 
@@ -104,6 +105,8 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
 def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
     """Trace and fuse one block of each kind, assemble the graphs from them, quantize as far as the texts allow."""
     texts = read_texts(checkpoint, options.calibration, options.limits, progress) if row.quantized else None
+    if not options.no_verify:
+        check_disjoint(checkpoint, options.texts, () if texts is None else texts.keys)
     blocks, rescale, plan = trace_blocks(checkpoint, progress), Rescale(), None
     if row.rescale and not options.no_rescale:
         rescale = choose_rescale(checkpoint, options.calibration, progress)
@@ -158,8 +161,15 @@ def check_parity(
     if not fits and not options.blockwise:
         progress.message("the whole model does not fit in the free memory: verifying block by block")
     blockwise = options.blockwise or not fits
+    judging = Judging(options.texts, options.time_budget)
     report = verify_bundle(
-        folder, parts.checkpoint, blocks=parts.blocks, blockwise=blockwise, progress=progress, manifest=manifest
+        folder,
+        parts.checkpoint,
+        blocks=parts.blocks,
+        blockwise=blockwise,
+        progress=progress,
+        manifest=manifest,
+        judging=judging,
     )
     return report.without_details()
 
@@ -187,7 +197,8 @@ def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progre
 
 def failed_gates(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Why the bundle must not be used: parity, another layout's logits, speed where it was required."""
-    failures = ["parity failed; parity.json says where." if manifest.passed is False else None]
+    wrong = manifest.parity is not None and manifest.parity.failed
+    failures = ["parity failed; parity.json says where." if wrong else None]
     failures += [None if manifest.layout is None else manifest.layout.problem()]
     if options.require_speedup and manifest.quantization is not None:
         failures += [too_slow(manifest.speed)]

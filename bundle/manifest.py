@@ -157,7 +157,7 @@ class Manifest:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the bundle passed parity; None when it was not run."""
+        """Whether every check was run and passed; None when parity was not run."""
         return None if self.parity is None else self.parity.passed
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ from xml.etree import ElementTree
 from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 
-PASS, FAIL, NOT_RUN = "pass", "fail", "not run"
+PASS, FAIL, NOT_RUN, NOT_APPLICABLE = "pass", "fail", "not run", "not applicable"
+ALL = "all"
+"""Allows every check to be left out."""
+FORMER = re.compile(r"not run: (the compute dtype is |\S+ emulates |the checkpoint has no (task|tokenizer))")
+"""What version 0.1 called not run, and is not applicable."""
 NOT_FINITE = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One measure of one rung.
+    """One measure of one check.
 
-    ``verdict`` is ``pass``, ``fail`` or ``not run: reason``. ``value`` and ``limit`` are in the measure's own unit,
-    None where nothing was measured; ``details`` are further numbers, JSON-able.
+    ``verdict`` is ``pass``, ``fail``, ``not run: reason`` or ``not applicable: reason``. ``value`` and ``limit`` are in
+    the measure's own unit, None where nothing was measured; ``details`` are further numbers, JSON-able.
     """
 
     name: str
@@ -39,11 +44,16 @@ class CheckResult:
 
     @property
     def ran(self) -> bool:
-        return not self.verdict.startswith(NOT_RUN)
+        return not self.verdict.startswith((NOT_RUN, NOT_APPLICABLE))
+
+    @property
+    def missing(self) -> bool:
+        """Whether it applies and was not run all the same."""
+        return self.verdict.startswith(NOT_RUN) and FORMER.match(self.verdict) is None
 
     @property
     def reason(self) -> str:
-        """Why it was not run."""
+        """Why it was not run, or does not apply."""
         return self.verdict.partition(": ")[2]
 
     def describe(self) -> str:
@@ -81,6 +91,11 @@ def not_run(name: str, reason: str) -> CheckResult:
     return CheckResult(name, "-", None, None, f"{NOT_RUN}: {reason}")
 
 
+def not_applicable(name: str, reason: str) -> CheckResult:
+    """There is nothing in this bundle that the check could judge; the report passes without it."""
+    return CheckResult(name, "-", None, None, f"{NOT_APPLICABLE}: {reason}")
+
+
 def failure(name: str, what: str, **details: Any) -> CheckResult:
     """Something that must not be there at all: no number says how bad it is."""
     return CheckResult(name, what, None, None, FAIL, details)
@@ -98,15 +113,49 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Nothing failed, and something was run."""
-        return any(result.ran for result in self.results) and not self.failures
+        """Everything that applies was run, and nothing failed."""
+        return self.ran and not self.failures and not self.missing
+
+    @property
+    def failed(self) -> bool:
+        """Something failed, or nothing at all was run."""
+        return bool(self.failures) or not self.ran
+
+    @property
+    def ran(self) -> bool:
+        """Whether anything was run."""
+        return any(result.ran for result in self.results)
 
     @property
     def failures(self) -> list[CheckResult]:
         return [result for result in self.results if result.verdict == FAIL]
 
+    @property
+    def missing(self) -> list[CheckResult]:
+        """What applies and was not run."""
+        return [result for result in self.results if result.missing]
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``failed``, ``not run``, or ``passed except what was not run``."""
+        if not self.ran:
+            return NOT_RUN
+        if self.failures:
+            return "failed"
+        return f"passed except what was {NOT_RUN}" if self.missing else "passed"
+
+    def describe(self) -> str:
+        """The verdict in one line, with what was not run and why."""
+        names = "; ".join(f"{result.name}: {result.reason}" for result in self.missing)
+        return f"{self.verdict} ({names})" if self.ran and names else self.verdict
+
+    def acceptable(self, allowed: Collection[str]) -> bool:
+        """Passed, but for checks that ``allowed`` names (``8 task``, ``8`` or ``task``; ``all`` for any)."""
+        names = [{result.name, *result.name.split(" ", 1), ALL} for result in self.missing]
+        return not self.failed and all(known & set(allowed) for known in names)
+
     def verdicts(self) -> dict[str, str]:
-        """Each rung's verdict: fail before pass before not run."""
+        """Each check's verdict: fail before pass before not run before not applicable."""
         worst: dict[str, str] = {}
         for result in self.results:
             known = worst.get(result.name)
@@ -116,13 +165,17 @@ class ParityReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``parity.json``."""
-        rungs = [result.to_dict() for result in self.results]
-        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+        return self._with([result.to_dict() for result in self.results])
+
+    def _with(self, rungs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        missing = [{"name": result.name, "reason": result.reason} for result in self.missing]
+        listed = {"not_run": missing} if missing else {}
+        return {"passed": self.passed, **listed, **_plain(dict(self.facts)), "rungs": list(rungs)}
 
     @staticmethod
     def unpack(data: Mapping[str, Any]) -> dict[str, Any]:
         """The facts stand beside the results, which JSON calls rungs; whether it passed follows from them."""
-        facts = {name: fact for name, fact in data.items() if name not in ("passed", "rungs")}
+        facts = {name: fact for name, fact in data.items() if name not in ("passed", "not_run", "rungs")}
         return {"facts": facts} | ({"results": data["rungs"]} if "rungs" in data else {})
 
     @staticmethod
@@ -148,11 +201,10 @@ class ParityReport:
 
     def short(self) -> dict[str, Any]:
         """The manifest's entry."""
-        rungs = [result.short() for result in self.results]
-        return {"passed": self.passed, **_plain(dict(self.facts)), "rungs": rungs}
+        return self._with([result.short() for result in self.results])
 
     def junit(self) -> str:
-        """JUnit XML: a test case for each measure; not run is skipped, with its reason."""
+        """JUnit XML: a test case for each measure; what was not run or does not apply is skipped, with its reason."""
         suite = ElementTree.Element("testsuite", _suite_attributes(self.results))
         for result in self.results:
             suite.append(_test_case(result, str(self.facts.get("variant", "bundle"))))
@@ -187,7 +239,7 @@ def _closeness(result: CheckResult) -> float:
 
 
 def _rank(verdict: str) -> int:
-    return {FAIL: 2, PASS: 1}.get(verdict, 0)
+    return {FAIL: 3, PASS: 2}.get(verdict, int(verdict.startswith(NOT_RUN)))
 
 
 def _suite_attributes(results: Iterable[CheckResult]) -> dict[str, str]:
@@ -206,7 +258,7 @@ def _test_case(result: CheckResult, variant: str) -> ElementTree.Element:
     if result.verdict == FAIL:
         ElementTree.SubElement(case, "failure", {"message": comparison}).text = str(_plain(dict(result.details)))
     elif not result.ran:
-        ElementTree.SubElement(case, "skipped", {"message": result.reason})
+        ElementTree.SubElement(case, "skipped", {"message": result.verdict})
     else:
         ElementTree.SubElement(case, "system-out").text = comparison
     return case

@@ -58,6 +58,7 @@ class QuantizationPlan:
     gate: Gate | None
     calibration_key: CalibrationKey
     origin: str
+    text_keys: tuple[str, ...] = ()
 
     @property
     def excluded_keys(self) -> frozenset[str]:
@@ -90,6 +91,7 @@ class QuantizationPlan:
         return {
             "recipe": self.calibration_key.to_dict(),
             "texts": self.origin,
+            "text_keys": list(self.text_keys),
             "gate": None if self.gate is None else self.gate.to_dict(),
             "kept": sorted(self.excluded),
             "kept_bytes": sum(map(self.extra_bytes, self.points)),
@@ -141,7 +143,9 @@ def make_plan(
     if settings.gate:
         with progress.stage("quantization gate", None, "layers") as stage:
             excluded, gate = place(checkpoint, texts, precision, points, roundings, sensitivity, stage.advance)
-    return QuantizationPlan(precision, points, choices, sensitivity, excluded, gate, calibration_key, texts.origin)
+    return QuantizationPlan(
+        precision, points, choices, sensitivity, excluded, gate, calibration_key, texts.origin, texts.keys
+    )
 
 
 def choose_scales(

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
-from t5edge.exporter.reference.texts import TEXTS_FILE, Batch, Encoder, Example, bundled_examples, read_examples
+from t5edge.exporter.reference.texts import (
+    TEXTS_FILE,
+    Batch,
+    Encoder,
+    Example,
+    bundled_examples,
+    read_examples,
+    text_key,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +60,8 @@ class CalibrationTexts:
     gate: Batch
     count: int
     origin: str
+    keys: tuple[str, ...] = ()
+    """What tells the texts apart from those that a bundle is judged on (``text_key``)."""
 
 
 def examples_from(texts: Iterable[str | tuple[str, str] | Example]) -> tuple[Example, ...]:
@@ -129,6 +139,7 @@ def calibration_texts(
         _part(encoder, drawn, GATE, checkpoint),
         len(drawn),
         origin,
+        tuple(sorted({text_key(example.source) for example in drawn})),
     )
 
 

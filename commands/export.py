@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.commands.parity_table import parity_table
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, shown
 from t5edge.errors import require_extra
 from t5edge.options import ExportOptions
 from t5edge.progress import Progress
@@ -40,8 +40,9 @@ def _single(options: ExportOptions, progress: Progress) -> Result:
         if bundle.passed is not None:
             console.print(parity_table(ParityReport.read(bundle.folder / PARITY_FILE)))
         size = bundle.manifest.stored_bytes
-        verdict = {True: "parity passed", False: "parity failed", None: "parity not run"}[bundle.passed]
-        console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  {verdict}", highlight=False)
+        parity = bundle.manifest.parity
+        verdict = "not run" if parity is None else shown(parity.describe())
+        console.print(f"[bold]{Path(bundle.folder)}[/bold]  {size / 1e6:.1f} MB  parity {verdict}", highlight=False)
 
     return Result(data, show)
 

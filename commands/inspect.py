@@ -52,7 +52,7 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
         console.print(MISSING, highlight=False, soft_wrap=True)
     for line in engine_lines(manifest.engines):
         console.print(shown(line), highlight=False)
-    parity = {None: "not run", True: "passed", False: "failed"}[manifest.passed]
+    parity = "not run" if manifest.parity is None else shown(manifest.parity.describe())
     console.print(
         f"rescale: encoder k={manifest.rescale.encoder.k}, decoder k={manifest.rescale.decoder.k}; parity: {parity}",
         highlight=False,

@@ -23,7 +23,8 @@ def shown(text: object) -> str:
 class Result:
     """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console.
 
-    ``problem``: the line for standard error of a command that ends with something to show and an exit code of 2.
+    ``problem``: the line for standard error of a command that ends with something to show and a
+    code other than 0.
     """
 
     data: Any

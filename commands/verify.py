@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from t5edge.commands.parity_table import parity_table
 from t5edge.commands.result import Result
-from t5edge.options import option
+from t5edge.options import BUDGET_HELP, TEXTS_HELP, check_budget, option
 from t5edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,14 +26,23 @@ class VerifyOptions:
         metavar="V",
     )
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
+    texts: str | None = option(TEXTS_HELP, None, metavar="FILE")
+    time_budget: float | None = option(BUDGET_HELP, None, metavar="SECONDS")
     blockwise: bool = option("compare layer by layer, with one layer in memory at a time", False)
-    junit: str | None = option("write the rungs as JUnit XML for CI", None, metavar="FILE")
+    junit: str | None = option("write the checks as JUnit XML for CI", None, metavar="FILE")
+    allow_not_run: tuple[str, ...] = option(
+        "end with 0 although this check was not run, such as '8 task', or all; may be given several times",
+        (),
+        metavar="NAME",
+        repeat=True,
+    )
 
 
 def run(options: VerifyOptions, progress: Progress) -> Result:
-    """Run the ladder; exit 1 when a rung fails, 2 when the target cannot run here."""
+    """Run the ladder; exit 1 when a check fails or one that is not allowed to was not run, 2 when nothing could run."""
     from t5edge.parity.ladder import verify
 
+    check_budget(options.time_budget)
     report = verify(
         options.bundle,
         options.checkpoint,
@@ -41,12 +50,16 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
         blockwise=options.blockwise,
         junit=Path(options.junit) if options.junit else None,
         progress=progress,
+        texts=options.texts,
+        time_budget=options.time_budget,
     )
 
     def show(console: Console) -> None:
         console.print(parity_table(report))
 
-    if any(result.ran for result in report.results):
-        return Result(report.to_dict(), show, 0 if report.passed else 1)
+    if report.ran:
+        accepted = report.acceptable(options.allow_not_run)
+        hint = "" if accepted or report.failed else f"{report.describe()}; --allow-not-run NAME accepts it."
+        return Result(report.to_dict(), show, 0 if accepted else 1, hint)
     problem = f"{report.results[0].verdict}; verify on a machine that runs {options.target}, or name another --target."
     return Result(report.to_dict(), show, 2, problem)

@@ -18,7 +18,7 @@ from t5edge.runtime.gpu import Gpu, find_gpus
 
 def proof(gpu: Gpu, report: ParityReport) -> EngineRun:
     """What ``report`` proved on ``gpu``."""
-    verdict = PASS if report.passed else FAIL
+    verdict = FAIL if report.failed else PASS
     return EngineRun(gpu.name, verdict, tuple(report.without_details().results))
 
 

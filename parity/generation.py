@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5edge.bundle.parity_report import CheckResult, at_least, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure, not_applicable, not_run
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity.limits import tie_margin
-from t5edge.parity.measures import log_softmax
+from t5edge.parity.limits import rates, tie_margin
+from t5edge.parity.measures import log_softmax, wilson
 from t5edge.parity.subject import Subject
-from t5edge.parity.workload import TASK_FILE
+from t5edge.parity.texts import TASK_FILE
 from t5edge.runtime.generation.options import read_options
 from t5edge.runtime.generation.processors import build_rules
 
@@ -64,12 +64,17 @@ class Pair:
 def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
     """7. Greedy and beam search against transformers' ``generate``."""
     prompts = subject.workload.prompts
+    try:
+        read_options(subject.generation)
+    except UserError as error:  # every call of generate would end so
+        yield failure(name, str(error))
+        return
     for beams, judge in ((1, _judge_greedy), (BEAMS, _judge_beams)):
         if beams > 1 and subject.whole is None:
             yield not_run(name, f"search by {BEAMS} beams {ONE_BLOCK}")
             return
         settings: dict[str, Any] = {
-            "max_new_tokens": min(subject.workload.effort.generated, _longest(subject)),
+            "max_new_tokens": min(subject.workload.effort.generated, subject.longest),
             "num_beams": beams,
             "do_sample": False,
             "num_return_sequences": 1,
@@ -84,11 +89,6 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
         else:
             theirs = _choices(subject, ours, settings)
         yield judge(subject, name, _pairs(subject, ours, theirs), settings)
-
-
-def _longest(subject: Subject) -> int:
-    """New tokens that fit behind the start token."""
-    return max(1, subject.opener.limits.max_target_length - 1)
 
 
 def _choices(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:
@@ -131,6 +131,7 @@ def _judge_greedy(subject: Subject, name: str, pairs: Sequence[Pair], settings: 
     share = agreed / (agreed + len(wrong)) if agreed or wrong else 1.0
     least = (subject.precision.min_top1 if subject.precision.quantized else None) or 1.0
     details = {"decisions": agreed, "ties": ties, "wrong_margins": wrong, "margin": margin}
+    details |= rates(agreed, agreed + ties + len(wrong), ties)
     return at_least(name, "greedy tokens equal", share, least, **details)
 
 
@@ -158,11 +159,17 @@ def _logits_behind(subject: Subject, rows: Sequence[tuple[int, Sequence[int]]]) 
 
 
 def _judge_beams(subject: Subject, name: str, pairs: Sequence[Pair], settings: dict[str, Any]) -> CheckResult:
-    """Rows whose best hypothesis is the reference's, or as good under it, as far as rounding can tell."""
-    margin, precision = _margin(subject), subject.precision
-    if precision.quantized and precision.max_kl is not None:
-        margin = max(margin, float(np.sqrt(2 * precision.max_kl)))  # Pinsker: a divergence bounds what scores may drift
+    """Rows whose best hypothesis is the reference's, or as good under it, as far as rounding can tell.
+
+    A quantized bundle may choose others: what they are worse by under the reference is bounded instead.
+    """
+    margin, limits = _margin(subject), subject.precision.quality
     gaps = {pair.row: _score_gap(subject, pair) for pair in pairs if pair.first_difference is not None}
+    equal = len(pairs) - len(gaps)
+    if limits is not None:
+        lost = sum(max(0.0, gap) for gap in gaps.values()) / len(pairs)
+        what = f"beam-{BEAMS} score lost (nats per token)"
+        return at_most(name, what, lost, limits.score_lost, rows=len(pairs), **_raw(equal, len(pairs)))
     open_rows = {index for index, gap in gaps.items() if abs(gap) > margin}
     unstable = _unstable_rows(subject, pairs, settings, margin) if open_rows else set()
     wrong = sorted(open_rows - unstable)
@@ -171,8 +178,13 @@ def _judge_beams(subject: Subject, name: str, pairs: Sequence[Pair], settings: d
         "ties": len(gaps) - len(wrong),
         "largest_gap": max(map(abs, gaps.values()), default=0.0),
         "margin": margin,
+        **_raw(equal, len(pairs)),
     }
     return at_least(name, f"beam-{BEAMS} hypotheses equal", 1.0 - len(wrong) / len(pairs), 1.0, **details)
+
+
+def _raw(equal: int, total: int) -> dict[str, Any]:
+    return {"raw": equal / total, "raw_interval": wilson(equal, total)}
 
 
 def _score_gap(subject: Subject, pair: Pair) -> float:
@@ -215,10 +227,10 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     """8. Exact match on held-out examples, where the checkpoint brings some; greedy, against float32 PyTorch."""
     path, whole = subject.checkpoint.file(TASK_FILE), subject.whole
     if path is None:
-        yield not_run(name, f"the checkpoint has no task ({TASK_FILE})")
+        yield not_applicable(name, f"the checkpoint has no task ({TASK_FILE})")
         return
     if not (subject.opener.folder / "tokenizer.json").is_file():
-        yield not_run(name, "the bundle has no tokenizer")
+        yield not_applicable(name, "the bundle has no tokenizer")
         return
     if whole is None:
         yield not_run(name, ONE_BLOCK)
@@ -226,7 +238,7 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     examples = read_examples(path)
     tokenizer = subject.model.tokenizer
     longest = tokenizer.encode([example.target for example in examples])[0].shape[1]
-    most = min(longest + TASK_SPARE, _longest(subject))
+    most = min(longest + TASK_SPARE, subject.longest)
     settings: dict[str, Any] = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
     try:
         right = [_right(model, tokenizer, examples, settings) for model in (subject.model, whole)]
@@ -234,8 +246,10 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
         yield not_run(name, str(error))
         return
     ours, theirs = (100.0 * count / len(examples) for count in right)
+    intervals = [[100.0 * bound for bound in wilson(count, len(examples))] for count in right]
     lost = max(0.0, theirs - ours)
-    facts = {"bundle": ours, "pytorch": theirs, "examples": len(examples)}
+    facts: dict[str, Any] = {"bundle": ours, "pytorch": theirs, "examples": len(examples)}
+    facts |= {"bundle_interval": intervals[0], "pytorch_interval": intervals[1]}
     yield at_most(name, "exact match lost (points)", lost, LOST_POINTS, **facts)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
@@ -171,15 +171,15 @@ def arithmetic(subject: Subject, name: str) -> Iterator[CheckResult]:
     """The check ``arithmetic``: integers multiplied exactly as the runtime does it here, and input scales that fit."""
     opener = subject.opener
     if GRAPH not in opener.precision.activations or opener.precision.compute != "float":
-        yield not_run(name, "nothing is multiplied in integers")
+        yield not_applicable(name, "nothing is multiplied in integers")
         return
     if find_backend(opener.target).needs_gpu:
-        yield not_run(name, f"how {opener.target} multiplies integers is not visible; its logits are judged")
+        yield not_applicable(name, f"how {opener.target} multiplies integers is not visible; its logits are judged")
         return
     texts = subject.workload.texts
     found, _ = integer_matmuls(opener.folder, texts.input_ids, attention_mask=texts.attention_mask)
     if not found:
-        yield not_run(name, "no activation is rounded to integers: all were left in float32")
+        yield not_applicable(name, "no activation is rounded to integers: all were left in float32")
         return
     wrong = [one.name for one in found if not one.exact]
     yield at_most(name, f"inexact products of {len(found)}", len(wrong), 0, wrong=wrong)

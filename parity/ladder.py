@@ -16,7 +16,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity import generation, integer, numeric, text
+from t5edge.parity import generation, integer, judged, numeric, text
 from t5edge.parity.exact.graphs import graphs
 from t5edge.parity.exact.weights import weights
 from t5edge.parity.layout import layout_results
@@ -25,6 +25,7 @@ from t5edge.parity.localize import locate
 from t5edge.parity.memory import bundle_fits
 from t5edge.parity.reference import measure_reference, passes, threads_for
 from t5edge.parity.subject import Opener, Subject
+from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
@@ -45,7 +46,8 @@ class Check:
     """One row of the ladder.
 
     ``groups`` name the batches that PyTorch must have run (``Workload.groups``); ``run`` yields results under the
-    check's name, each with its measure, limit and verdict. A check that does not apply yields ``not_run``.
+    check's name, each with its measure, limit and verdict. A check that cannot be run yields ``not_run``; one
+    with nothing to judge in this bundle ``not_applicable``.
     """
 
     name: str
@@ -60,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
     Check("3 logits", ("texts",), numeric.logits),
+    Check("3 texts", ("texts",), judged.judged),
     Check("3 range", ("texts", "lengths"), numeric.value_range),
     Check("4 cache", ("texts",), numeric.cache),
     Check("5 padding", ("texts",), numeric.padding),
@@ -80,13 +83,14 @@ def verify_bundle(
     blockwise: bool = False,
     checks: Sequence[Check] = CHECKS,
     manifest: Manifest | None = None,
+    judging: Judging | None = None,
 ) -> ParityReport:
     """Run the ladder on a bundle of ``checkpoint``; writes ``parity.json`` and the manifest's ``parity`` entry.
 
     ``blocks``: the fused blocks the bundle was assembled from; None traces them again. ``blockwise``: see ``verify``.
     ``manifest``: the bundle's, where it is not written yet; it is then left to the caller to write.
     """
-    opener = Opener(folder, manifest or Manifest.read(folder), target, mapped=blockwise)
+    opener = Opener(folder, manifest or Manifest.read(folder), target, blockwise, judging or Judging())
     report = run_ladder(opener, checkpoint, progress or Silent(), checks, blocks)
     write_json(folder / REPORT, report.to_dict())
     if manifest is None:
@@ -104,6 +108,8 @@ def verify(
     progress: Progress | None = None,
     blockwise: bool = False,
     checks: Sequence[Check] = CHECKS,
+    texts: str | Path | None = None,
+    time_budget: float | None = None,
 ) -> ParityReport:
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
@@ -117,8 +123,11 @@ def verify(
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
 
+    ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
+
     Raises:
-        UserError: not a bundle, no checkpoint or another model's, or a target that is unknown or runs no single blocks.
+        UserError: not a bundle, no checkpoint or another model's, a target that is unknown or runs no single blocks, or
+            texts that the bundle was calibrated on.
     """
     if blockwise:
         _refuse_engines(target)
@@ -130,7 +139,8 @@ def verify(
     elif reason := why_not_run(target):
         report = _not_run(manifest, target, checks, reason)
     else:
-        opener = Opener(folder, manifest, target, mapped=blockwise)
+        judging = Judging(None if texts is None else str(texts), time_budget)
+        opener = Opener(folder, manifest, target, blockwise, judging)
         report = _verified(opener, None if checkpoint is None else str(checkpoint), files, checks, progress)
     if junit is not None:
         _write_junit(report, junit)
@@ -149,6 +159,7 @@ def _verified(
     """The report of a sound bundle on a target that runs here."""
     folder, manifest = opener.folder, opener.manifest
     source = find_checkpoint(folder, manifest, checkpoint)
+    check_disjoint(source, opener.judging.texts, (manifest.quantization or {}).get("text_keys", ()))
     report = run_ladder(opener, source, progress, checks)
     layouts = layout_results(folder, manifest, source.architecture, opener.target, opener.mapped)
     touched = {"checkpoint_touched": source.content_key() != manifest.content_key}

@@ -12,7 +12,7 @@ import numpy as np
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable, not_run
 from t5edge.bundle.records import LayoutParity
 from t5edge.exporter.layouts.files import MERGED
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
@@ -57,7 +57,7 @@ def layout_results(
         return []
     name = f"layout {manifest.layout.name}"
     if find_backend(target).needs_gpu:
-        return [not_run(name, "its graphs run on ONNX Runtime only")]
+        return [not_applicable(name, "its graphs run on ONNX Runtime only")]
     if blockwise:
         return [not_run(name, "it needs the whole model in memory")]
     found = check_optimum(folder, architecture, manifest.precision.compute)

@@ -1,9 +1,10 @@
 """The limits of a precision, in numbers: one rule for all of them, by their facts.
 
 A precision that bounds errors says so as it stands (``max_relative_error``) or in units of the error that PyTorch
-makes at the compute dtype (``max_error_ratio``). A quantized one bounds the next-token distributions on real texts
-(``max_kl``, ``min_top1``). Elsewhere, on odd lengths and against itself, its unit is the error that it makes on texts,
-times how much more PyTorch errs there than on texts: quantization noise and rounding noise are amplified alike.
+makes at the compute dtype (``max_error_ratio``). A quantized one bounds the next-token distributions (``max_kl``,
+``min_top1``) and, by fixed figures, everything else (``QuantizedLimits``); on odd lengths these grow as PyTorch's own
+bfloat16 error does there: quantization noise and rounding noise are amplified alike. No limit depends on the errors of
+the bundle itself, nor on what its manifest says of limits. ``docs/parity.md`` tells where the figures come from.
 """
 
 from __future__ import annotations
@@ -15,19 +16,15 @@ from typing import Any, Literal
 
 from t5edge.bundle.dtype import DTYPES, NARROW
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure
-from t5edge.bundle.precision import Precision
-from t5edge.parity.measures import LogitErrors
+from t5edge.bundle.precision import Precision, QuantizedLimits
+from t5edge.parity.measures import LogitErrors, mean_interval, wilson
 
 FLOAT32_ERROR = 1e-5
 """Relative error that two correct float32 implementations may differ by."""
 TIE_SPREAD = 4.0
 """Two logits are tied when they lie within this many times the root mean square error that is granted."""
-QUANTIZED_TIE_SPREAD = 2.0
-"""The same for top-1 agreement if quantized, where errors are large: a difference of two errors is 1.4 times one."""
-QUANTIZED_HIDDEN = 0.5
-"""Bound on the hidden states of quantized bundles, whose logits are gated in earnest (unrelated vectors: 1.4)."""
-QUANTIZED_RATIO = 3.0
-"""A quantized bundle may err this many times its unit. On its texts the ratio is 1, elsewhere up to 1.7 was seen."""
+MOST_AMPLIFIED = 2.0
+"""A quantized bundle's limits grow at most by this factor on odd lengths."""
 SCALE_DTYPE = "bfloat16"
 """PyTorch's dtype that tells where a quantized bundle's errors are amplified."""
 ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}
@@ -52,6 +49,11 @@ class OwnErrors:
     kl: float
 
 
+def quantized_unit(limits: QuantizedLimits) -> OwnErrors:
+    """What the errors of a quantized bundle on texts count in."""
+    return OwnErrors(limits.hidden, limits.hidden, limits.logits, limits.position, limits.logits, 0.0)
+
+
 def ceiling(compute: str) -> float:
     """The largest own error that is believed, relative."""
     return BROKEN_DOWN * ROUNDING[compute]
@@ -74,11 +76,16 @@ def error_limit(precision: Precision, unit: OwnErrors | None, of: Measured) -> f
     if precision.max_relative_error is not None:
         return precision.max_relative_error
     assert unit is not None, f"{precision.name} is judged by a unit"
-    return (precision.max_error_ratio or QUANTIZED_RATIO) * float(getattr(unit, of))
+    return (precision.max_error_ratio or 1.0) * float(getattr(unit, of))
 
 
 def tie_margin(precision: Precision, unit: OwnErrors | None, rms_logit: float) -> float:
-    """Logits closer than this may swap places: what the granted error explains."""
+    """Logits closer than this in the reference may swap places: what the granted error explains.
+
+    It depends on the reference alone; if quantized, it is a fixed number of nats, and 0 where ties are counted.
+    """
+    if precision.quality is not None:
+        return 0.0 if precision.count_ties else precision.quality.tie
     if precision.max_relative_error is not None:
         return TIE_SPREAD * precision.max_relative_error * rms_logit
     assert unit is not None, f"{precision.name} is judged by a unit"
@@ -118,7 +125,8 @@ def judge_logits(
         yield at_most(name, f"log-probability error, {what}", errors.log_prob_relative, limit, **facts)
     bound = kl_limit(precision, unit)
     if bound is not None:
-        yield at_most(name, f"mean KL (nats), {what}", float(errors.kl.mean()), bound, **facts)
+        interval = mean_interval(errors.kl)
+        yield at_most(name, f"mean KL (nats), {what}", float(errors.kl.mean()), bound, interval=interval, **facts)
     if precision.min_top1 is not None:
         yield _judge_top1(name, errors, precision, unit, what, precision.min_top1)
 
@@ -126,12 +134,19 @@ def judge_logits(
 def _judge_top1(
     name: str, errors: LogitErrors, precision: Precision, unit: OwnErrors | None, what: str, least: float
 ) -> CheckResult:
-    if bounds_errors(precision):
-        margin = tie_margin(precision, unit, errors.rms_logit)
-    else:
-        margin = 0.0 if precision.count_ties else QUANTIZED_TIE_SPREAD * errors.relative * errors.rms_logit
+    margin = tie_margin(precision, unit, errors.rms_logit)
     share, wrong, ties = errors.top1(margin)
-    return at_least(name, f"top-1 agreement, {what}", share, least, wrong=wrong, ties=ties, margin=margin)
+    facts = {"wrong": wrong, "ties": ties, "margin": margin, **rates(errors.agreeing, errors.positions, ties)}
+    return at_least(name, f"top-1 agreement, {what}", share, least, **facts)
+
+
+def rates(equal: int, total: int, ties: int) -> dict[str, Any]:
+    """Details of an agreement: ``raw``, ties counted as wrong, and both rates' 95 % intervals; ties are left out."""
+    return {
+        "raw": equal / total if total else 1.0,
+        "raw_interval": wilson(equal, total),
+        "interval": wilson(equal, total - ties),
+    }
 
 
 def judge_briefly(

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+NORMAL_95 = 1.96
+DRAWS = 400
+"""Samples of the bootstrap."""
 CHUNK = 1 << 22
 """Logits compared at a time, so that a vocabulary of 250,000 does not need its float64 copy at once."""
 
@@ -108,6 +111,11 @@ class LogitErrors:
         """Root mean square of the reference logits: turns a relative error into one in logits."""
         return float(np.sqrt(self.size.sum() / self.vocab.sum()))
 
+    @property
+    def agreeing(self) -> int:
+        """Positions with the same best token, ties or not."""
+        return int(np.count_nonzero(self.margin == 0))
+
     def top1(self, explained: float) -> tuple[float, int, int]:
         """Share of positions with the same best token, how many disagree, and how many ties were left out.
 
@@ -124,6 +132,23 @@ def _root_ratio(error: Floats, size: Floats) -> float:
     if total == 0.0:
         return 0.0
     return float(np.sqrt(total / size.sum())) if size.sum() else float("inf")
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a rate, ``right`` of ``total`` (Wilson, 1927); [0, 1] where total is 0."""
+    if not total:
+        return 0.0, 1.0
+    rate, part = right / total, NORMAL_95**2 / total
+    middle, half = rate + part / 2, NORMAL_95 * float(np.sqrt(rate * (1 - rate) / total + (part / total) / 4))
+    return max(0.0, (middle - half) / (1 + part)), min(1.0, (middle + half) / (1 + part))
+
+
+def mean_interval(values: Floats) -> tuple[float, float]:
+    """95 % confidence interval of the mean of ``values`` [n], by the bootstrap's percentiles (seeded)."""
+    random, count = np.random.default_rng(0), len(values)
+    means = [values[random.integers(0, count, count)].mean() for _ in range(DRAWS)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def pool(parts: Iterable[LogitErrors]) -> LogitErrors:

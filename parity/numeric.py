@@ -10,12 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from t5edge.bundle.dtype import NARROW
-from t5edge.bundle.parity_report import CheckResult, at_most, not_run
+from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.limits import (
     FLOAT32_ERROR,
-    QUANTIZED_HIDDEN,
     bounds_errors,
     error_limit,
     judge_briefly,
@@ -49,12 +48,8 @@ def encoder(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Iterator[CheckResult]:
-    precision, own = subject.precision, subject.reference.own_of("texts")
-    hidden, cross = (
-        (error_limit(precision, own, "hidden"), error_limit(precision, own, "cross"))
-        if bounds_errors(precision)
-        else (QUANTIZED_HIDDEN, QUANTIZED_HIDDEN)
-    )
+    precision, unit = subject.precision, subject.unit("texts")
+    hidden, cross = error_limit(precision, unit, "hidden"), error_limit(precision, unit, "cross")
     yield judge_error(name, "encoder output", errors.hidden, hidden)
     yield judge_error(name, "cross keys and values", errors.cross, cross, worst=errors.worst_cross)
 
@@ -77,10 +72,12 @@ def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
     """
     compute = subject.precision.compute
     if compute not in NARROW:
-        yield not_run(name, f"the compute dtype is {compute}, there is nothing to round")
+        yield not_applicable(name, f"the compute dtype is {compute}, there is nothing to round")
         return
     if subject.emulated:
-        yield not_run(name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it")
+        yield not_applicable(
+            name, f"{subject.opener.target} emulates {compute} already, so checks 2, 3 and 6 measure it"
+        )
         return
     batches = subject.workload.batches(("texts", "lengths"))
     found = {key: subject.errors(key, batch, subject.rounded) for key, batch in batches.items()}
@@ -97,11 +94,11 @@ def cache(subject: Subject, name: str) -> Iterator[CheckResult]:
     uncached = subject.model.logits_uncached(*arrays).copy()
     mask = target_mask(batch.decoder_input_ids, subject.pad)
     errors = compare_logits(subject.model.logits(*arrays)[mask], uncached[mask])
-    yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), "cached against uncached logits")
+    yield judge_briefly(name, errors, subject.precision, subject.repeated, "cached against uncached logits")
     if subject.buffered_logits is not None:
         errors = compare_logits(subject.buffered_logits[mask], uncached[mask])
         what = "logits cached in buffers against uncached"
-        yield judge_briefly(name, errors, subject.precision, subject.unit("texts"), what)
+        yield judge_briefly(name, errors, subject.precision, subject.repeated, what)
 
 
 def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
@@ -110,7 +107,7 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
     rows = [rows_of(batch, slice(row, row + 1)) for row in range(len(batch.input_ids))]
     alone = [bundle_outputs(subject.model, row, cached=False) for row in rows]
     mask = target_mask(batch.decoder_input_ids, subject.pad)
-    unit = subject.unit("texts")
+    unit = subject.repeated
     for side, padded in (("right", batch), ("left", padded_left(batch))):
         together = bundle_outputs(subject.model, padded, cached=False)
         hidden = _hidden_error(together.hidden, padded, alone)

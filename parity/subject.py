@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ import numpy as np
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import Limits
-from t5edge.bundle.precision import Precision
+from t5edge.bundle.precision import Precision, own_row
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity.limits import OwnErrors, bounds_errors
+from t5edge.parity.limits import MOST_AMPLIFIED, OwnErrors, quantized_unit
 from t5edge.parity.parts import InParts
 from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
+from t5edge.parity.texts import Judging
 from t5edge.parity.workload import Workload
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.model import BundleModel, open_model
@@ -46,6 +47,7 @@ class Opener:
     manifest: Manifest
     target: str
     mapped: bool = False
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def limits(self) -> Limits:
@@ -53,7 +55,8 @@ class Opener:
 
     @property
     def precision(self) -> Precision:
-        return self.manifest.precision
+        """The program's row of the bundle's precision, for its limits are not the bundle's to state."""
+        return own_row(self.manifest.precision)
 
     def rescale_k(self, stack: Stack) -> int:
         """The residual stream of a stack is divided by 2 to this power."""
@@ -107,6 +110,11 @@ class Subject:
         return self.checkpoint.architecture.pad_token_id
 
     @property
+    def longest(self) -> int:
+        """New tokens that fit behind the start token."""
+        return max(1, self.opener.limits.max_target_length - 1)
+
+    @property
     def whole(self) -> WholeReference | None:
         """PyTorch token by token; None where only one block of it is in memory at a time."""
         return self.reference.model if isinstance(self.reference.model, WholeReference) else None
@@ -116,27 +124,26 @@ class Subject:
         """The bundle's own settings of ``generate``."""
         return self.model.manifest.generation
 
-    @cached_property
-    def measured(self) -> OwnErrors:
-        """The bundle's own errors on texts."""
-        return self.errors("texts", self.workload.texts).own()
-
     def unit(self, *names: str) -> OwnErrors | None:
         """What errors on some batches count in; None where the precision's bounds stand as they are.
 
-        PyTorch's own error; if quantized, the bundle's error on texts, amplified as PyTorch's is there.
+        PyTorch's own error; if quantized, the precision's limits on texts, amplified as PyTorch's error is there.
         """
-        own = self.reference.own_of(*names)
-        if own is None or bounds_errors(self.precision):
+        own, limits = self.reference.own_of(*names), self.precision.quality
+        if own is None or limits is None:
             return own
-        texts = self.reference.own["texts"]
-        return OwnErrors(
-            *(
-                getattr(self.measured, entry.name)
-                * max(1.0, getattr(own, entry.name) / (getattr(texts, entry.name) or 1.0))
-                for entry in fields(OwnErrors)
-            )
-        )
+        texts, granted = self.reference.own["texts"], quantized_unit(limits)
+        ratios = {
+            entry.name: getattr(own, entry.name) / (getattr(texts, entry.name) or 1.0) for entry in fields(OwnErrors)
+        }
+        grown = {name: min(max(1.0, ratio), MOST_AMPLIFIED) for name, ratio in ratios.items()}
+        return OwnErrors(**{name: getattr(granted, name) * ratio for name, ratio in grown.items()})
+
+    @property
+    def repeated(self) -> OwnErrors | None:
+        """What the bundle's errors against itself count in: cached against uncached, a row alone or among others."""
+        limits = self.precision.quality
+        return self.unit("texts") if limits is None else OwnErrors(*[limits.repeated] * len(fields(OwnErrors)))
 
     def errors(self, name: str, batch: Batch, model: BundleModel | None = None, cached: bool = False) -> OutputErrors:
         """The bundle's errors on a batch of the workload, by its name."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
+from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_applicable
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.parity.subject import Subject
@@ -45,7 +45,7 @@ def text(subject: Subject, name: str) -> Iterator[CheckResult]:
     yield _settings(subject, name)
     ours, theirs = subject.opener.folder / TOKENIZER, tokenizer_json(subject.checkpoint)
     if theirs is None and not ours.is_file():
-        yield not_run(name, "the checkpoint has no tokenizer")
+        yield not_applicable(name, "the checkpoint has no tokenizer")
     elif theirs is None or not ours.is_file():
         yield failure(name, f"{TOKENIZER} is {'of no checkpoint file' if theirs is None else 'missing'}")
     else:

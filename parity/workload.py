@@ -19,14 +19,14 @@ from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
-from t5edge.exporter.reference.texts import TEXTS_FILE, Batch, Encoder, Example, bundled_examples, pad, read_examples
+from t5edge.exporter.reference.texts import MAX_TOKENS, Batch, Encoder, Example, pad
+from t5edge.parity.texts import judged_texts
 
 BEYOND = 12
 """Target tokens past the last position bucket, so that the cached steps cross every edge."""
 LONG_TARGET_SOURCE = 24
-TEXT_SOURCE, TEXT_TARGET = 160, 64
+TEXT_SOURCE, TEXT_TARGET = 128, 64
 """Most tokens of a text (ByT5's bytes make many): long ones have a check of their own."""
-TASK_FILE = "heldout.jsonl"
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Workload:
 def build_workload(checkpoint: Checkpoint, limits: Limits) -> Workload:
     """Batches for one model, none longer than ``limits`` allow.
 
-    Texts are the checkpoint's own ``calibration.jsonl`` where it has one, else the bundled sentences.
+    Texts are some of those that are judged by default; none was calibrated on.
     """
     amounts = effort(checkpoint.architecture.parameters)
-    maker = _Maker(checkpoint, limits)
+    maker = RowMaker(checkpoint, limits)
     edges = bucket_edges(checkpoint.architecture)
     lengths = sorted({n for n in edges if n < limits.max_source_length} | {limits.max_source_length})
     long_target = min(checkpoint.architecture.max_distance + BEYOND, limits.max_target_length)
@@ -95,18 +95,12 @@ def bucket_edges(architecture: Architecture) -> tuple[int, ...]:
     return tuple(sorted({1, exact - 1, exact, 2 * exact - 1, 2 * exact, last - 1, last, last + 1} - {0}))
 
 
-def examples_of(checkpoint: Checkpoint) -> list[Example]:
-    """The checkpoint's own prompts, or plain sentences."""
-    own = checkpoint.file(TEXTS_FILE)
-    return read_examples(own) if own is not None else bundled_examples()
-
-
-class _Maker:
-    """Batches from the examples of one checkpoint."""
+class RowMaker:
+    """Rows and batches from the judged texts of one checkpoint, cut to its limits."""
 
     def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
         self.architecture, self.limits = checkpoint.architecture, limits
-        self.examples = examples_of(checkpoint)
+        self.examples: Sequence[Example] = judged_texts(checkpoint)[0]
         self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
 
     def texts(self, rows: int) -> Batch:
@@ -114,11 +108,21 @@ class _Maker:
         ordered = sorted(self.examples, key=lambda example: len(example.source))
         places = np.linspace(0, len(ordered) - 1, min(rows, len(ordered))).astype(int)
         chosen = [ordered[place] for place in np.random.default_rng(0).permutation(places)]
-        source = min(TEXT_SOURCE, self.limits.max_source_length)
-        target = min(TEXT_TARGET, self.limits.max_target_length)
-        sources = [self._cut(self.encoder.ids(example.source), source) for example in chosen]
-        targets = [self._target(self.encoder.ids(example.target), target) for example in chosen]
-        return self._batch(sources, targets)
+        cut = [self.row(example, TEXT_SOURCE, TEXT_TARGET) for example in chosen]
+        return self._batch([source for source, _ in cut], [target for _, target in cut])
+
+    def row(
+        self, example: Example, source: int | None = None, target: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Source ids, and target ids behind the start token, of at most so many tokens (None: as limits allow).
+
+        An empty target is the start token alone.
+        """
+        limits, ids = self.limits, self.encoder.ids(example.target) if example.target else [0]
+        return (
+            self._cut(self.encoder.ids(example.source), min(source or MAX_TOKENS, limits.max_source_length)),
+            self._target(ids, min(target or MAX_TOKENS, limits.max_target_length)),
+        )
 
     def exact(self, source: int, target: int, start: int) -> Batch:
         """One row of ``source`` and ``target`` tokens from examples joined, beginning with number ``start``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -42,8 +43,15 @@ def bundled_examples(demo: bool = False) -> list[Example]:
     return read_examples(DATA / ("t5-demo/calibration.jsonl" if demo else "sentences.jsonl"))
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def judged_examples() -> list[Example]:
+    """Texts that ship with the package for judging bundles: none of them is calibrated on."""
+    return read_examples(DATA / "judged.jsonl")
+
+
+def read_examples(path: str | Path, copy_source: bool = True) -> list[Example]:
     """Examples from a text file (a source per line) or JSONL with ``source`` and optional ``target``.
+
+    A missing target is the source, or, without ``copy_source``, empty.
 
     Raises:
         UserError: the file is missing, empty, not UTF-8, or a line is not an object with a source.
@@ -58,11 +66,11 @@ def read_examples(path: str | Path) -> list[Example]:
     if not lines:
         raise UserError(f"'{file}' is empty; it needs at least one line of text.")
     if file.suffix not in (".jsonl", ".json"):
-        return [Example(line, line) for line in lines]
-    return [_example(line, file, number) for number, line in enumerate(lines, start=1)]
+        return [Example(line, line if copy_source else "") for line in lines]
+    return [_example(line, file, number, copy_source) for number, line in enumerate(lines, start=1)]
 
 
-def _example(line: str, file: Path, number: int) -> Example:
+def _example(line: str, file: Path, number: int, copy_source: bool) -> Example:
     try:
         data = json.loads(line)
     except ValueError as error:
@@ -71,7 +79,12 @@ def _example(line: str, file: Path, number: int) -> Example:
         raise UserError(
             f'\'{file}\', line {number} has no text under "source"; expected {{"source": ..., "target": ...}}.'
         )
-    return Example(data["source"], str(data.get("target") or data["source"]))
+    return Example(data["source"], str(data.get("target") or (data["source"] if copy_source else "")))
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that differ in case and white space only: 16 hexadecimal digits."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:16]
 
 
 class Encoder:

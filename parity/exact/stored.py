@@ -152,7 +152,7 @@ class StoredWeights:
 
 
 def _unscaled(name: str, stored: str, values: torch.Tensor, half: torch.Tensor, factor: float) -> Recovered:
-    """Divided by ``factor``. Other than by powers of two the exporter rounds it to float32, and here float64 divides."""
+    """Divided by ``factor``: where that is no power of two, the exporter rounds it to float32, and float64 divides."""
     if math.frexp(abs(factor))[0] == 0.5:
         return Recovered(name, stored, values / factor, half / abs(factor))
     exact = values.double() / factor

@@ -16,7 +16,10 @@ from support.optimum_layout import write_layout
 from support.shared import once, shared_folder
 from support.tiny_models import save_tiny_model
 from support.traces import shared_traces
+from t5edge.parity.texts import LEAST_ON_BUDGET, Judging
 from t5edge.pipeline import export
+
+SHIPPED = {name: vars(Judging)[name] for name in ("least", "seconds")}
 
 
 class OneThread(onnxruntime.InferenceSession):
@@ -33,6 +36,21 @@ def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "InferenceSession", OneThread)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_judging() -> Iterator[None]:
+    """Verifications judge as many texts as with the smallest time budget, unless a test takes ``shipped_judging``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judging, "least", property(lambda self: LEAST_ON_BUDGET))
+        patch.setattr(Judging, "seconds", property(lambda self: 0.0))
+        yield
+
+
+@pytest.fixture
+def shipped_judging(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, shipped in SHIPPED.items():
+        monkeypatch.setattr(Judging, name, shipped)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,7 @@ class SweepReport:
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     size = "-" if outcome.bytes is None else f"{outcome.bytes / 1e6:.1f}"
-    parity = {True: "passed", False: "failed", None: "not run"}[outcome.passed] if outcome.bundle else "-"
+    parity = {True: "passed", False: "passed in part", None: "not run"}[outcome.passed] if outcome.bundle else "-"
     colour = {"exported": "green", "kept": "cyan", "failed": "red"}[outcome.status]
     what = f"[{colour}]{outcome.status}[/{colour}]"
     if outcome.error is not None:

@@ -123,16 +123,17 @@ def test_a_worse_hypothesis_is_a_fault_and_an_equally_good_one_a_tie(subject: Su
     assert (found.verdict, found.details["ties"]) == ("pass", 1)
 
 
-def test_a_setting_that_the_runtime_lacks_is_not_run(subject: Subject) -> None:
+def test_a_setting_that_the_runtime_lacks_fails(subject: Subject) -> None:
     manifest = replace(subject.model.manifest, generation={**subject.generation, "bad_words_ids": [[5]]})
     model = type(subject.model)(subject.model.folder, manifest, subject.model.step_model)
     (result,) = generation(replace(subject, model=model), "7 generation")
-    assert result.verdict.startswith("not run: generate: the generation config sets bad_words_ids")
+    assert result.verdict == "fail"
+    assert result.measure.startswith("generate: the generation config sets bad_words_ids")
 
 
-def test_a_checkpoint_without_a_task_is_not_run(subject: Subject) -> None:
+def test_a_checkpoint_without_a_task_has_none_to_fail(subject: Subject) -> None:
     (result,) = task(subject, "8 task")
-    assert result.verdict == "not run: the checkpoint has no task (heldout.jsonl)"
+    assert result.verdict == "not applicable: the checkpoint has no task (heldout.jsonl)"
 
 
 def test_the_demo_loses_nothing_of_its_task(demo: Workshop) -> None:

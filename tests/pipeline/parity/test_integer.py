@@ -120,7 +120,7 @@ def test_a_sum_that_saturates_is_found() -> None:
     exact = (x @ weight).astype(np.float32) * step
     saturated = saturating_sums(x, weight).astype(np.float32) * step
     for y, expected in ((exact, True), (saturated, False), (exact + step, False)):
-        assert integer._compare(site, {"x": x * 0.5, "y": y}).exact is expected
+        assert integer._compare(site, {"x": x * 0.5, "y": y}, np.ones(3, bool)).exact is expected
 
 
 def test_a_bundle_runs_in_the_form_that_this_cpu_needs(saturating: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

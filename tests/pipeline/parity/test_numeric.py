@@ -168,8 +168,10 @@ GOOD = [
 def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny: str, precision: str) -> None:
     report = exports.verify(exports.bundle(tiny, precision), tiny)
     assert report.passed, [result.describe() for result in report.failures]
-    idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not run")}
-    assert idle == {"8 task"} if precision == "fp16" else {"3 range", "8 task"}
+    idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not applicable")}
+    assert idle == {"8 task"} | (set() if precision == "fp16" else {"3 range"}) | (
+        set() if precision == "int8" else {"arithmetic"}
+    )
 
 
 @pytest.mark.parametrize(("tiny", "precision"), [(GATED, "fp16"), (RELU, "int8-weight")])
@@ -180,7 +182,9 @@ def test_one_block_at_a_time_the_same_checks_hold_the_same_limits(exports: Expor
         {(found.name, found.measure): found for found in exports.verify(folder, tiny, blockwise=blockwise).results}
         for blockwise in (False, True)
     )
-    assert {key for key in whole if key not in streamed} == {("7 generation", "beam-4 hypotheses equal")}
+    missing = {key for key in whole if key not in streamed and key[0] != "graphs"}
+    assert missing == {("7 generation", "beam-4 hypotheses equal")}
+    assert ("graphs", "-") in streamed
     assert ("7 generation", "-") in streamed
     assert {name for name, _ in streamed} - names >= {"encoder block 0", "decoder block 1", "decoder head"}
     for key, found in whole.items():

@@ -8,7 +8,8 @@ import pytest
 from support.exports import GATED, Exports
 from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import open_checkpoint
-from t5edge.exporter.reference.texts import bundled_examples, target_mask
+from t5edge.exporter.reference.texts import judged_examples, target_mask
+from t5edge.parity.texts import judged_texts
 from t5edge.parity.workload import bucket_edges, build_workload, effort, padded_left, rows_of
 
 DEMO = open_checkpoint("t5-demo")
@@ -43,10 +44,8 @@ def test_nothing_is_longer_than_the_limits() -> None:
 
 
 def test_t5_demo_is_asked_its_own_prompts_and_others_plain_sentences(exports: Exports) -> None:
-    from t5edge.parity.workload import examples_of
-
-    assert examples_of(DEMO)[0].source.startswith(("spell", "read"))
-    assert examples_of(exports.checkpoint(GATED)) == bundled_examples()
+    assert judged_texts(DEMO)[0][0].source.startswith(("spell", "read"))
+    assert judged_texts(exports.checkpoint(GATED)) == (judged_examples(), "bundled texts")
 
 
 def test_texts_mix_lengths_and_prompts_are_their_first_rows() -> None:

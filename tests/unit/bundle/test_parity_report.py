@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from t5edge.bundle.parity_report import CheckResult, ParityReport, at_least, at_most, failure, not_run
+from t5edge.bundle.parity_report import CheckResult, ParityReport, at_least, at_most, failure, not_applicable, not_run
 from t5edge.commands.parity_table import parity_table
 
 GOOD = at_most("2 encoder", "relative error", 1e-6, 1e-5, positions=np.int64(3))
 BAD = at_most("3 logits", "mean KL (nats)", float("nan"), 1e-3)
-SKIPPED = not_run("8 task", "the checkpoint has no task")
+SKIPPED = not_run("8 task", "PyTorch does not fit")
+IDLE = not_applicable("3 range", "nothing to round")
 FACTS = {"variant": "t5-demo", "precision": "fp32", "target": "onnxruntime"}
 
 
@@ -30,12 +31,47 @@ def test_what_is_no_number_fails(value: float) -> None:
 
 
 def test_not_run_neither_passes_nor_fails_and_nothing_run_is_no_pass() -> None:
-    assert SKIPPED.verdict == "not run: the checkpoint has no task"
-    assert (SKIPPED.ran, SKIPPED.reason) == (False, "the checkpoint has no task")
-    assert ParityReport([GOOD, SKIPPED]).passed
+    assert SKIPPED.verdict == "not run: PyTorch does not fit"
+    assert (SKIPPED.ran, SKIPPED.reason) == (False, "PyTorch does not fit")
+    assert not ParityReport([GOOD, SKIPPED]).passed
+    assert not ParityReport([GOOD, SKIPPED]).failed
     assert not ParityReport([SKIPPED]).passed
+    assert ParityReport([SKIPPED]).failed
     assert not ParityReport([GOOD, BAD]).passed
     assert ParityReport([GOOD, BAD]).failures == [BAD]
+
+
+def test_what_does_not_apply_stands_in_no_ones_way() -> None:
+    assert ParityReport([GOOD, IDLE]).passed
+    assert ParityReport([IDLE]).failed
+    assert (IDLE.ran, IDLE.missing, IDLE.reason) == (False, False, "nothing to round")
+    assert ParityReport([IDLE, not_run("3 range", "why")]).verdicts() == {"3 range": "not run: why"}
+
+
+def test_the_verdict_names_what_was_not_run() -> None:
+    report = ParityReport([GOOD, SKIPPED, IDLE])
+    assert report.describe() == "passed except what was not run (8 task: PyTorch does not fit)"
+    assert report.to_dict()["not_run"] == [{"name": "8 task", "reason": "PyTorch does not fit"}]
+    assert ParityReport([GOOD, IDLE]).describe() == "passed"
+    assert ParityReport([BAD, SKIPPED]).verdict == "failed"
+    assert ParityReport([SKIPPED]).verdict == "not run"
+
+
+@pytest.mark.parametrize("name", ["8 task", "8", "task", "all"])
+def test_what_may_be_left_out_is_named(name: str) -> None:
+    report = ParityReport([GOOD, SKIPPED])
+    assert report.acceptable([name])
+    assert not report.acceptable(["7 generation", "9"])
+    assert not ParityReport([GOOD, BAD, SKIPPED]).acceptable([name])
+    assert not ParityReport([SKIPPED]).acceptable([name])
+
+
+def test_what_version_0_1_called_not_run_is_told_apart() -> None:
+    idle = [
+        not_run("8 task", "the checkpoint has no task (heldout.jsonl)"),
+        not_run("3 range", "the compute dtype is float"),
+    ]
+    assert ParityReport([GOOD, *idle]).passed
 
 
 def test_a_check_has_the_worst_verdict_of_its_measures() -> None:
@@ -79,7 +115,7 @@ def test_junit_counts_failures_and_skips_with_reasons(tmp_path: Path) -> None:
     assert failed is not None
     assert failed.get("message") == "value nan, limit 0.001"
     assert reason is not None
-    assert reason.get("message") == "the checkpoint has no task"
+    assert reason.get("message") == "not run: PyTorch does not fit"
 
 
 def test_the_table_has_a_row_for_each_measure() -> None:
@@ -89,7 +125,8 @@ def test_the_table_has_a_row_for_each_measure() -> None:
     assert "parity of t5-demo fp32 on onnxruntime" in text
     assert "1e-05" in text
     assert "nan" in text
-    assert "not run: the checkpoint has no task" in text
+    assert "not run: PyTorch does not fit" in text
+    assert "failed" in text
 
 
 def test_a_result_in_one_line() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from t5edge.bundle.precision import Precision, precision
+from t5edge.bundle.precision import Precision, QuantizedLimits, own_row, precision
 from t5edge.parity.limits import (
     OwnErrors,
     error_limit,
@@ -19,7 +19,8 @@ from t5edge.parity.limits import (
 from t5edge.parity.measures import LogitErrors, compare_logits
 
 FP32, FP16, BF16 = precision("fp32"), precision("fp16"), precision("bf16")
-QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99)
+QUALITY = QuantizedLimits(tie=0.5, hidden=0.2, logits=0.3, position=0.9, repeated=0.01, score_lost=0.1)
+QUANTIZED = Precision("of-a-test", "float", weight_bits=8, max_kl=0.01, min_top1=0.99, quality=QUALITY)
 OWN = OwnErrors(hidden=1e-3, cross=2e-3, logits=3e-3, position=9e-3, log_probs=1e-3, kl=2e-3)
 LOGITS = np.random.default_rng(1).normal(0, 3, (40, 31))
 
@@ -37,7 +38,7 @@ def test_a_bound_stands_as_it_is_or_counts_in_units() -> None:
     assert error_limit(FP32, None, "logits") == 1e-5
     assert error_limit(FP16, OWN, "logits") == pytest.approx(6e-3)
     assert error_limit(FP16, OWN, "cross") == pytest.approx(4e-3)
-    assert error_limit(QUANTIZED, OWN, "hidden") == pytest.approx(3e-3)
+    assert error_limit(QUANTIZED, OWN, "hidden") == pytest.approx(1e-3)
 
 
 def test_pytorch_is_asked_for_its_error_where_the_row_needs_it() -> None:
@@ -54,11 +55,45 @@ def test_kl_grows_with_the_square_of_the_allowed_error() -> None:
 def test_ties_are_as_wide_as_the_granted_error_explains() -> None:
     assert tie_margin(FP32, None, 3.0) == pytest.approx(4 * 1e-5 * 3)
     assert tie_margin(FP16, OWN, 3.0) == pytest.approx(4 * 2 * 3e-3 * 3)
-    assert tie_margin(QUANTIZED, OWN, 3.0) == pytest.approx(4 * 3e-3 * 3)
+
+
+def test_ties_of_a_quantized_row_are_a_fixed_number_of_nats() -> None:
+    """A worse bundle gets no wider margin; and every result shows the rate without it."""
+    for size in (0.05, 0.5, 1.0):
+        errors = noisy(size)
+        top1 = list(judge_logits("3 logits", errors, QUANTIZED, OWN))[-1]
+        assert top1.details["margin"] == QUALITY.tie
+        assert top1.value == errors.top1(QUALITY.tie)[0]
+        assert top1.details["raw"] == errors.agreeing / errors.positions
+        low, high = top1.details["raw_interval"]
+        assert low <= top1.details["raw"] <= high
+    assert tie_margin(QUANTIZED, None, 7.0) == QUALITY.tie
+    assert tie_margin(replace(QUANTIZED, count_ties=True), None, 7.0) == 0.0
+
+
+def test_the_mean_divergence_has_an_interval() -> None:
+    kl = next(result for result in judge_logits("3 logits", noisy(0.3), QUANTIZED, OWN) if "KL" in result.measure)
+    low, high = kl.details["interval"]
+    assert kl.value is not None
+    assert low < kl.value < high
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4-weight"])
+def test_limits_are_the_programs_whatever_a_bundle_states(name: str) -> None:
+    loose = replace(precision(name), max_kl=9.0, min_top1=0.0, max_error_ratio=99.0, max_relative_error=9.0)
+    assert own_row(loose) == precision(name)
+    assert own_row(loose).quality == precision(name).quality
+    assert "quality" not in precision(name).to_dict()
+
+
+def test_a_quantized_bundle_chooses_its_compute_dtype_and_to_count_ties() -> None:
+    stated = replace(precision("int8").computing("float16"), count_ties=True)
+    assert own_row(stated) == stated
+    assert own_row(replace(precision("fp32"), compute="float16")) == precision("fp32")
 
 
 def test_where_ties_count_every_change_of_the_best_token_is_wrong() -> None:
-    errors = noisy(0.5)
+    errors = noisy(0.3)
     assert errors.top1(0.0)[0] < 1
     (lenient,), (strict,) = (
         [result for result in judge_logits("3 logits", errors, row, OWN) if result.measure.startswith("top-1")]

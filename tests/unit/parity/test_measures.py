@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t5edge.parity import measures
-from t5edge.parity.measures import compare_logits, log_softmax, max_error, pool, relative_error
+from t5edge.parity.measures import compare_logits, log_softmax, max_error, mean_interval, pool, relative_error, wilson
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0, 3, (7, 53)).astype(np.float32)
@@ -96,3 +96,26 @@ def test_the_worst_position_counts_against_an_average_one() -> None:
     size = np.sum(LOGITS.astype(np.float64) ** 2, axis=1)
     assert errors.worst_position == pytest.approx(0.01 * np.sqrt(size[4] / size.mean()), rel=1e-3)
     assert int(errors.error.argmax()) == 4
+
+
+def test_wilsons_interval_is_that_of_the_book() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_for_many_values() -> None:
+    values = np.random.default_rng(3).exponential(2.0, 4000)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    low, high = mean_interval(values)
+    assert low < values.mean() < high
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+    assert mean_interval(values) == (low, high)
+
+
+def test_ties_do_not_count_as_agreement() -> None:
+    reference = np.array([[1.0, 1.1, 0.0], [1.0, 3.0, 0.0], [5.0, 0.0, 0.0]])
+    value = reference.copy()
+    value[0] = reference[0, [1, 0, 2]]
+    assert compare_logits(value, reference).agreeing == 2

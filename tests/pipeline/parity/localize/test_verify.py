@@ -102,11 +102,14 @@ def test_the_command_compares_block_by_block(
     blocks = trace.trace_blocks(open_checkpoint(str(sound.checkpoint)), Silent())
     monkeypatch.setattr(trace, "trace_blocks", lambda *_: blocks)
     command = ["verify", "--blockwise", "--checkpoint", str(sound.checkpoint)]
-    assert cli.main([*command, str(sound.bundle), "--json"]) == 0
+    assert cli.main([*command, str(sound.bundle)]) == 1
+    assert "--allow-not-run" in capsys.readouterr().err
+    assert cli.main([*command, str(sound.bundle), "--json", "--allow-not-run", "generation", "graphs"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["blockwise"]
-    assert report["passed"]
-    assert {rung["verdict"].partition(":")[0] for rung in report["rungs"]} == {"pass", "not run"}
+    assert not report["passed"]
+    assert [entry["name"] for entry in report["not_run"]] == ["graphs", "7 generation"]
+    assert {rung["verdict"].partition(":")[0] for rung in report["rungs"]} == {"pass", "not run", "not applicable"}
     broken = sound.copy(tmp_path / "broken")
     weights = broken.weights()
     name, _measure = swap_gate(weights, layer=1)
@@ -133,8 +136,9 @@ def test_export_verifies_block_by_block(tmp_path: Path) -> None:
     """On request; the manifest says which checks ran that way."""
     checkpoint = save_tiny_model(find_tiny_model("t5-tiny"), tmp_path / "checkpoint", seed=0)
     made = export(str(checkpoint), "fp16", out=tmp_path / "bundle", target=("onnxruntime",), blockwise=True)
-    assert made.passed
     assert made.manifest.parity is not None
+    assert made.manifest.parity.verdict == "passed except what was not run"
+    assert not made.passed
     assert made.manifest.parity.facts["blockwise"]
     with pytest.raises(UserError, match="--blockwise"):
         export("t5-demo", blockwise=True, no_verify=True)

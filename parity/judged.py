@@ -1,0 +1,122 @@
+"""The check on all judged texts: every target position in one pass without a cache, so that thousands cost little.
+
+Texts are taken in the order of their file, ``PORTION`` at a time, until all are judged or the time budget is used up,
+but never fewer positions than ``Judging.least``. PyTorch block by block reads its layers once for as many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from t5edge.bundle.parity_report import CheckResult, at_least
+from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
+from t5edge.parity.limits import judge_logits
+from t5edge.parity.measures import LogitErrors, compare_logits, pool
+from t5edge.parity.subject import Subject
+from t5edge.parity.texts import judged_texts
+from t5edge.parity.workload import RowMaker
+from t5edge.runtime.generation.options import read_options
+
+PORTION = 32
+"""Texts between two looks at the clock."""
+BATCH_TOKENS = 4096
+"""Padded source tokens of a batch."""
+BATCH_LOGITS = 1 << 25
+"""Padded logits of a batch: 128 MiB of float32 on either side."""
+NEW_TOKENS = 64
+"""Tokens that the reference generates for a text without a target."""
+
+Row = tuple[list[int], list[int]]
+"""Source ids with the end token, target ids behind the start token."""
+
+
+def judged(subject: Subject, name: str) -> Iterator[CheckResult]:
+    """3. Teacher-forced logits over the judged texts, and how many positions those were."""
+    judging, begin = subject.opener.judging, time.monotonic()
+    examples, origin = judged_texts(subject.checkpoint, judging.texts)
+    maker = RowMaker(subject.checkpoint, subject.opener.limits)
+    parts: list[LogitErrors] = []
+    texts = positions = 0
+    for portion in _portions(subject, maker.encoder, examples):
+        if positions >= judging.least and time.monotonic() - begin >= judging.seconds:
+            break
+        parts += _judge(subject, [maker.row(example) for example in portion])
+        texts, positions = texts + len(portion), sum(part.positions for part in parts)
+    facts: dict[str, Any] = {
+        "texts": texts,
+        "of_texts": len(examples),
+        "origin": origin,
+        "judged_seconds": round(time.monotonic() - begin, 1),
+        "budget": judging.seconds,
+    }
+    if all(example.target for example in examples):
+        facts["of_positions"] = sum(len(maker.row(example)[1]) for example in examples)
+    least = judging.least if texts < len(examples) else min(judging.least, positions)
+    of = f"{texts} of {len(examples)} texts, {origin}"
+    yield at_least(name, f"positions judged ({of})", positions, least, **facts)
+    yield from judge_logits(name, pool(parts), subject.precision, subject.unit("texts"), "judged texts")
+
+
+def _portions(subject: Subject, encoder: Encoder, examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The examples in parts; the first is as large as the least asks for where PyTorch runs block by block."""
+    portion: list[Example] = []
+    positions, wanted = 0, 0 if subject.whole is not None else subject.opener.judging.least
+    for example in examples:
+        portion.append(example)
+        positions += len(encoder.ids(example.target))
+        if len(portion) >= PORTION and positions >= wanted:
+            yield portion
+            portion, wanted = [], 0
+    if portion:
+        yield portion
+
+
+def _judge(subject: Subject, rows: Sequence[Row]) -> Iterator[LogitErrors]:
+    """The bundle against PyTorch on each batch of the rows."""
+    rows = _with_targets(subject, rows)
+    batches = {str(number): batch for number, batch in enumerate(_batches(subject, rows))}
+    for name, expected in subject.reference.model.outputs(batches):
+        batch = batches[name]
+        mask = target_mask(batch.decoder_input_ids, subject.pad)
+        found = subject.model.logits_uncached(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        yield compare_logits(found[mask], expected.logits[mask])
+
+
+def _with_targets(subject: Subject, rows: Sequence[Row]) -> list[Row]:
+    """Rows whose target is the start token alone get what the reference generates.
+
+    Where PyTorch cannot go token by token, it is what the bundle generates: both are then compared on those tokens.
+    """
+    found = list(rows)
+    empty = [place for place, (_, target) in enumerate(rows) if len(target) == 1]
+    if not empty:
+        return found
+    settings: dict[str, Any] = {"max_new_tokens": min(NEW_TOKENS, subject.longest), "num_beams": 1, "do_sample": False}
+    ids, mask = pad([rows[place][0] for place in empty], subject.pad)
+    tokens = (subject.whole or subject.model).generate(ids, mask, num_return_sequences=1, **settings)
+    ends = set(read_options(subject.generation).eos)
+    for place, row in zip(empty, tokens.tolist(), strict=True):
+        end = next((index for index, token in enumerate(row) if index and token in ends), len(row))
+        found[place] = rows[place][0], row[:end]
+    return found
+
+
+def _batches(subject: Subject, rows: Sequence[Row]) -> Iterator[Batch]:
+    """Batches of rows of similar lengths, none larger than the bounds unless it is one row."""
+    vocab = subject.checkpoint.architecture.vocab_size
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda row: (len(row[1]), len(row[0]))):
+        longest = [max(len(other[side]) for other in (*batch, row)) for side in (0, 1)]
+        count = len(batch) + 1
+        if batch and (count * longest[0] > BATCH_TOKENS or count * longest[1] * vocab > BATCH_LOGITS):
+            yield _padded(batch, subject.pad)
+            batch = []
+        batch.append(row)
+    yield _padded(batch, subject.pad)
+
+
+def _padded(rows: Sequence[Row], pad_token_id: int) -> Batch:
+    sources, targets = zip(*rows, strict=True)
+    return Batch(*pad(sources, pad_token_id), pad(targets, pad_token_id)[0])
