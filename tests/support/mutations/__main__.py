@@ -1,6 +1,6 @@
 """Run mutations on bundles and write the table.
 
-    PYTHONPATH=tests .venv/bin/python -m support.mutations --family t5-demo --precision fp32 --write docs/mutations.md
+PYTHONPATH=tests .venv/bin/python -m support.mutations --family t5-demo --precision fp32 --write docs/mutations.md
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for precision in options.precision or PRECISIONS:
             for outcome in run(family, precision, root, options.only):
                 outcomes.append(outcome)
-                print(f"{family} {precision} | {outcome.mutation} | {outcome.caught} | {outcome.measure or outcome.effect}", flush=True)
+                print(
+                    f"{family} {precision} | {outcome.mutation} | {outcome.caught} | {outcome.measure or outcome.effect}",
+                    flush=True,
+                )
             caught, counted = share([o for o in outcomes if (o.family, o.precision) == (family, precision)])
             print(f"== {family} {precision}: caught {caught} of {counted}", flush=True)
             if options.write is not None:

@@ -96,7 +96,9 @@ def padding_leaks(dtype: type[np.floating], graph: ir.Graph) -> None:
 
 def _beams(node: ir.Node, graph: ir.Graph) -> ir.Value:
     """bool [1]: there are more rows than sentences."""
-    ids, mask = (next(value for value in graph.inputs if value.name == name) for name in ("input_ids", "encoder_attention_mask"))
+    ids, mask = (
+        next(value for value in graph.inputs if value.name == name) for name in ("input_ids", "encoder_attention_mask")
+    )
     rows, sentences = (insert(node, "Shape", value, start=0, end=1) for value in (ids, mask))
     return insert(node, "Greater", rows, sentences)
 
@@ -145,11 +147,18 @@ def _encoder(name: str, category: str, how: Change) -> Mutation:
 
 
 MUTATIONS = (
-    *(m for after in AFTER for m in _in_decoders(f"cache wrong after {after} tokens", "caches", partial(cache_full, after))),
+    *(
+        m
+        for after in AFTER
+        for m in _in_decoders(f"cache wrong after {after} tokens", "caches", partial(cache_full, after))
+    ),
     *_in_decoders("cache slots shifted by one", "caches", slots_shifted),
     *_in_decoders("layer 1 reads layer 0's cached keys", "caches", partial(layer_of_other, False)),
     *_in_decoders("layer 1 reads layer 0's cross keys", "caches", partial(layer_of_other, True)),
-    *(Mutation(m.name, m.category, m.expected, m.apply, ("fp32",)) for m in _in_decoders("cache kept in float16", "caches", half_cache)),
+    *(
+        Mutation(m.name, m.category, m.expected, m.apply, ("fp32",))
+        for m in _in_decoders("cache kept in float16", "caches", half_cache)
+    ),
     *_in_decoders("bias frozen at 64 positions", "bias tables", partial(positions_frozen, 63)),
     *_in_decoders("bias ignores the past", "bias tables", past_ignored),
     *_in_decoders("distances clamped at 64", "bias tables", partial(clamp, "Max", "decoder", -64)),
@@ -159,7 +168,12 @@ MUTATIONS = (
     *_in_decoders("padding ignored in cross-attention", "masks", padding_ignored),
     *_in_decoders("padding ignored by beams", "masks", padding_ignored_by_beams),
     *(
-        Mutation(f"padding masked by -2, {graph}", "masks", "graphs", lambda d, g=graph: edit(g, partial(padding_leaks, dtype_of(d)), d))
+        Mutation(
+            f"padding masked by -2, {graph}",
+            "masks",
+            "graphs",
+            lambda d, g=graph: edit(g, partial(padding_leaks, dtype_of(d)), d),
+        )
         for graph in ("encoder", *DECODERS)
     ),
     *_in_decoders("beams read the next sentence's cross keys", "caches", beams_of_neighbour),

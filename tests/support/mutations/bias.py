@@ -133,7 +133,9 @@ MUTATIONS = (
     _bias("encoder bias mirrored", partial(change, "encoder", mirror)),
     _bias("encoder bias, first and last head swapped", partial(change, "encoder", swap_heads)),
     _bias("encoder bias dropped", partial(change, "encoder", zero)),
-    _bias("decoder bias divided by sqrt(d_kv)", lambda d: change("decoder", partial(shrink, d.architecture.d_kv**-0.5), d)),
+    _bias(
+        "decoder bias divided by sqrt(d_kv)", lambda d: change("decoder", partial(shrink, d.architecture.d_kv**-0.5), d)
+    ),
     _bias("decoder bias 5 % larger", partial(change, "decoder", partial(shrink, 1.05))),
     _bias("no bias beyond the last bucket, encoder", partial(change, "encoder", saturated)),
     _bias("no bias beyond the last bucket, decoder", partial(change, "decoder", saturated)),

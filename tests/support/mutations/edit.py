@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+
+
+_NUMBERS = count()
+
+
+def fresh_name(op_type: str) -> str:
+    """A name that no other value has."""
+    return f"mutation/{op_type}_{next(_NUMBERS)}"
 
 
 def node_of(value: ir.Value | None) -> ir.Node:
@@ -33,7 +42,7 @@ def insert(at: ir.Node, op_type: str, *inputs: ir.Value | np.ndarray, **attribut
     assert graph is not None
     values = [value if isinstance(value, ir.Value) else constant(at, value) for value in inputs]
     node = ir.node(op_type, values, attributes)
-    node.outputs[0].name = f"mutation/{op_type}_{len(graph)}"
+    node.outputs[0].name = fresh_name(op_type)
     graph.insert_before(at, node)
     return node.outputs[0]
 
@@ -43,7 +52,7 @@ def constant(at: ir.Node, array: np.ndarray) -> ir.Value:
     graph = at.graph
     assert graph is not None
     node = ir.node("Constant", [], {"value": ir.tensor(array)})
-    node.outputs[0].name = f"mutation/Constant_{len(graph)}"
+    node.outputs[0].name = fresh_name("Constant")
     graph.insert_before(at, node)
     return node.outputs[0]
 

@@ -14,14 +14,15 @@ import numpy as np
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.ladder import find_checkpoint
-from t5edge.parity.measures import compare_logits
+from t5edge.parity.measures import compare_logits, relative_error
 from t5edge.parity.text import HARD_TEXTS
-from t5edge.parity.workload import Workload, build_workload
+from t5edge.parity.workload import Workload, build_workload, examples_of
 from t5edge.runtime.model import BundleModel, load
 
 STEPS = 320
 """Cached steps of the long target."""
 BEAMS = 4
+HIDDEN = "encoder output"
 SOURCE = 600
 """Tokens of the long source."""
 
@@ -57,6 +58,11 @@ class Probe:
         return build_workload(find_checkpoint(self.bundle, model.manifest, None), model.manifest.limits)
 
     @cached_property
+    def sources(self) -> list[str]:
+        manifest = load(self.bundle, check=False).manifest
+        return [example.source for example in examples_of(find_checkpoint(self.bundle, manifest, None))]
+
+    @cached_property
     def sound(self) -> Answers:
         return self.answers(self.bundle)
 
@@ -78,7 +84,10 @@ class Probe:
         worst, other = (0.0, 1.0, ""), []
         for name, expected in self.sound.items():
             given = found.get(name)
-            if isinstance(expected, np.ndarray) and expected.dtype == np.float32:
+            if name.startswith(HIDDEN):
+                if not np.array_equal(expected, given, equal_nan=True):
+                    other.append(f"{name} by {relative_error(given, expected):.2g}")
+            elif isinstance(expected, np.ndarray) and expected.dtype == np.float32:
                 if not np.array_equal(expected, given, equal_nan=True):
                     errors = compare_logits(given, expected)
                     kl = float(errors.kl.mean())
@@ -100,7 +109,7 @@ class Probe:
         for path in sorted(folder.glob("*config.json")):
             found[path.name] = path.read_text()
         if (folder / "tokenizer.json").is_file():
-            rows = model.tokenizer.ids(HARD_TEXTS)
+            rows = model.tokenizer.ids([*HARD_TEXTS, *self.sources])
             found["ids of texts"] = rows
             found["texts of ids"] = [model.tokenizer.text(row, False) for row in rows]
         return found
@@ -117,9 +126,11 @@ class Probe:
             "texts in one pass": model.logits_uncached(*arrays)[mask],
             f"{STEPS} steps": model.logits(long.input_ids, long.attention_mask, long.decoder_input_ids)[0],
             f"source of {SOURCE}": model.logits(far, np.ones_like(far), texts.decoder_input_ids[:1])[0],
-            "encoder output": hidden[texts.attention_mask.astype(bool)].astype(np.float32),
+            HIDDEN: hidden[texts.attention_mask.astype(bool)].astype(np.float32),
             "rows of beams": _rows_of_beams(model, prompts),
-            "beams": model.generate(prompts.input_ids, prompts.attention_mask, num_beams=BEAMS, max_new_tokens=24, do_sample=False),
+            "beams": model.generate(
+                prompts.input_ids, prompts.attention_mask, num_beams=BEAMS, max_new_tokens=24, do_sample=False
+            ),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,11 @@ class Outcome:
         return self.caught not in (NO_EFFECT, MISSED) and not self.caught.startswith("error")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON-able; infinity, which JSON has not, by its name."""
+        data = asdict(self)
+        if self.effect is not None and not math.isfinite(self.effect.kl):
+            data["effect"]["kl"] = str(self.effect.kl)
+        return data
 
 
 @contextmanager

@@ -140,16 +140,45 @@ MUTATIONS = (
         "weights",
         partial(norm_dropped, "encoder.block.1.layer.0.layer_norm.weight"),
     ),
-    Mutation("the decoder's final norm weight dropped", "norms", "weights", partial(norm_dropped, "decoder.final_layer_norm.weight")),
+    Mutation(
+        "the decoder's final norm weight dropped",
+        "norms",
+        "weights",
+        partial(norm_dropped, "decoder.final_layer_norm.weight"),
+    ),
     Mutation("two norms of encoder layer 0 swapped", "norms", "weights", norms_swapped),
-    *(Mutation(f"erf GELU for tanh GELU, {graph}", "scales", "graphs", partial(edit, graph, gelu_erf)) for graph in GRAPHS),
-    *(Mutation(f"ReLU and GELU exchanged, {graph}", "scales", "graphs", partial(edit, graph, other_activation)) for graph in GRAPHS),
-    *(Mutation(f"activation on the wrong half in one layer, {graph}", "scales", "graphs", partial(edit, graph, gate_swapped)) for graph in GRAPHS),
-    Mutation("one residual connection dropped, encoder", "scales", "graphs", partial(edit, "encoder", residual_dropped)),
+    *(
+        Mutation(f"erf GELU for tanh GELU, {graph}", "scales", "graphs", partial(edit, graph, gelu_erf))
+        for graph in GRAPHS
+    ),
+    *(
+        Mutation(f"ReLU and GELU exchanged, {graph}", "scales", "graphs", partial(edit, graph, other_activation))
+        for graph in GRAPHS
+    ),
+    *(
+        Mutation(
+            f"activation on the wrong half in one layer, {graph}",
+            "scales",
+            "graphs",
+            partial(edit, graph, gate_swapped),
+        )
+        for graph in GRAPHS
+    ),
+    Mutation(
+        "one residual connection dropped, encoder", "scales", "graphs", partial(edit, "encoder", residual_dropped)
+    ),
     Mutation("logits times 1.2", "scales", "graphs", partial(logits_times, 1.2, DECODERS)),
     Mutation("logits times 1.02", "scales", "graphs", partial(logits_times, 1.02, DECODERS)),
-    *(Mutation(f"logits times 1.2, {graph} alone", "scales", "graphs", partial(logits_times, 1.2, (graph,))) for graph in DECODERS),
-    Mutation("logits scaled by d_model**-0.5 too rarely or too often", "scales", "graphs", partial(logits_times, None, DECODERS)),
+    *(
+        Mutation(f"logits times 1.2, {graph} alone", "scales", "graphs", partial(logits_times, 1.2, (graph,)))
+        for graph in DECODERS
+    ),
+    Mutation(
+        "logits scaled by d_model**-0.5 too rarely or too often",
+        "scales",
+        "graphs",
+        partial(logits_times, None, DECODERS),
+    ),
     Mutation("one token's logit 0.5 higher", "scales", "graphs", logits_biased),
     Mutation("encoder output 1 % larger", "scales", "graphs", hidden_times),
     Mutation("embeddings times sqrt(d_model)", "scales", "weights", embedding_scaled),

@@ -39,7 +39,7 @@ def activation_scale(factor: float, draft: Draft) -> None:
 
 def scale_times(factor: float, one: bool, draft: Draft) -> None:
     scales = scales_of(draft, f"encoder.block.0.layer.1.{WO}")
-    scales[..., :1 if one else None] *= np.float32(factor)
+    scales[..., : 1 if one else None] *= np.float32(factor)
 
 
 def scales_rolled(draft: Draft) -> None:
@@ -78,7 +78,11 @@ def activation_zero_point(draft: Draft) -> None:
 def weight_zero_point(draft: Draft) -> None:
     """One weight is dequantized with a zero point of 1."""
     with draft.graph("encoder") as graph:
-        node = next(found for found in nodes(graph, "DequantizeLinear") if "values" in str(found.inputs[0].name) and "block.0" in str(found.inputs[0].name))
+        node = next(
+            found
+            for found in nodes(graph, "DequantizeLinear")
+            if "values" in str(found.inputs[0].name) and "block.0" in str(found.inputs[0].name)
+        )
         scales = node.inputs[1]
         assert scales is not None
         dtype = ml_dtypes.int4 if draft.manifest.precision.weight_bits == 4 else np.int8
@@ -121,7 +125,18 @@ def loosened(limits: dict[str, object], draft: Draft) -> None:
 
 def relabelled(draft: Draft) -> None:
     """A float bundle that calls itself the coarsest precision; logits times 1.2."""
-    loosened({"name": "int4-weight", "weight_bits": 4, "block_size": 32, "max_kl": 0.2, "min_top1": 0.9, "max_relative_error": None, "max_error_ratio": None}, draft)
+    loosened(
+        {
+            "name": "int4-weight",
+            "weight_bits": 4,
+            "block_size": 32,
+            "max_kl": 0.2,
+            "min_top1": 0.9,
+            "max_relative_error": None,
+            "max_error_ratio": None,
+        },
+        draft,
+    )
 
 
 def short_limits(draft: Draft) -> None:
@@ -156,6 +171,8 @@ MUTATIONS = (
     _quantized("integers cut instead of rounded", "weights", toward_zero),
     Mutation("manifest allows any error, logits times 1.2", "manifest", "graphs", partial(loosened, ANYTHING)),
     Mutation("manifest has no bounds, logits times 1.2", "manifest", "graphs", partial(loosened, NOTHING)),
-    Mutation("float bundle calls itself int4-weight, logits times 1.2", "manifest", "weights", relabelled, ("fp32", "fp16")),
+    Mutation(
+        "float bundle calls itself int4-weight, logits times 1.2", "manifest", "weights", relabelled, ("fp32", "fp16")
+    ),
     Mutation("limits shrunk to 80, NaN beyond 90", "manifest", "weights", short_limits),
 )

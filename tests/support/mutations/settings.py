@@ -153,6 +153,13 @@ MUTATIONS = (
     _tokenizer("texts cut at 16 tokens", partial(part_set, "truncation", TRUNCATION)),
     Mutation("tokenizer.json missing", "tokenizer", "text", tokenizer_missing),
     Mutation("config.json with another d_kv", "manifest", "text", config_shape),
-    Mutation("manifest with another norm epsilon", "manifest", "refused", partial(architecture, {"norm_epsilon": 1e-5})),
-    Mutation("manifest says the logits are scaled the other way", "manifest", "refused", lambda d: architecture({"scale_logits": not d.architecture.scale_logits}, d)),
+    Mutation(
+        "manifest with another norm epsilon", "manifest", "refused", partial(architecture, {"norm_epsilon": 1e-5})
+    ),
+    Mutation(
+        "manifest says the logits are scaled the other way",
+        "manifest",
+        "refused",
+        lambda d: architecture({"scale_logits": not d.architecture.scale_logits}, d),
+    ),
 )

@@ -34,7 +34,10 @@ def _cell(outcomes: Sequence[Outcome]) -> str:
 
 def misses(outcomes: Sequence[Outcome]) -> list[str]:
     """A Markdown table of what was not caught."""
-    lines = ["| mutation | precision | family | expected | KL (nats) | top-1 | where |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| mutation | precision | family | expected | KL (nats) | top-1 | where |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for outcome in outcomes:
         if outcome.counts and not outcome.found:
             effect = outcome.effect

@@ -172,7 +172,9 @@ MUTATIONS = (
     _weights("cross keys, heads 0 and 1 swapped", partial(swap_heads, "decoder", "EncDecAttention.k")),
     _weights("encoder q and k swapped", partial(swap_parts, "encoder", "SelfAttention.q", "SelfAttention.k")),
     _weights("cross k and v swapped", partial(swap_parts, "decoder", "EncDecAttention.k", "EncDecAttention.v")),
-    _weights("decoder wi_0 and wi_1 swapped", partial(swap_parts, "decoder", "DenseReluDense.wi_0", "DenseReluDense.wi_1")),
+    _weights(
+        "decoder wi_0 and wi_1 swapped", partial(swap_parts, "decoder", "DenseReluDense.wi_0", "DenseReluDense.wi_1")
+    ),
     _weights("encoder layers 0 and 1, wo swapped", partial(swap_layers, "encoder", "DenseReluDense.wo")),
     _weights("decoder layers 0 and 1, qkv swapped", partial(swap_layers, "decoder", "SelfAttention.q")),
     _weights("decoder layers 0 and 1, cross kv swapped", partial(swap_layers, "decoder", "EncDecAttention.k")),
