@@ -22,6 +22,7 @@ WEIGHTS = "weights.safetensors"
 DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U8": np.uint8}
 MEMBER = re.compile(r"[A-Za-z_][\w.]*\.weight")
 DECODERS = ("decoder", "decoder_buffered")
+GRAPHS = ("encoder", *DECODERS)
 SUBLAYERS = {"SelfAttention": 0, "EncDecAttention": 1}
 
 

@@ -27,6 +27,8 @@ FAMILIES = {
     "t5-base": Family("google-t5/t5-base", random_weights=0),
 }
 """Trained; a bias in each layer and a gate; ReLU and tied; 223 million random weights (on request)."""
+SMALL = ("t5-demo", "umt5", "t5-v1.0")
+PRECISIONS = ("fp32", "fp16", "int8", "int4-weight")
 
 
 def bundle_of(family: str, precision: str, root: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from support.mutations.attention import edit
-from support.mutations.draft import DECODERS, Draft
+from support.mutations.draft import DECODERS, GRAPHS, Draft
 from support.mutations.edit import after_output, bypass, input_of, insert, node_of, nodes
 from support.mutations.mutation import Mutation, require
 
@@ -127,7 +127,6 @@ def _norm(name: str, how: Callable[[ir.Graph], None], *graphs: str) -> list[Muta
     return [Mutation(f"{name}, {graph}", "norms", "graphs", partial(edit, graph, how)) for graph in graphs]
 
 
-GRAPHS = ("encoder", *DECODERS)
 MUTATIONS = (
     *_norm("RMSNorm epsilon 1e-3", partial(epsilon, 1e-3), *GRAPHS),
     *_norm("RMSNorm epsilon 1e-5", partial(epsilon, 1e-5), "encoder"),

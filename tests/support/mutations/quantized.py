@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from support.mutations.attention import edit
 from support.mutations.draft import Draft
 from support.mutations.edit import constant, node_of, nodes
 from support.mutations.layers import logits_times

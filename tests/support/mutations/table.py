@@ -45,9 +45,8 @@ def misses(outcomes: Sequence[Outcome]) -> list[str]:
             where = "; ".join([effect.where, *effect.other]) if effect else outcome.measure
             if outcome.caught != MISSED:
                 where = f"{outcome.caught} {outcome.measure}"
-            lines.append(
-                f"| {outcome.mutation} | {outcome.precision} | {outcome.family} | {outcome.expected} | {numbers}{where} |"
-            )
+            facts = (outcome.mutation, outcome.precision, outcome.family, outcome.expected)
+            lines.append(f"| {' | '.join(facts)} | {numbers}{where} |")
     return lines
 
 

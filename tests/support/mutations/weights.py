@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import onnx_ir as ir
 
+from support.mutations.draft import GRAPHS, Draft
 from support.mutations.draft import WEIGHTS as FILE
-from support.mutations.draft import Draft
 from support.mutations.mutation import FLOAT, QUANTIZED, Mutation, require
 
 
@@ -160,6 +161,38 @@ def _swap(values: np.ndarray, order: np.ndarray) -> None:
     values[:] = values[:, order]
 
 
+def _external(graph: ir.Graph, fragment: str) -> list[ir.Value]:
+    """The graph's weights in ``weights.safetensors`` whose names hold ``fragment``, in order."""
+    values = [value for name, value in graph.initializers.items() if fragment in name]
+    return [value for value in values if isinstance(value.const_value, ir.ExternalTensor)]
+
+
+def own_copy(name: str, draft: Draft) -> None:
+    """One graph has a copy of a weight of its own, 10 % larger; the file is right."""
+    require(draft.has(name))
+    with draft.graph(name) as graph:
+        floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        value = next(value for value in _external(graph, "SelfAttention.o") if value.dtype in floats)
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        value.const_value = ir.tensor(array * array.dtype.type(1.1), name=value.name)
+
+
+def other_place(name: str, draft: Draft) -> None:
+    """One graph reads layer 0's matrix for layer 1; the file is right."""
+    require(draft.has(name))
+    with draft.graph(name) as graph:
+        first, second, *_ = (
+            value for value in _external(graph, "SelfAttention.o") if ".scales(" not in str(value.name)
+        )
+        wrong = first.const_value
+        assert isinstance(wrong, ir.ExternalTensor)
+        place = (wrong.location, wrong.offset, wrong.length, wrong.dtype)
+        second.const_value = ir.ExternalTensor(
+            *place, shape=ir.Shape(wrong.shape), name=str(second.name), base_dir=wrong.base_dir
+        )
+
+
 def _weights(name: str, apply: partial[None] | object, precisions: tuple[str, ...] = FLOAT + QUANTIZED) -> Mutation:
     return Mutation(name, "weights", "weights", apply, precisions)  # type: ignore[arg-type]
 
@@ -199,5 +232,7 @@ MUTATIONS = (
     _weights("a token's embedding NaN", partial(embedding_row, "NaN")),
     _weights("two tokens' embeddings swapped", partial(embedding_row, "swapped")),
     _weights("output layer overwritten with the embedding", head_is_embedding, FLOAT),
+    *(_weights(f"{graph} has its own copy of a weight, 10 % larger", partial(own_copy, graph)) for graph in GRAPHS),
+    *(_weights(f"{graph} reads layer 0's o for layer 1", partial(other_place, graph)) for graph in GRAPHS),
     _weights("two tokens' columns of the output layer swapped", head_row_swap),
 )
