@@ -14,9 +14,8 @@ import onnxruntime
 
 from support.fixtures import OneThread
 from support.mutations.families import FAMILIES, PRECISIONS, SMALL
-from support.mutations.judge import Outcome
 from support.mutations.run import run
-from support.mutations.table import summary, write
+from support.mutations.table import read, summary, write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,13 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", action="append")
     parser.add_argument("--only", default="", help="part of a mutation's name")
     parser.add_argument("--root", type=Path, help="where bundles are kept between runs")
-    parser.add_argument("--write", type=Path, help="the table, as Markdown, with JSON beside it")
+    parser.add_argument(
+        "--write", type=Path, help="the table, as Markdown, with JSON beside it; kept for bundles that are not run"
+    )
     options = parser.parse_args(arguments)
     onnxruntime.InferenceSession = OneThread
     root = options.root or Path(tempfile.mkdtemp())
-    outcomes: list[Outcome] = []
+    outcomes = read(options.write) if options.write else []
     for family in options.family or SMALL:
         for precision in options.precision or PRECISIONS:
+            outcomes = [known for known in outcomes if (known.family, known.precision) != (family, precision)]
             for outcome in run(family, precision, root, options.only):
                 outcomes.append(outcome)
                 found = outcome.measure or outcome.effect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +57,14 @@ class Outcome:
         if self.effect is not None and not math.isfinite(self.effect.kl):
             data["effect"]["kl"] = str(self.effect.kl)
         return data
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Outcome:
+        """The inverse of ``to_dict``."""
+        effect = data["effect"]
+        if effect is not None:
+            effect = Effect(float(effect["kl"]), effect["top1"], effect["where"], tuple(effect["other"]))
+        return Outcome(**{**data, "effect": effect})
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from support.mutations.draft import Draft
-from support.mutations.edit import constant, node_of, nodes
+from support.mutations.edit import constant, nodes
 from support.mutations.layers import logits_times
 from support.mutations.mutation import QUANTIZED, Mutation, require
 
@@ -69,8 +69,7 @@ def embedding_scale(draft: Draft) -> None:
 def activation_zero_point(draft: Draft) -> None:
     """One activation is dequantized with another zero point than it was quantized with."""
     with draft.graph("encoder") as graph:
-        node = nodes(graph, "DequantizeLinear", "encoder.block.0.block")
-        chosen = next(found for found in node if node_of(found.inputs[0]).op_type == "QuantizeLinear")
+        chosen = next(node for node in graph if (node.name or "").endswith("input_DequantizeLinear"))
         chosen.replace_input_with(2, constant(chosen, np.array(2, np.int8)))
 
 
@@ -156,7 +155,7 @@ MUTATIONS = (
     _quantized("one activation scale doubled", "arithmetic", partial(activation_scale, 2.0), "int8"),
     _quantized("one activation scale halved", "arithmetic", partial(activation_scale, 0.5), "int8"),
     _quantized("one activation scale times 16", "arithmetic", partial(activation_scale, 16.0), "int8"),
-    _quantized("one activation's zero point differs", "graphs", activation_zero_point, "int8"),
+    _quantized("one activation's zero point differs", "arithmetic", activation_zero_point, "int8"),
     _quantized("one weight's zero point is 1", "graphs", weight_zero_point),
     _quantized("one weight's scales 10 % larger", "weights", partial(scale_times, 1.1, False)),
     _quantized("one channel's scale doubled", "weights", partial(scale_times, 2.0, True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def everything(outcomes: Sequence[Outcome]) -> list[str]:
         cells = [found.get((mutation, *column), "-") for column in columns]
         lines.append(f"| {mutation} | {' | '.join(cells)} |")
     return lines
+
+
+def read(path: Path) -> list[Outcome]:
+    """The outcomes that ``write`` left beside ``path``; none where it has not run yet."""
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return []
+    return [Outcome.from_dict(data) for data in json.loads(beside.read_text(encoding="utf-8"))["outcomes"]]
 
 
 def write(outcomes: Sequence[Outcome], path: Path) -> None:
