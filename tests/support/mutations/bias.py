@@ -123,8 +123,8 @@ def _bias(name: str, apply: Callable[[Draft], None]) -> Mutation:
     return Mutation(name, "bias tables", "weights", apply)
 
 
-def _mask(name: str, apply: Callable[[Draft], None]) -> Mutation:
-    return Mutation(name, "masks", "weights", apply)
+def _mask(name: str, apply: Callable[[Draft], None], expected: str = "graphs") -> Mutation:
+    return Mutation(name, "masks", expected, apply)
 
 
 MUTATIONS = (
@@ -151,5 +151,5 @@ MUTATIONS = (
     _bias("encoder and decoder bias swapped", stacks_swapped),
     _mask("causal mask lost", partial(mask_column, lambda table: table[:, -1])),
     _mask("causal mask leaks 20 %", partial(mask_column, leak)),
-    _mask("causal mask hides the token itself", strict),
+    _mask("causal mask hides the token itself", strict, "weights"),
 )
