@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", action="append", choices=FAMILIES)
     parser.add_argument("--precision", action="append")
     parser.add_argument("--only", default="", help="part of a mutation's name")
+    parser.add_argument("--every", type=int, default=1, help="of the mutations only each so many: for large models")
     parser.add_argument("--root", type=Path, help="where bundles are kept between runs")
     parser.add_argument(
         "--write", type=Path, help="the table, as Markdown, with JSON beside it; kept for bundles that are not run"
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for family in options.family or SMALL:
         for precision in options.precision or PRECISIONS:
             outcomes = [known for known in outcomes if (known.family, known.precision) != (family, precision)]
-            for outcome in run(family, precision, root, options.only):
+            for outcome in run(family, precision, root, options.only, options.every):
                 outcomes.append(outcome)
                 found = outcome.measure or outcome.effect
                 print(f"{family} {precision} | {outcome.mutation} | {outcome.caught} | {found}", flush=True)
