@@ -101,7 +101,7 @@ def test_a_sound_copy_keeps_its_hashes(demo: Workshop, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", SMALL)
 def test_nearly_every_mutation_is_caught(family: str, precision: str, tmp_path: Path) -> None:
-    """docs/mutations.md has the table; ``python -m support.mutations --write`` makes it."""
+    """docs/parity-mutations.md has the table; ``python -m support.mutations --write`` makes it."""
     outcomes = list(run(family, precision, tmp_path))
     caught, counted = share(outcomes)
     assert counted >= FEWEST
