@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := bundle runtime engines kernels exporter calibration parity tools commands
 FILES := __init__ cli pipeline options errors progress
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-avx2 lint clean
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: $(VENV)/demo.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest
+
+# The same as on a CPU without AVX-512 and VNNI: tests/hardware/mask_cpu. Linux on x86-64, with gcc and objdump.
+test-avx2: $(VENV)/dev.stamp
+	$(BIN)/python tests/hardware/mask_cpu/run.py avx2 $(BIN)/pytest
 
 # mypy does not follow an editable install's import hook: it reads the package through links.
 build/types: Makefile

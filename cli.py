@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import gc
 import importlib
 import importlib.util
@@ -84,6 +85,15 @@ COMMANDS = (
 
 BUG = 70
 """The exit code of a bug: EX_SOFTWARE of sysexits.h."""
+
+
+# fmt: off
+OUTSIDE = frozenset(getattr(errno, name) for name in (
+    "EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ENAMETOOLONG", "ELOOP", "EXDEV",
+    "EBUSY", "ETXTBSY", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "ENXIO", "ENODEV", "ESTALE", "EMFILE", "ENFILE", "ENOMEM",
+) if hasattr(errno, name))
+# fmt: on
+"""What the file system refuses whoever is right; any other OSError that reaches the command line is a bug."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -194,6 +204,8 @@ def _run_explained(command: Command, given: dict[str, Any], as_json: bool) -> in
         sys.stderr.close()
         return 141
     except OSError as error:
+        if error.errno not in OUTSIDE and not isinstance(error, ConnectionError | TimeoutError):
+            raise
         name = f"'{error.filename}': " if error.filename else ""
         return _complain(command, f"{name}{error.strerror or error}", 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import tempfile
@@ -51,10 +52,21 @@ def _stored_as(path: Path, folder: Path) -> str:
     return (resolved.relative_to(root) if inside else path.relative_to(folder)).as_posix()
 
 
+def regular(path: Path) -> Path:
+    """``path`` itself, if there is nothing of another kind: a named pipe would be waited for, a device has no end.
+
+    Raises:
+        OSError: it is a folder, a named pipe or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.ENXIO, "it is not a regular file", str(path))
+    return path
+
+
 def sha256_of(path: Path) -> str:
-    """Hash of a file, hex."""
+    """Hash of a file, hex; raises OSError as ``regular``."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

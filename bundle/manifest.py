@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.costs import GraphCosts
 from t5edge.bundle.engine_record import EngineEntry, Engines
-from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, sha256_of, write_json
+from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, regular, sha256_of, write_json
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.bundle.precision import Precision
@@ -190,7 +190,7 @@ def is_bundle(folder: Path) -> bool:
 
 def _parsed(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(regular(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"'{path.parent}' has no {MANIFEST}; {HINT}") from error
     except (ValueError, OSError) as error:

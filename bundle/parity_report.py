@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from t5edge.bundle.files import regular
 from t5edge.bundle.schema import read_as
 from t5edge.errors import UserError
 
@@ -187,7 +188,7 @@ class ParityReport:
         """
         problems: list[str] = []
         try:
-            found = read_as(ParityReport, json.loads(path.read_text(encoding="utf-8")), "", problems)
+            found = read_as(ParityReport, json.loads(regular(path).read_text(encoding="utf-8")), "", problems)
         except (OSError, ValueError, RecursionError) as error:
             problems = [str(error)]
         if problems:

@@ -33,6 +33,7 @@ def check_intact(folder: Path, manifest: Manifest) -> None:
     """
     read = [name for name in manifest.hashes if _is_read(name) and (folder / name).exists()]
     changed = [name for name in read if not _is_intact(folder / name, manifest.hashes[name])]
+    changed += [path.name for path in folder.iterdir() if path.name not in changed and _is_endless(path)]
     if changed:
         raise UserError(
             f"'{folder}' is not what was exported: {', '.join(changed)} changed or cannot be read; "
@@ -43,6 +44,11 @@ def check_intact(folder: Path, manifest: Manifest) -> None:
 def _is_read(name: str) -> bool:
     path = PurePosixPath(name)
     return len(path.parts) == 1 and (path.suffix == ".onnx" or name in READ_BESIDE_GRAPHS)
+
+
+def _is_endless(path: Path) -> bool:
+    """A named pipe or a device: whatever opens it may wait for ever."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_intact(path: Path, digest: str) -> bool:

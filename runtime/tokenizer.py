@@ -9,6 +9,9 @@ import numpy as np
 
 from t5edge.errors import UserError
 
+MOST_CHARACTERS = 1 << 20
+"""Of one text: no model attends to as many tokens as that makes, and the tokenizer would take minutes and gigabytes."""
+
 
 class BundleTokenizer:
     """The tokenizer of a bundle: adds the end token, pads to the longest of the batch."""
@@ -34,13 +37,15 @@ class BundleTokenizer:
         """The ids of each text, the end token last.
 
         Raises:
-            UserError: there is no text, or one of them is no text.
+            UserError: there is no text, or one of them is no text or far too long.
         """
         if not len(texts):
             raise UserError("there is no text to encode; pass at least one.")
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {index + 1} is {type(text).__name__}; pass a list of texts (str).")
+            if len(text) > MOST_CHARACTERS:
+                raise UserError(f"text {index + 1} has {len(text):,} characters; {MOST_CHARACTERS:,} are the most.")
             try:
                 text.encode()
             except UnicodeEncodeError as error:

@@ -16,8 +16,8 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-"""Spelling in ``feed_forward_proj`` -> our name. ``gated-gelu`` means the tanh form (T5: transformers' own
-exception).
+"""Spelling in ``feed_forward_proj`` and ``dense_act_fn`` -> our name. In the first, ``gated-gelu`` means the tanh form
+(T5: transformers' own exception).
 """
 
 
@@ -53,17 +53,24 @@ SECOND_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.wei
 
 
 def _activation(config: Mapping[str, Any], model_type: str) -> tuple[str, bool]:
+    """The activation, and whether it gates; ``dense_act_fn`` and ``is_gated_act`` win, as in transformers."""
     spelled = str(config.get("feed_forward_proj") or ("relu" if model_type == "t5" else "gated-gelu"))
     gate, _, act = spelled.rpartition("-")
     if spelled == "gated-gelu":
         act = "gelu_new"
     if gate not in ("", "gated") or act not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(
-            f"config.json: feed_forward_proj is '{spelled}', which has no fused form here; "
-            f"expected one of {known}, each also with 'gated-' in front."
-        )
-    return ACTIVATIONS[act], gate == "gated"
+        raise _no_fused_form("feed_forward_proj", spelled, ", each also with 'gated-' in front")
+    act, gated = _given(config, "dense_act_fn", act), _given(config, "is_gated_act", gate == "gated")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise _no_fused_form("dense_act_fn", act)
+    if not isinstance(gated, bool):
+        raise UserError(f"config.json: is_gated_act is {gated!r}; true or false is needed.")
+    return ACTIVATIONS[act], gated
+
+
+def _no_fused_form(key: str, value: object, more: str = "") -> UserError:
+    known = ", ".join(ACTIVATIONS)
+    return UserError(f"config.json: {key} is {value!r}, which has no fused form here; expected one of {known}{more}.")
 
 
 def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[str] | None = None) -> Architecture:
@@ -116,7 +123,7 @@ def config_from_architecture(architecture: Architecture, model_type: str = "t5")
         "is_encoder_decoder": True,
         **sizes,
         "num_decoder_layers": architecture.decoder_layers,
-        "feed_forward_proj": _feed_forward(architecture),
+        **_feed_forward(architecture),
         "tie_word_embeddings": architecture.tied,
         **({"scale_decoder_outputs": architecture.scale_logits} if model_type == "t5" else {}),
         "eos_token_id": architecture.eos_token_id,
@@ -125,12 +132,15 @@ def config_from_architecture(architecture: Architecture, model_type: str = "t5")
     }
 
 
-def _feed_forward(architecture: Architecture) -> str:
+def _feed_forward(architecture: Architecture) -> dict[str, Any]:
     """The spelling that transformers 4 and 5 read as this activation; ``gated-gelu`` is their tanh form."""
     if architecture.gated and architecture.activation == "gelu_tanh":
-        return "gated-gelu"
+        return {"feed_forward_proj": "gated-gelu"}
     spelled = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == architecture.activation)
-    return f"gated-{spelled}" if architecture.gated else spelled
+    if not architecture.gated:
+        return {"feed_forward_proj": spelled}
+    own = {"dense_act_fn": spelled} if spelled == "gelu" else {}
+    return {"feed_forward_proj": f"gated-{spelled}", **own}
 
 
 def _model_type(config: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from t5edge.bundle.files import regular
 from t5edge.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ def read_examples(path: str | Path, copy_source: bool = True) -> list[Example]:
     A missing target is the source, or, without ``copy_source``, empty.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8, or a line is not an object with a source.
+        UserError: the file is missing, no regular file, empty, not UTF-8, or a line is not an object with a source.
     """
     file = Path(path)
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in regular(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"'{file}' cannot be read: {error.strerror}; pass a text or JSONL file.") from error
     except UnicodeDecodeError as error:

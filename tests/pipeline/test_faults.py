@@ -25,6 +25,7 @@ from t5edge.errors import UserError
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "tests" / "bundles-0.1" / "byt5-int8"
 DEEP = "[" * 100_000
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,28 @@ def test_a_damaged_file_of_a_checkpoint(
     assert not (tmp_path / "out").exists()
 
 
+@POSIX
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "spiece.model"]
+)
+def test_a_checkpoint_s_file_that_is_a_pipe_is_not_waited_for(
+    checkpoint: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint / name).touch()
+    pipe(checkpoint / name)
+    out = tmp_path / "out"
+    code = cli.main([*export(checkpoint, out), "--precision", "fp32"])
+    assert code == (2 if name in ("config.json", "model.safetensors") else 0), capsys.readouterr().err
+
+
+@POSIX
+def test_texts_in_a_pipe_are_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").touch()
+    pipe(tmp_path / "texts")
+    arguments = [*export("t5-demo", tmp_path / "out"), "--precision", "int8", "--calibration", str(tmp_path / "texts")]
+    assert "it is not a regular file" in refused(capsys, *arguments)
+
+
 @pytest.mark.parametrize(
     "variant",
     ["a" * 5000, "~nobodyhere/x", "", "\x00", "[/x]", "a/b/c/d", "../..", "-"],
@@ -196,6 +219,12 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def pipe(path: Path) -> None:
+    """A named pipe into which nobody writes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 def nest(path: Path) -> None:
     path.write_text(DEEP)
 
@@ -217,7 +246,7 @@ PARTS = (
 )
 
 
-@pytest.mark.parametrize("damage", [halve, empty, flip, folder, nest, Path.unlink])
+@pytest.mark.parametrize("damage", [halve, empty, flip, folder, nest, Path.unlink, pytest.param(pipe, marks=POSIX)])
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("command", ["generate", "inspect", "report"])
 def test_a_damaged_file_of_a_bundle(
@@ -297,6 +326,8 @@ def test_a_manifest_without_sense(
         ("generate", "a", "--do-sample", "--top-p", "2"),
         ("generate", "a", "--repetition-penalty", "0"),
         ("generate", "\udcff"),
+        ("generate", "a" * 100_000_000),
+        ("generate", "a" * 1_000_000),
         ("generate", "a", "--target", "abacus"),
         ("bench", "--batch", "1000000000000"),
         ("bench", "--source", "1000000000"),
@@ -320,7 +351,7 @@ def test_a_bundle_in_a_folder_of_an_odd_name(tmp_path: Path, name: str, capsys: 
         assert cli.main([command, str(home)]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@POSIX
 @pytest.mark.parametrize("command", ["generate BUNDLE a --max-new-tokens 2", "inspect BUNDLE", "inspect BUNDLE --json"])
 @pytest.mark.parametrize("end", [">&-", "> /dev/full", "2>&-", "<&-"])
 def test_a_stream_that_takes_nothing(command: str, end: str) -> None:

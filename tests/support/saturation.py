@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+import pytest
 
 from t5edge.kernels.values import constant_value
 from t5edge.runtime.onnxruntime.sessions import session_options
+
+QEMU = shutil.which("qemu-x86_64")
+needs_qemu = pytest.mark.skipif(
+    QEMU is None or "MASK_CPU_LEAF7" in os.environ,
+    reason="needs qemu-user (apt install qemu-user), and a CPU that is not masked already (hardware/mask_cpu)",
+)
 
 
 def extreme_weight(rows: int, columns: int) -> np.ndarray:

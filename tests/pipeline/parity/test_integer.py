@@ -14,7 +14,7 @@ import pytest
 
 from support.bundles import write_bundle
 from support.exports import GATED, RELU, Exports, checks
-from support.saturation import saturating_sums
+from support.saturation import QEMU, needs_qemu, saturating_sums
 from t5edge import pipeline
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.manifest import Manifest
@@ -184,10 +184,10 @@ def keep_first(bundle: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user: apt install qemu-user")
+@needs_qemu
 @pytest.mark.slow
 def test_an_emulated_haswell_saturates_as_recorded_and_is_exact_as_chosen() -> None:
-    command = [str(shutil.which("qemu-x86_64")), "-cpu", "Haswell", sys.executable, "-c", UNDER_QEMU]
+    command = [str(QEMU), "-cpu", "Haswell", sys.executable, "-c", UNDER_QEMU]
     done = subprocess.run([*command, str(OLD), json.dumps(IDS.tolist())], capture_output=True, text=True, check=True)
     recorded, chosen = (line.split() for line in done.stdout.splitlines())
     assert int(recorded[0]) < int(recorded[1])

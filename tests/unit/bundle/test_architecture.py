@@ -70,6 +70,13 @@ def test_gelu_alone_is_the_exact_form_and_gated_gelu_the_tanh_form() -> None:
     ]
 
 
+def test_entries_of_their_own_win_over_the_projection_s_name_as_in_transformers() -> None:
+    facts = architecture_from_config({**SMALL, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"})
+    assert facts.ffn == "gated-gelu_erf"
+    facts = architecture_from_config({**SMALL, "dense_act_fn": "silu", "is_gated_act": True})
+    assert facts.ffn == "gated-silu"
+
+
 def test_null_and_lists_for_token_ids() -> None:
     config = {**SMALL, "eos_token_id": [1, 7], "pad_token_id": 3, "decoder_start_token_id": None}
     facts = architecture_from_config(config)
@@ -89,6 +96,9 @@ def test_null_and_lists_for_token_ids() -> None:
             "'gated-mish', which has no fused form here; expected one of relu",
         ),
         ({"feed_forward_proj": "double-relu"}, "'double-relu', which has no fused form"),
+        ({"dense_act_fn": "mish"}, "dense_act_fn is 'mish', which has no fused form here; expected one of relu"),
+        ({"dense_act_fn": ["relu"]}, "dense_act_fn is ['relu'], which"),
+        ({"is_gated_act": "no"}, "is_gated_act is 'no'; true or false"),
     ],
 )
 def test_refusals(change: dict[str, object], message: str) -> None:
@@ -99,7 +109,10 @@ def test_refusals(change: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
-@pytest.mark.parametrize(("activation", "gated"), [("relu", False), ("gelu_tanh", True), ("silu", True)])
+@pytest.mark.parametrize(
+    ("activation", "gated"),
+    [("relu", False), ("gelu_erf", False), ("gelu_tanh", True), ("gelu_erf", True), ("silu", True)],
+)
 def test_config_and_back(model_type: str, activation: str, gated: bool) -> None:
     facts = Architecture(
         vocab_size=99,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from support.tiny_models import TinyModel, find_tiny_model, save_tiny_model, tiny_models
+from support.transformers_models import transformers_model
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.reference.cache import cache_keyword
@@ -26,19 +26,6 @@ def logits(model: Any, vocab_size: int) -> torch.Tensor:
     with torch.no_grad():
         result: torch.Tensor = model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
     return result.float()
-
-
-def transformers_model(folder: Path, model_type: str, **options: Any) -> Any:
-    import transformers
-
-    classes: dict[str, Any] = {
-        "t5": transformers.T5ForConditionalGeneration,
-        "mt5": transformers.MT5ForConditionalGeneration,
-        "umt5": transformers.UMT5ForConditionalGeneration,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return classes[model_type].from_pretrained(folder, attn_implementation="eager", **options).eval()
 
 
 def drawn(tiny: TinyModel) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from support.saturation import extreme_weight, rounded_matmul, saturating_sums, start
+from support.saturation import QEMU, extreme_weight, needs_qemu, rounded_matmul, saturating_sums, start
 from t5edge.runtime.onnxruntime import arithmetic
 from t5edge.runtime.onnxruntime.arithmetic import FLOAT, SATURATING, SIGNED, UNSIGNED, Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
@@ -108,11 +107,11 @@ def test_instruction_sets_are_read_from_linux(tmp_path: Path, text: str, expecte
     assert arithmetic.instruction_sets(tmp_path / "missing") == ()
 
 
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user: apt install qemu-user")
+@needs_qemu
 @pytest.mark.parametrize(
     ("cpu", "signed", "chosen"), [("Haswell", "False", dict(UNSIGNED.entries)), ("Nehalem", "True", {})]
 )
 def test_emulated_cpus_without_vnni(cpu: str, signed: str, chosen: dict[str, str]) -> None:
-    command = [str(shutil.which("qemu-x86_64")), "-cpu", cpu, sys.executable, "-c", UNDER_QEMU]
+    command = [str(QEMU), "-cpu", cpu, sys.executable, "-c", UNDER_QEMU]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == f"{signed} {chosen}"
