@@ -17,7 +17,9 @@ def parity_table(report: ParityReport) -> Table:
 
     facts = report.facts
     title = f"parity of {facts.get('variant', 'bundle')} {facts.get('precision', '')} on {facts.get('target', '?')}"
-    table = Table("check", "measure", title=title, title_justify="left", caption=shown(report.describe()))
+    table = Table(title=title, title_justify="left", caption=shown(report.describe()))
+    table.add_column("check", no_wrap=True)
+    table.add_column("measure")
     for column in ("value", "limit", "raw", "95 %"):
         table.add_column(column, justify="right")
     table.add_column("verdict")

@@ -113,7 +113,7 @@ def verify(
 ) -> ParityReport:
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
-    The bundle is not changed, except that what was proved about engines is written into their entry of the manifest.
+    The bundle is not changed, but for what was proved about engines: it is written into their entry of the manifest.
     Where engines cannot run, every check says ``not run`` and why, and the report does not pass.
 
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
@@ -122,12 +122,10 @@ def verify(
 
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
-
     ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
 
     Raises:
-        UserError: not a bundle, no checkpoint or another model's, a target that is unknown or runs no single blocks, or
-            texts that the bundle was calibrated on.
+        UserError: not a bundle, no checkpoint or another model's, texts it was calibrated on, or no such target.
     """
     if blockwise:
         _refuse_engines(target)
@@ -139,9 +137,8 @@ def verify(
     elif reason := why_not_run(target):
         report = _not_run(manifest, target, checks, reason)
     else:
-        judging = Judging(None if texts is None else str(texts), time_budget)
-        opener = Opener(folder, manifest, target, blockwise, judging)
-        report = _verified(opener, None if checkpoint is None else str(checkpoint), files, checks, progress)
+        opener = Opener(folder, manifest, target, blockwise, Judging(texts, time_budget))
+        report = _verified(opener, checkpoint, files, checks, progress)
     if junit is not None:
         _write_junit(report, junit)
     return report
@@ -154,11 +151,11 @@ def _check_files(folder: Path) -> CheckResult:
 
 
 def _verified(
-    opener: Opener, checkpoint: str | None, files: CheckResult, checks: Sequence[Check], progress: Progress
+    opener: Opener, checkpoint: str | Path | None, files: CheckResult, checks: Sequence[Check], progress: Progress
 ) -> ParityReport:
     """The report of a sound bundle on a target that runs here."""
     folder, manifest = opener.folder, opener.manifest
-    source = find_checkpoint(folder, manifest, checkpoint)
+    source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
     check_disjoint(source, opener.judging.texts, (manifest.quantization or {}).get("text_keys", ()))
     report = run_ladder(opener, source, progress, checks)
     layouts = layout_results(folder, manifest, source.architecture, opener.target, opener.mapped)

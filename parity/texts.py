@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from t5edge.errors import UserError
@@ -33,7 +33,7 @@ BUDGET = 120.0
 class Judging:
     """``texts``: a file of the user's; ``budget``: the user's time budget, seconds. None for the defaults."""
 
-    texts: str | None = None
+    texts: str | Path | None = None
     budget: float | None = None
 
     @property
@@ -47,7 +47,7 @@ class Judging:
         return BUDGET if self.budget is None else self.budget
 
 
-def judged_texts(checkpoint: Checkpoint, given: str | None = None) -> tuple[list[Example], str]:
+def judged_texts(checkpoint: Checkpoint, given: str | Path | None = None) -> tuple[list[Example], str]:
     """The texts and where they come from; see the module. An empty target is left to the reference.
 
     Raises:
@@ -65,7 +65,7 @@ def judged_texts(checkpoint: Checkpoint, given: str | None = None) -> tuple[list
     return [*examples, *judged_examples()], f"{TASK_FILE} and bundled texts"
 
 
-def check_disjoint(checkpoint: Checkpoint, given: str | None, calibrated: Collection[str]) -> None:
+def check_disjoint(checkpoint: Checkpoint, given: str | Path | None, calibrated: Collection[str]) -> None:
     """``calibrated``: the keys of the texts that were calibrated on (``text_key``); none where nothing was.
 
     Raises:
