@@ -18,7 +18,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import BuiltEngine, EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.check import require_right, run_state
-from t5edge.engines.guards import check_dtypes, check_sources, choose_capabilities, dtypes_of
+from t5edge.engines.guards import check_dtypes, check_locations, check_sources, choose_capabilities, dtypes_of
 from t5edge.engines.polygraphy_backend import load_builder
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
@@ -133,6 +133,7 @@ def engines_for(
     files = [f"{graph}.onnx" for graph in graphs_of(manifest)]
     with progress.stage("check the bundle", len(files) + 1, "files") as stage:
         sources = check_sources(folder, manifest, [*files, WEIGHTS], stage.advance)
+    check_locations((folder / name for name in files), sources)
     check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
     tool, job = load_builder(target), Job(folder, manifest, sources, settings)
     for capability in capabilities:

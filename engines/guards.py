@@ -6,7 +6,7 @@ Every refusal says why, and names the nearest thing that works.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +151,23 @@ def dtypes_of(manifest: Manifest, graphs: Iterable[Path]) -> set[str]:
             if name != "float":  # float32 scales and norms need no float32 matrix product
                 dtypes.add(name)
     return dtypes
+
+
+def check_locations(graphs: Iterable[Path], known: Container[str]) -> None:
+    """TensorRT's parser follows a graph to its weights wherever they lie, through links too.
+
+    Raises:
+        UserError: a graph names a file that is not ``known``, whose content is the manifest's.
+    """
+    import onnx
+
+    for path in graphs:
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location" and entry.value not in known:
+                    raise UserError(
+                        f"'{path}' reads weights from {entry.value!r}, not a file of the bundle; export it again."
+                    )
 
 
 def check_sources(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from support.exports import fix_hashes
@@ -259,6 +260,27 @@ def test_a_damaged_file_of_a_bundle(
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert code in (0, 2), err
+
+
+@pytest.mark.parametrize("place", ["../secret", "ABSOLUTE/secret", "sub/../../secret", "link"])
+@pytest.mark.parametrize("graph", ["encoder", "decoder_buffered"])
+def test_weights_outside_of_a_bundle_are_not_read(
+    bundle: Path, graph: str, place: str, rtx: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A graph that names a file elsewhere, by its path or through a link in the bundle: right in every other way."""
+    secret = Path(shutil.copy(bundle / "weights.safetensors", bundle.parent / "secret"))
+    (bundle / "sub").mkdir()
+    (bundle / "link").symlink_to(secret)
+    model = onnx.load(bundle / f"{graph}.onnx", load_external_data=False)
+    for entry in (entry for tensor in model.graph.initializer for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = place.replace("ABSOLUTE", str(bundle.parent))
+    onnx.save(model, bundle / f"{graph}.onnx")
+    fix_hashes(bundle)
+    refused(capsys, "generate", bundle, "a", "--max-new-tokens", "2")
+    if graph == "encoder":
+        arguments = ("build", bundle, "--target", "tensorrt-rtx", "--compute-capability", "8.6")
+        assert "not a file of the bundle" in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -118,6 +119,27 @@ def test_a_bug_keeps_its_traceback_and_has_a_code_of_its_own(
     assert trace[0].startswith("Traceback")
     assert trace[-1] == "ValueError: a bug"
     assert last == "t5edge doctor: this is a bug of t5edge; please report it with the lines above"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (TimeoutError("timed out"), 2),
+        (OSError(errno.EBADF, "Bad file descriptor"), 70),
+        (OSError("raised by hand"), 70),
+    ],
+    ids=repr,
+)
+def test_what_a_file_system_refuses_is_no_bug_and_other_errors_of_the_system_are(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, code: int
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("t5edge.commands.doctor.run", broken)
+    assert cli.main(["doctor"]) == code
 
 
 def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
