@@ -55,6 +55,9 @@ class ExportOptions:
     force: bool = option("replace an existing bundle", False)
     random_weights: int | None = option("random weights from this seed, for the structure alone", None, metavar="SEED")
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
+    adapter: tuple[str, ...] = option(
+        "PEFT adapter to merge, a folder or a hub id; several are merged in their order", (), metavar="DIR", repeat=True
+    )
     calibration: str | tuple[Example, ...] | None = option(
         "texts, one per line, or JSONL with source and target", None, metavar="FILE"
     )
@@ -174,6 +177,15 @@ ELSEWHERE = ("variant", "precision", "out", "force")
 """Options that say where a bundle goes, or that the manifest holds by their content."""
 
 
+def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
+    """What ``open_checkpoint`` takes besides the variant."""
+    return {
+        "random_weights": options.random_weights,
+        "revision": options.revision,
+        "adapters": options.adapter,
+    }
+
+
 def wanted_row(options: ExportOptions) -> Precision:
     """The row that the options ask for, with the compute dtype of ``--compute``.
 
@@ -215,6 +227,8 @@ def _compute(options: ExportOptions, row: Precision) -> str:
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
+    if not options.adapter:
+        del kept["adapter"]  # as in bundles of versions without them
     hashes = {"calibration": _digest(options.calibration), "texts": _digest(options.texts)}
     plain: dict[str, Any] = json.loads(json.dumps({**kept, **hashes}))
     return plain
