@@ -135,6 +135,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         random_weights=options.random_weights,
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,
+        vocabulary=None if checkpoint.vocabulary is None else checkpoint.vocabulary.facts,
         architecture=checkpoint.architecture,
         precision=row,
         rescale=parts.rescale.facts(),

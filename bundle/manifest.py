@@ -18,7 +18,7 @@ from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, regular, sh
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.bundle.precision import Precision
-from t5edge.bundle.records import AdapterFacts, Layout, RescaleFacts, Speed
+from t5edge.bundle.records import AdapterFacts, Layout, RescaleFacts, Speed, VocabularyFacts
 from t5edge.bundle.schema import FileName, OneOf, Size, plain, read_as, too_deep
 from t5edge.errors import UserError
 
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 GRAPHS = ("encoder", "decoder")
 """Graphs that every bundle has."""
 CACHES = ("concat", "in-place", "both")
-OMITTED_WHEN_NONE = ("session", "costs", "adapters")
+OMITTED_WHEN_NONE = ("session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
 
 
@@ -45,6 +45,7 @@ class Manifest:
         variant, revision, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
         adapters: PEFT adapters that were merged into it, in their order; None where there are none.
+        vocabulary: the part of it that was kept; None where all was. ``vocabulary.json`` lists the ids.
         generation: the checkpoint's generation_config.json.
         options: the options of the export.
         limits: the largest sizes that engines take.
@@ -65,6 +66,7 @@ class Manifest:
     random_weights: int | None = None
     content_key: str | None = None
     adapters: Sequence[AdapterFacts] | None = None
+    vocabulary: VocabularyFacts | None = None
     architecture: Architecture
     precision: Precision
     rescale: RescaleFacts = field(default_factory=RescaleFacts)

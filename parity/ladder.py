@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.files import write_json
+from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_run
 from t5edge.engines.proof import record_run, why_not_run
@@ -196,6 +196,7 @@ def find_checkpoint(
             str(variant) if variant is not None else manifest.variant,
             random_weights=None if named else manifest.random_weights,
             revision=None if named else manifest.revision,
+            vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
             adapters=[str(name) for name in adapters] or [facts.spelled for facts in manifest.adapters or ()],
         )
     except UserError as error:

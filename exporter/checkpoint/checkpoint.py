@@ -15,6 +15,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.stores import Tensors, TensorStore, summary
+from t5edge.exporter.checkpoint.vocabulary import Vocabulary
 from t5edge.exporter.family.config import require_ids
 from t5edge.runtime.generation.options import SETTINGS
 
@@ -52,6 +53,7 @@ class Checkpoint:
         self.generation_config = _generation_config(self.config, folder)
         self.random = isinstance(store, RandomStore)
         self.adapters: tuple[AdapterFacts, ...] = ()
+        self.vocabulary: Vocabulary | None = None
         self._store: Tensors = store
         self._stored_names = named.stored_names
 

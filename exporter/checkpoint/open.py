@@ -22,6 +22,7 @@ from t5edge.exporter.checkpoint.hub import Repository, download, has_weights
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.stores import open_folder_store
+from t5edge.exporter.checkpoint.trimmed import Corpus, choose_vocabulary, stored_vocabulary, with_vocabulary
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
 
@@ -34,18 +35,25 @@ def open_checkpoint(
     random_weights: int | None = None,
     revision: str | None = None,
     adapters: Sequence[str] = (),
+    vocabulary: Corpus | Path | None = None,
 ) -> Checkpoint:
     """The checkpoint that ``variant`` names: a folder, ``t5-demo``, a name in the table, or a hub id.
 
     A folder of that name that holds a checkpoint comes before the hub. ``random_weights`` is the seed of
     weights drawn for the variant's structure; ``revision`` is a branch, tag or commit on the hub. ``adapters`` (see
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
+    ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
 
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint or adapter.
     """
     opened = [open_adapter(name) for name in adapters]
-    return with_adapters(_open(variant, random_weights, revision), opened)
+    checkpoint = with_adapters(_open(variant, random_weights, revision), opened)
+    if vocabulary is None:
+        return checkpoint
+    if isinstance(vocabulary, Corpus):
+        return with_vocabulary(checkpoint, choose_vocabulary(checkpoint, vocabulary))
+    return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
 
 
 def _open(variant: str, random_weights: int | None, revision: str | None) -> Checkpoint:

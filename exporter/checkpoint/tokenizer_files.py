@@ -37,6 +37,8 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes | None:
     Raises:
         UserError: a damaged file, a tokenizer with more tokens than the model, or no converter package.
     """
+    if checkpoint.vocabulary is not None:
+        return checkpoint.vocabulary.tokenizer
     if checkpoint.folder is None:
         return None
     ready = checkpoint.tokenizer_file()
