@@ -6,7 +6,8 @@
     IA3     W * l                along rows or columns       https://arxiv.org/abs/2205.05638
     whole   the trained weight itself (``modules_to_save``)
 
-W is [out, in], as transformers stores it; s is ``AdapterSettings.scale_of``.
+W is [out, in], as transformers stores it, or as the file of the adapter has it (``base_layer``, which peft writes for
+an output layer); s is ``AdapterSettings.scale_of``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     Parts = Mapping[str, torch.Tensor]
 
 Shape = tuple[int, ...]
-WHOLE = "weight"
-"""The part that replaces a weight."""
+WHOLE, BASE = "weight", "base_layer"
+"""The part that replaces a weight; the part that replaces what is changed."""
 PARTS = {
     "LORA": ("lora_A", "lora_B", "lora_magnitude_vector"),
     "LOHA": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
@@ -35,10 +36,10 @@ def fits(kind: str, shapes: Mapping[str, Shape], weight: Shape, rank: int) -> bo
     """Whether parts of these shapes, of this rank, make a change of a weight of shape ``weight``."""
     if shapes.keys() == {WHOLE}:
         return shapes[WHOLE] == weight
-    if len(weight) != 2 or WHOLE in shapes:
+    if len(weight) != 2 or WHOLE in shapes or shapes.get(BASE, weight) != weight:
         return False
     if kind == "IA3":
-        return shapes["ia3_l"] in ((weight[0], 1), (1, weight[1]))
+        return shapes.get("ia3_l") in ((weight[0], 1), (1, weight[1]))
     if kind == "LORA":
         magnitude = shapes.get("lora_magnitude_vector", weight[:1])
         return magnitude == weight[:1] and _product(shapes, "lora_B", "lora_A", rank) == weight
@@ -63,7 +64,7 @@ def merge(kind: str, weight: torch.Tensor, parts: Parts, scale: float) -> torch.
     wide = {name: part.float() for name, part in parts.items()}
     if WHOLE in wide:
         return wide[WHOLE]
-    base = weight.float()
+    base = wide.get(BASE, weight).float()
     if kind == "IA3":
         return base * wide["ia3_l"]
     if kind == "LORA":

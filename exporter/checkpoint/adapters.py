@@ -20,7 +20,7 @@ from t5edge.bundle.files import sha256_of
 from t5edge.bundle.records import AdapterFacts
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.adapter_settings import MERGE_FIRST, AdapterSettings, read_settings
-from t5edge.exporter.checkpoint.adapter_weights import PARTS, WHOLE, fits, merge
+from t5edge.exporter.checkpoint.adapter_weights import BASE, PARTS, WHOLE, fits, merge
 from t5edge.exporter.checkpoint.hub import ADAPTER_CONFIG, ADAPTER_FILES, Repository, download
 from t5edge.exporter.checkpoint.names import OUTPUT_LAYER, SHARED
 from t5edge.exporter.checkpoint.stores import FLOATS, FileStore, SafetensorsFormat, StoredTensor, TorchFormat, summary
@@ -108,7 +108,7 @@ def _modules(settings: AdapterSettings, store: FileStore, source: str) -> dict[s
     Raises:
         UserError: tensors that are neither a part of this type of adapter nor a whole weight.
     """
-    pattern = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(PARTS[settings.kind])}|{WHOLE})(\.weight)?")
+    pattern = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join((*PARTS[settings.kind], BASE, WHOLE))})(\.weight)?")
     found: dict[str, dict[str, str]] = {}
     unknown = []
     for name, tensor in store.tensors.items():

@@ -72,6 +72,8 @@ def _open(variant: str, random_weights: int | None, revision: str | None) -> Che
 
 def _open_random(variant: str, folder: Path, row: Variant | None, seed: int, revision: str | None) -> Checkpoint:
     """Structure from a folder's config, the table, or the config on the hub; weights from ``seed``."""
+    if is_adapter(folder):
+        raise UserError(f"'{variant}' is a PEFT adapter; with --random-weights name its base model.")
     commit = None
     named_folder = variant != DEMO_NAME and _is_checkpoint(folder)
     if named_folder or (row is None and _is_path(variant)):

@@ -34,7 +34,7 @@ def save_adapter(base: Path, folder: Path, config: peft.PeftConfig, seed: int = 
                 noise = torch.empty_like(parameter).normal_(0, spread, generator=generator)
                 parameter.copy_(parameter + noise if spread == 0.3 else noise)
     model.peft_config["default"].base_model_name_or_path = str(base)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder)
     return folder
 
 

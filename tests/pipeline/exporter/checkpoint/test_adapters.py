@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.adapters import open_adapter
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.family.variants import find_variant
 from t5edge.exporter.reference.whole import build_torch_model
 from t5edge.parity.ladder import verify
 
@@ -202,6 +207,8 @@ def test_what_is_no_adapter(base: Callable[[str], Path], tmp_path: Path) -> None
     assert "is not a folder; --adapter takes a folder" in refusal(str(base(RELU)), tmp_path / "nothing")
     lora().save_pretrained(tmp_path)
     assert "without its weights; expected adapter_model.safetensors or" in refusal(str(base(RELU)), tmp_path)
+    with pytest.raises(UserError, match="with --random-weights name its base model"):
+        open_checkpoint(str(tmp_path), random_weights=0)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"version https://git-lfs")
     assert "is truncated or damaged" in refusal(str(base(RELU)), tmp_path)
     save_file({}, tmp_path / "adapter_model.safetensors")
@@ -271,3 +278,54 @@ def test_a_bundle_is_verified_from_what_its_manifest_says(
     report = verify(folder, adapters=[other], checks=few)
     assert not report.passed
     assert report.facts["checkpoint_touched"]
+
+
+STREAMED = """
+import sys
+import psutil, torch
+from t5edge.exporter.checkpoint.open import open_checkpoint
+checkpoint = open_checkpoint(sys.argv[1])
+process = psutil.Process()
+before = process.memory_info().rss
+peak = 0
+for name in checkpoint.names():
+    merged = checkpoint.read(name)
+    peak = max(peak, process.memory_info().rss)
+    del merged
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_11_billion_parameters_is_merged_tensor_by_tensor(tmp_path: Path) -> None:
+    """A sparse file. In memory at the end of a tensor's merge: it, mapped, and the merged one."""
+    facts = find_variant("google-t5/t5-11b")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(facts.config()))
+    shapes = facts.architecture.tensor_shapes()
+    write_sparse(tmp_path / "base" / "model.safetensors", shapes)
+    tensors = {}
+    for name, shape in shapes.items():
+        if ".block." in name and len(shape) == 2 and "bias" not in name:
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{stem}.lora_A.weight"] = torch.full((8, shape[1]), 0.1)
+            tensors[f"{stem}.lora_B.weight"] = torch.full((shape[0], 8), 0.1)
+    lora(r=8, base_model_name_or_path=str(tmp_path / "base")).save_pretrained(tmp_path / "lora")
+    save_file(tensors, tmp_path / "lora" / "adapter_model.safetensors")
+    command = [sys.executable, "-c", STREAMED, str(tmp_path / "lora")]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    largest = max(4 * math.prod(shape) for shape in shapes.values())
+    assert int(found.stdout) <= 2.5 * largest
+
+
+def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A float32 safetensors file of zeros that take no disk."""
+    ends = list(itertools.accumulate((4 * math.prod(shape) for shape in shapes.values()), initial=0))
+    header = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": ends[index : index + 2]}
+        for index, (name, shape) in enumerate(shapes.items())
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + ends[-1])
