@@ -1,4 +1,4 @@
-"""One weight with what an adapter learnt about it: float32 arithmetic, rounded by nobody here.
+"""One weight with what an adapter learnt about it.
 
     LORA    W + s B A                                        DoRA: rows scaled to the learnt magnitudes
     LOHA    W + s (A1 B1) * (A2 B2)                          https://arxiv.org/abs/2108.06098
@@ -30,6 +30,7 @@ PARTS = {
     "IA3": ("ia3_l",),
 }
 """What each type of adapter may store for one module."""
+NUMBERS_AT_A_TIME = 1 << 22
 
 
 def fits(kind: str, shapes: Mapping[str, Shape], weight: Shape, rank: int) -> bool:
@@ -58,32 +59,46 @@ def _product(shapes: Mapping[str, Shape], left: str, right: str, rank: int) -> S
 
 
 def merge(kind: str, weight: torch.Tensor, parts: Parts, scale: float) -> torch.Tensor:
-    """The changed weight [out, in], float32, in memory of its own; ``weight`` is only read."""
+    """The changed weight [out, in], float32, in memory of its own; ``weight`` is only read.
+
+    Computed in float64, some rows at a time, and rounded once: whatever the machine and its threads, the same numbers.
+    """
     import torch
 
-    wide = {name: part.float() for name, part in parts.items()}
-    if WHOLE in wide:
-        return wide[WHOLE]
-    base = wide.get(BASE, weight).float()
+    if WHOLE in parts:
+        return parts[WHOLE].float()
+    base = parts.get(BASE, weight)
     if kind == "IA3":
-        return base * wide["ia3_l"]
-    if kind == "LORA":
-        merged = torch.addmm(base, wide["lora_B"], wide["lora_A"], alpha=scale)
+        return base.float() * parts["ia3_l"].float()
+    wide = {name: part.double() for name, part in parts.items() if name != BASE}
+    merged = torch.empty(base.shape)
+    step = max(1, NUMBERS_AT_A_TIME // base.shape[1])
+    for start in range(0, base.shape[0], step):
+        rows = slice(start, min(start + step, base.shape[0]))
+        changed = base[rows].double().add_(CHANGES[kind](wide, rows), alpha=scale)
         if "lora_magnitude_vector" in wide:
-            merged *= (wide["lora_magnitude_vector"] / torch.linalg.vector_norm(merged, dim=1))[:, None]
-        return merged
-    return torch.add(base, _hadamard(wide) if kind == "LOHA" else _kronecker(wide), alpha=scale)
+            changed *= (wide["lora_magnitude_vector"][rows] / torch.linalg.vector_norm(changed, dim=1))[:, None]
+        merged[rows] = changed
+    return merged
 
 
-def _hadamard(parts: Parts) -> torch.Tensor:
-    product = parts["hada_w1_a"] @ parts["hada_w1_b"]
-    product *= parts["hada_w2_a"] @ parts["hada_w2_b"]
-    return product
+def _low_rank(parts: Parts, rows: slice) -> torch.Tensor:
+    return parts["lora_B"][rows] @ parts["lora_A"]
 
 
-def _kronecker(parts: Parts) -> torch.Tensor:
+def _hadamard(parts: Parts, rows: slice) -> torch.Tensor:
+    return (parts["hada_w1_a"][rows] @ parts["hada_w1_b"]) * (parts["hada_w2_a"][rows] @ parts["hada_w2_b"])
+
+
+def _kronecker(parts: Parts, rows: slice) -> torch.Tensor:
     import torch
 
     sides = ("lokr_w1", "lokr_w2")
     first, second = (parts[side] if side in parts else parts[f"{side}_a"] @ parts[f"{side}_b"] for side in sides)
-    return torch.kron(first, second)
+    height = second.shape[0]
+    begin, end = rows.start // height, -(-rows.stop // height)
+    return torch.kron(first[begin:end], second)[rows.start - begin * height : rows.stop - begin * height]
+
+
+CHANGES = {"LORA": _low_rank, "LOHA": _hadamard, "LOKR": _kronecker}
+"""What is added to some rows of a weight, before it is scaled: float64 [rows, in]."""
