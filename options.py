@@ -55,6 +55,15 @@ class ExportOptions:
     force: bool = option("replace an existing bundle", False)
     random_weights: int | None = option("random weights from this seed, for the structure alone", None, metavar="SEED")
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
+    adapter: tuple[str, ...] = option(
+        "PEFT adapter to merge, a folder or a hub id; several are merged in their order", (), metavar="DIR", repeat=True
+    )
+    vocabulary: str | None = option(
+        "keep only the pieces that these texts need (one per line, or JSONL with source and target)",
+        None,
+        metavar="FILE",
+    )
+    vocabulary_floor: int = option("occurrences in them that a piece needs to be kept", 1, metavar="N")
     calibration: str | tuple[Example, ...] | None = option(
         "texts, one per line, or JSONL with source and target", None, metavar="FILE"
     )
@@ -105,7 +114,7 @@ class ExportOptions:
     no_rescale: bool = option("do not rescale for fp16 (for study: large activations then overflow)", False)
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_source_length", "max_target_length"):
+        for name in ("vocabulary_floor", "max_batch", "max_source_length", "max_target_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
@@ -118,6 +127,8 @@ class ExportOptions:
         for name in (name for name, value in given.items() if value and self.no_verify):
             raise UserError(f"--{name} says how to verify and --no-verify not to; leave one of them out.")
         check_budget(self.time_budget)
+        if self.vocabulary_floor > 1 and not self.vocabulary:
+            raise UserError("--vocabulary-floor counts pieces in the texts of --vocabulary; name them.")
         if not self.variant:
             raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
 
@@ -159,7 +170,7 @@ def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
 
     if "targets" in given:
         given["target"] = tuple(given.pop("targets"))
-    for name in ("out", "calibration", "texts"):
+    for name in ("out", "calibration", "texts", "vocabulary"):
         if isinstance(given.get(name), Path):
             given[name] = str(given[name])
     if not isinstance(given.get("calibration"), (str, type(None))):
@@ -172,6 +183,18 @@ def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
 
 ELSEWHERE = ("variant", "precision", "out", "force")
 """Options that say where a bundle goes, or that the manifest holds by their content."""
+
+
+def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
+    """What ``open_checkpoint`` takes besides the variant."""
+    from t5edge.exporter.checkpoint.trimmed import Corpus
+
+    return {
+        "random_weights": options.random_weights,
+        "revision": options.revision,
+        "adapters": options.adapter,
+        "vocabulary": Corpus(options.vocabulary, options.vocabulary_floor) if options.vocabulary else None,
+    }
 
 
 def wanted_row(options: ExportOptions) -> Precision:
@@ -215,7 +238,12 @@ def _compute(options: ExportOptions, row: Precision) -> str:
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
-    hashes = {"calibration": _digest(options.calibration), "texts": _digest(options.texts)}
+    unused = [] if options.adapter else ["adapter"]
+    unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
+    for name in unused:  # as in bundles of versions without them
+        del kept[name]
+    files = ("calibration", "texts", "vocabulary")
+    hashes = {name: _digest(getattr(options, name)) for name in files if name in kept}
     plain: dict[str, Any] = json.loads(json.dumps({**kept, **hashes}))
     return plain
 

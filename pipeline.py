@@ -31,7 +31,7 @@ from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
 from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_files, save_graphs
 from t5edge.exporter.layouts.files import check_layout, write_layout
 from t5edge.kernels.block import Block, BlockKind
-from t5edge.options import ExportOptions, export_options, recorded_options, wanted_row
+from t5edge.options import ExportOptions, checkpoint_options, export_options, recorded_options, wanted_row
 from t5edge.parity.ladder import verify_bundle
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
@@ -78,7 +78,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     check_layout(options.layout, row)
     integers = [f"int{row.weight_bits}"] if row.quantized else []
     targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
-    checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
+    checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     for difference in checkpoint.differences:
         progress.message(difference)
     with writing(out, options.force) as folder:
@@ -134,6 +134,8 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         revision=checkpoint.revision,
         random_weights=options.random_weights,
         content_key=checkpoint.content_key(),
+        adapters=checkpoint.adapters or None,
+        vocabulary=None if checkpoint.vocabulary is None else checkpoint.vocabulary.facts,
         architecture=checkpoint.architecture,
         precision=row,
         rescale=parts.rescale.facts(),

@@ -6,7 +6,8 @@ For each shape a float32 checkpoint is written, a child process exports it witho
 memory (``resource.getrusage``, pages of mapped files included) is held against 1.5 GiB + 2 x the largest tensor. The 3b
 checkpoint is also copied on the same disk; the export may take twice as long. Both times end with the data on the disk
 and begin with the checkpoint out of the page cache. Values do not matter, except that the embedding is so large that
-the fp16 rescale has to scale tensors. 11b is a sparse file: its time is no measurement.
+the fp16 rescale has to scale tensors. 11b is a sparse file: its time is no measurement. With --adapter-rank a LoRA
+adapter of every linear layer is merged while they are read.
 
 Finished shapes are kept in ``results.json`` in the work folder; --again measures them anew. Checkpoints and bundles are
 deleted. Needs free disk of 2.5 x the checkpoint (11b: 23 GB), and matplotlib for --plot.
@@ -93,8 +94,14 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
     from t5edge.pipeline import export_bundle
 
     progress, begin = Stopwatch(), time.monotonic()
+    adapters = tuple(str(folder) for folder in checkpoint.parent.glob("adapter"))
     options = ExportOptions(
-        variant=str(checkpoint), precision="fp16", out=str(bundle), target=("onnxruntime",), no_verify=True
+        variant=str(checkpoint),
+        precision="fp16",
+        out=str(bundle),
+        target=("onnxruntime",),
+        adapter=adapters,
+        no_verify=True,
     )
     made = export_bundle(options, progress)
     sync(bundle / "weights.safetensors")
@@ -132,6 +139,22 @@ def write_checkpoint(shape: Shape, folder: Path) -> Path:
     return path
 
 
+def write_adapter(shape: Shape, folder: Path, rank: int) -> None:
+    """A LoRA adapter of every linear layer of the blocks."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    facts = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": shape.variant}
+    (folder / "adapter_config.json").write_text(json.dumps(facts))
+    random, tensors = np.random.default_rng(0), {}
+    for name, sizes in find_variant(shape.variant).architecture.tensor_shapes().items():
+        if ".block." in name and len(sizes) == 2 and "bias" not in name:
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = random.standard_normal((rank, sizes[1]), np.float32) * 0.01
+            tensors[f"{module}.lora_B.weight"] = random.standard_normal((sizes[0], rank), np.float32) * 0.01
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
 def fill(file: Any, count: int, tile: np.ndarray) -> None:
     """Write ``count`` floats, repeating the tile."""
     for begin in range(0, count, len(tile)):
@@ -161,12 +184,14 @@ def seconds_to_copy(path: Path) -> float:
     return seconds
 
 
-def measure(name: str, work: Path) -> dict[str, Any]:
+def measure(name: str, work: Path, rank: int) -> dict[str, Any]:
     """Everything of one shape, in a folder of its own that is removed."""
     shape, folder = SHAPES[name], work / f"t5edge-memory-{name}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         path = write_checkpoint(shape, folder / "checkpoint")
+        if rank:
+            write_adapter(shape, folder / "adapter", rank)
         copying = {"copy_seconds": seconds_to_copy(path)} if shape.copied else {}
         forget(path)
         command = [sys.executable, __file__, "--child", str(path.parent), str(folder / "bundle")]
@@ -244,6 +269,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder with room for checkpoints and bundles")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--adapter-rank", type=int, default=0, metavar="R", help="merge a LoRA adapter of this rank")
     parser.add_argument("--again", action="store_true", help="measure finished shapes anew")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -259,12 +285,12 @@ def main() -> int:
         export_here(*given.child)
         return 0
     given.work.mkdir(parents=True, exist_ok=True)
-    file = given.work / "results.json"
+    file = given.work / (f"results-lora-{given.adapter_rank}.json" if given.adapter_rank else "results.json")
     results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     passed = []
     for name in given.shapes:
         if given.again or name not in results:
-            results[name] = measure(name, given.work)
+            results[name] = measure(name, given.work, given.adapter_rank)
             write_json(file, results)
         passed.append(report(name, results[name]))
     if given.plot is not None:

@@ -14,6 +14,8 @@ from typing import Any
 from t5edge.bundle.schema import Count, FileName
 
 MANIFEST = "bundle.json"
+VOCABULARY = "vocabulary.json"
+"""Where a part of the vocabulary was kept: ``kept[new id]`` is the old one."""
 
 
 @dataclass(frozen=True)

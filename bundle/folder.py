@@ -2,6 +2,7 @@
 
     bundle.json   encoder.onnx   decoder.onnx   weights.safetensors
     tokenizer.json   config.json   generation_config.json   parity.json   engines/<target>/<compute capability>/
+    vocabulary.json  where only a part of the vocabulary was kept
 
 While a bundle ``name`` is written, hidden names stand beside it: ``.name.lock``, ``.name.partial-*`` and, for the
 moment in which ``--force`` replaces a bundle, ``.name.old-*``. The system releases the lock when its holder ends, so

@@ -6,7 +6,7 @@ Every attribute of ``Manifest`` is a key of the JSON. What older bundles lack ge
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, regular, sh
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.bundle.precision import Precision
-from t5edge.bundle.records import Layout, RescaleFacts, Speed
+from t5edge.bundle.records import AdapterFacts, Layout, RescaleFacts, Speed, VocabularyFacts
 from t5edge.bundle.schema import FileName, OneOf, Size, plain, read_as, too_deep
 from t5edge.errors import UserError
 
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 GRAPHS = ("encoder", "decoder")
 """Graphs that every bundle has."""
 CACHES = ("concat", "in-place", "both")
-OMITTED_WHEN_NONE = ("session", "costs")
+OMITTED_WHEN_NONE = ("session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
 
 
@@ -44,6 +44,8 @@ class Manifest:
     Attributes:
         variant, revision, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
+        adapters: PEFT adapters that were merged into it, in their order; None where there are none.
+        vocabulary: the part of it that was kept; None where all was. ``vocabulary.json`` lists the ids.
         generation: the checkpoint's generation_config.json.
         options: the options of the export.
         limits: the largest sizes that engines take.
@@ -63,6 +65,8 @@ class Manifest:
     revision: str | None = None
     random_weights: int | None = None
     content_key: str | None = None
+    adapters: Sequence[AdapterFacts] | None = None
+    vocabulary: VocabularyFacts | None = None
     architecture: Architecture
     precision: Precision
     rescale: RescaleFacts = field(default_factory=RescaleFacts)

@@ -1,4 +1,4 @@
-"""Parts of the manifest that one stage of the export each fills: rescale, another layout, speed."""
+"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, rescale, layout, speed."""
 
 from __future__ import annotations
 
@@ -82,3 +82,54 @@ class Speed:
     encoder_speedup: float
     step_speedup: float
     speedup: float
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter that was merged into the checkpoint.
+
+    Attributes:
+        source, revision: the folder or hub id, as it was named, and the commit on the hub.
+        kind: LORA, DORA, LOHA, LOKR or IA3.
+        sha256: of the file of its weights.
+        scales: what the learnt products were multiplied by; several where ranks or alphas differ by module.
+        modules: how many weights it changes.
+        replaced: weights that it replaces whole (``modules_to_save``), by module.
+    """
+
+    source: str
+    revision: str | None
+    kind: str
+    sha256: str
+    scales: tuple[float, ...]
+    modules: Count
+    replaced: tuple[str, ...] = ()
+
+    @property
+    def spelled(self) -> str:
+        """As ``--adapter`` takes it."""
+        return f"{self.source}@{self.revision}" if self.revision else self.source
+
+
+@dataclass(frozen=True)
+class VocabularyFacts:
+    """Which rows of the vocabulary were kept.
+
+    Attributes:
+        corpus, sha256: the name of the file of texts, and its hash.
+        floor: occurrences that a piece needed.
+        rows_before, rows: of the embedding and of the output layer.
+        parameters_before, parameters: of the whole model.
+        held_out_texts: every tenth text, tokenized with pieces counted in the others only; 0 where there were too few.
+        held_out_same: how many of them give the ids that the whole vocabulary gives.
+    """
+
+    corpus: str
+    sha256: str
+    floor: Size
+    rows_before: Size
+    rows: Size
+    parameters_before: Size
+    parameters: Size
+    held_out_texts: Count
+    held_out_same: Count

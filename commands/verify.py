@@ -25,6 +25,12 @@ class VerifyOptions:
         None,
         metavar="V",
     )
+    adapter: tuple[str, ...] = option(
+        "the adapters it was exported with, where they have moved (default: where they were)",
+        (),
+        metavar="DIR",
+        repeat=True,
+    )
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
     texts: str | None = option(TEXTS_HELP, None, metavar="FILE")
     time_budget: float | None = option(BUDGET_HELP, None, metavar="SECONDS")
@@ -46,6 +52,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
     report = verify(
         options.bundle,
         options.checkpoint,
+        adapters=options.adapter,
         target=options.target,
         blockwise=options.blockwise,
         junit=Path(options.junit) if options.junit else None,

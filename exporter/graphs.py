@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from t5edge.bundle.costs import GraphCosts
-from t5edge.bundle.files import write_json
+from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import GRAPHS
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.checkpoint.open import Checkpoint
@@ -61,9 +61,11 @@ def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, progress: 
 
 
 def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json as it was, generation_config.json, and tokenizer.json where there is a tokenizer."""
+    """config.json as it was, generation_config.json, tokenizer.json where there is one, and which ids were kept."""
     write_json(folder / "config.json", checkpoint.config)
     write_json(folder / "generation_config.json", checkpoint.generation_config)
+    if checkpoint.vocabulary is not None:
+        write_json(folder / VOCABULARY, {"kept": checkpoint.vocabulary.kept})
     tokenizer = tokenizer_json(checkpoint)
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer)

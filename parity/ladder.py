@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.files import write_json
+from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_run
 from t5edge.engines.proof import record_run, why_not_run
@@ -103,6 +103,7 @@ def verify(
     bundle: str | Path,
     checkpoint: str | Path | None = None,
     *,
+    adapters: Sequence[str | Path] = (),
     target: str = "onnxruntime",
     junit: Path | None = None,
     progress: Progress | None = None,
@@ -113,15 +114,14 @@ def verify(
 ) -> ParityReport:
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
-    The bundle is not changed, but for what was proved about engines: it is written into their entry of the manifest.
+    The bundle is not changed, but for its engines' entry in the manifest, which says what was proved of them.
     Where engines cannot run, every check says ``not run`` and why, and the report does not pass.
 
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
-    by token is ``not run``; and every part of every layer is compared. Otherwise that is done where a check fails, to
-    name the parts that are wrong.
+    by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.
 
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
-    ``checkpoint``: what to compare with, as ``--variant`` takes it; None for the one the bundle was exported from.
+    ``checkpoint``, ``adapters``: what to compare with, as ``export`` takes them; left out, what it was made from.
     ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
 
     Raises:
@@ -138,7 +138,7 @@ def verify(
         report = _not_run(manifest, target, checks, reason)
     else:
         opener = Opener(folder, manifest, target, blockwise, Judging(texts, time_budget))
-        report = _verified(opener, checkpoint, files, checks, progress)
+        report = _verified(opener, find_checkpoint(folder, manifest, checkpoint, adapters), files, checks, progress)
     if junit is not None:
         _write_junit(report, junit)
     return report
@@ -151,11 +151,10 @@ def _check_files(folder: Path) -> CheckResult:
 
 
 def _verified(
-    opener: Opener, checkpoint: str | Path | None, files: CheckResult, checks: Sequence[Check], progress: Progress
+    opener: Opener, source: Checkpoint, files: CheckResult, checks: Sequence[Check], progress: Progress
 ) -> ParityReport:
     """The report of a sound bundle on a target that runs here."""
     folder, manifest = opener.folder, opener.manifest
-    source = find_checkpoint(folder, manifest, None if checkpoint is None else str(checkpoint))
     check_disjoint(source, opener.judging.texts, (manifest.quantization or {}).get("text_keys", ()))
     report = run_ladder(opener, source, progress, checks)
     layouts = layout_results(folder, manifest, source.architecture, opener.target, opener.mapped)
@@ -180,8 +179,10 @@ def _write_junit(report: ParityReport, path: Path) -> None:
         raise UserError(f"'{path}' cannot be written: {error.strerror}; choose another --junit.") from error
 
 
-def find_checkpoint(folder: Path, manifest: Manifest, variant: str | None) -> Checkpoint:
-    """The checkpoint of a bundle, or ``variant`` where one is named.
+def find_checkpoint(
+    folder: Path, manifest: Manifest, variant: str | Path | None, adapters: Sequence[str | Path] = ()
+) -> Checkpoint:
+    """The checkpoint of a bundle, or ``variant`` where one is named, with its adapters merged into it.
 
     Raises:
         UserError: it is not there, or its architecture is not the bundle's.
@@ -189,12 +190,15 @@ def find_checkpoint(folder: Path, manifest: Manifest, variant: str | None) -> Ch
     named = variant is not None
     try:
         checkpoint = open_checkpoint(
-            variant if variant is not None else manifest.variant,
+            str(variant) if variant is not None else manifest.variant,
             random_weights=None if named else manifest.random_weights,
             revision=None if named else manifest.revision,
+            vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
+            adapters=[str(name) for name in adapters] or [facts.spelled for facts in manifest.adapters or ()],
         )
     except UserError as error:
-        hint = "" if named else f" '{folder}' was exported from it; name another place with --checkpoint."
+        places = "--checkpoint or --adapter" if manifest.adapters else "--checkpoint"
+        hint = "" if named else f" '{folder}' was exported from it; name another place with {places}."
         raise UserError(f"{error}{hint}") from error
     found, built = checkpoint.architecture.to_dict(), manifest.architecture.to_dict()
     other = [key for key, value in found.items() if built.get(key) != value]

@@ -12,7 +12,10 @@ from pathlib import Path
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.stores import INDEX_FILES, WEIGHT_FILES, read_index
 
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 SMALL_FILES = (
+    ADAPTER_CONFIG,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -32,13 +35,14 @@ OFFLINE_HELP = "Offline: pass a checkpoint folder, or --random-weights SEED for 
 class Repository:
     """A hub repository at a branch, tag or commit (None: its main branch).
 
-    ``in_table`` and ``hint`` ("Did you mean ...?") only shape the message when it cannot be had.
+    ``in_table``, ``hint`` ("Did you mean ...?") and ``help`` only shape the message when it cannot be had.
     """
 
     name: str
     revision: str | None = None
     in_table: bool = True
     hint: str = ""
+    help: str = OFFLINE_HELP
 
 
 def download(repository: Repository, weights: bool = True) -> tuple[Path, str]:
@@ -64,7 +68,7 @@ def _download(repository: Repository, weights: bool) -> Path:
     except _unreachable_errors() as error:
         return _from_cache(repository, weights, error)
     folder = _snapshot(repository, SMALL_FILES)
-    if weights and not has_weights(folder):
+    if weights and not _complete(folder):
         pinned = replace(repository, revision=folder.name)
         _snapshot(pinned, _weight_files(pinned, folder, {file.rfilename for file in listing.siblings or []}))
     return folder
@@ -75,7 +79,7 @@ def _pinned_in_cache(repository: Repository, weights: bool) -> Path | None:
     if not COMMIT.fullmatch(repository.revision or ""):
         return None
     folder = _cached(repository)
-    return folder if folder is not None and (has_weights(folder) or not weights) else None
+    return folder if folder is not None and (_complete(folder) or not weights) else None
 
 
 def _from_cache(repository: Repository, weights: bool, error: Exception) -> Path:
@@ -87,7 +91,7 @@ def _from_cache(repository: Repository, weights: bool, error: Exception) -> Path
     folder = _cached(repository)
     if folder is None:
         raise error
-    if weights and not has_weights(folder):
+    if weights and not _complete(folder):
         raise UserError(_unreachable(repository, "in the cache only without its weights")) from error
     return folder
 
@@ -101,6 +105,13 @@ def _cached(repository: Repository) -> Path | None:
         return None
 
 
+def _complete(folder: Path) -> bool:
+    """Whether a snapshot has its weights: an adapter's where it is one."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return any((folder / name).is_file() for name in ADAPTER_FILES)
+    return has_weights(folder)
+
+
 def has_weights(folder: Path) -> bool:
     """Whether ``folder`` has one complete set of weights: a single file, or an index with all its shards."""
     if any((folder / name).is_file() for name in WEIGHT_FILES):
@@ -111,6 +122,9 @@ def has_weights(folder: Path) -> bool:
 
 def _weight_files(repository: Repository, folder: Path, listed: set[str]) -> Sequence[str]:
     """Names of the weight files to download: safetensors before ``torch.save``, one file before shards."""
+    adapter = [name for name in ADAPTER_FILES if ADAPTER_CONFIG in listed and name in listed]
+    if adapter:
+        return adapter[:1]
     for name, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
         if name in listed:
             return [name]
@@ -156,7 +170,7 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
         raise UserError(f"'{name}' has no revision '{repository.revision}'. {advice}") from error
     except errors.HFValidationError as error:
         state = "not in the table, not a folder, and no hub id of the form 'organisation/name'"
-        raise UserError(f"'{name}' is {state}. {hint} {OFFLINE_HELP}") from error
+        raise UserError(f"'{name}' is {state}. {hint} {repository.help}") from error
     except unreachable as error:
         raise UserError(_unreachable(repository, "not in the cache")) from error
 
@@ -164,7 +178,7 @@ def _hub_errors(repository: Repository) -> Iterator[None]:
 def _unreachable(repository: Repository, cached: str) -> str:
     table = "" if repository.in_table else "not in the table, "
     state = f"{table}not a folder, {cached}, and the hub is unreachable."
-    return " ".join(part for part in (f"'{repository.name}' is {state}", repository.hint, OFFLINE_HELP) if part)
+    return " ".join(part for part in (f"'{repository.name}' is {state}", repository.hint, repository.help) if part)
 
 
 def _unreachable_errors() -> tuple[type[Exception], ...]:

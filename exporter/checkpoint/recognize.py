@@ -5,7 +5,6 @@ A prefix that a wrapper has put before every name (DDP, torch.compile, Lightning
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +69,6 @@ def require_checkpoint(folder: Path) -> None:
 
 def _kind_of(folder: Path) -> str | None:
     names = {path.name for path in folder.iterdir()}
-    if "adapter_config.json" in names:
-        return (
-            f"is a PEFT adapter of '{_entry(folder / 'adapter_config.json', 'base_model_name_or_path')}', not a model. "
-            "Merge it (model.merge_and_unload(), then save_pretrained()) and pass the merged folder."
-        )
     if "model_index.json" in names:
         parts = sorted(name for name in names if name.startswith("text_encoder") and (folder / name).is_dir())
         inside = f" ({', '.join(parts)})" if parts else ""
@@ -102,13 +96,6 @@ def _kind_of_weights(names: set[str]) -> str | None:
         plain = f"{variants[0].split('.')[0]}.{variants[0].rsplit('.', 1)[1]}"
         return f"holds its weights as the variant {variants[0]}; rename it to {plain}."
     return None
-
-
-def _entry(path: Path, key: str) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get(key) or "an unnamed model")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return "an unnamed model"
 
 
 def require_tensors(store: TensorStore, where: str) -> None:

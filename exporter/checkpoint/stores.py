@@ -38,21 +38,25 @@ class StoredTensor:
     file: Path | None = None
 
 
-class TensorStore(Protocol):
-    """Named tensors under the names they are stored with."""
+class Tensors(Protocol):
+    """Named tensors."""
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Stored name -> shape, dtype and file."""
+        """Name -> shape, dtype and file."""
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor on the CPU in its stored dtype; mapped from disk where the format allows it."""
 
-    def same_values(self, first: str, second: str) -> bool:
-        """Whether two tensors ``[rows, columns]`` are equal."""
-
     def fingerprint(self) -> Any:
         """JSON-able facts that change whenever the weights may have changed; costs no read of the weights."""
+
+
+class TensorStore(Tensors, Protocol):
+    """Tensors under the names they are stored with, before it is settled what each is."""
+
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors ``[rows, columns]`` are equal."""
 
 
 class ShardFormat(Protocol):

@@ -20,7 +20,7 @@ from t5edge.exporter.checkpoint.tokenizer_settings import with_settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from t5edge.exporter.checkpoint.open import Checkpoint
+    from t5edge.exporter.checkpoint.checkpoint import Checkpoint
 
 BPE_FILES = ("vocab.json", "merges.txt")
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.model", "spm.model", "sentencepiece.bpe.model")
@@ -37,6 +37,8 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes | None:
     Raises:
         UserError: a damaged file, a tokenizer with more tokens than the model, or no converter package.
     """
+    if checkpoint.vocabulary is not None:
+        return checkpoint.vocabulary.tokenizer
     if checkpoint.folder is None:
         return None
     ready = checkpoint.tokenizer_file()

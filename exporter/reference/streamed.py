@@ -69,6 +69,7 @@ class StreamedReference:
             for index, (bias, mask) in enumerate(zip(biases, masks, strict=True)):
                 hidden[index] = self._run(block, hidden[index], bias + mask)
                 self._after("encoder", layer, hidden[index])
+            del block  # before the next is read
         return [self._norm("encoder", states) for states in hidden]
 
     def decode_all(self, batches: Sequence[Batch], encoded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -81,6 +82,7 @@ class StreamedReference:
                 own = bias + self._causal(lengths[index])
                 hidden[index] = self._run(block, hidden[index], own, encoded[index], masks[index])
                 self._after("decoder", layer, hidden[index])
+            del block
         return [self._norm("decoder", states) for states in hidden]
 
     def cross_keys_values(self, encoded: torch.Tensor) -> dict[str, np.ndarray]:
@@ -132,6 +134,7 @@ class StreamedReference:
             if self.on_block is not None:
                 self.on_block(stack, layer, block)
             yield layer, block, biases
+            del block
 
     def _block(self, stack: Stack, layer: int) -> Any:
         prefix = f"{stack}.block.{layer}."

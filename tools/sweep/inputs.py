@@ -8,7 +8,7 @@ from typing import Any
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.versions import tool_versions
-from t5edge.options import ExportOptions, recorded_options, wanted_row
+from t5edge.options import ExportOptions, checkpoint_options, recorded_options, wanted_row
 
 NEUTRAL_TOOLS = ("python",)
 """Tools whose version does not change a bundle."""
@@ -39,9 +39,10 @@ def changed_inputs(manifest: Manifest, options: ExportOptions) -> list[str]:
     """
     from t5edge.exporter.checkpoint.open import open_checkpoint
 
-    checkpoint = open_checkpoint(options.variant, random_weights=options.random_weights, revision=options.revision)
+    checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     wanted = wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
-    return differences(known_inputs(manifest), wanted)
+    adapters = [facts.sha256 for facts in checkpoint.adapters] != [facts.sha256 for facts in manifest.adapters or ()]
+    return differences(known_inputs(manifest), wanted) + ["adapters"] * adapters
 
 
 def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -274,3 +274,11 @@ def test_refusals_of_the_hub(hub: FakeHub, answer: tuple[int, str], message: str
 def test_unknown_repository_proposes_the_nearest(hub: FakeHub) -> None:
     hub.refusal = (404, "RepoNotFound")
     assert refusal("google/t5-efficent-tiny").endswith(f"Did you mean '{NAME}'?")
+
+
+def test_download_of_an_adapter_takes_its_two_files(hub: FakeHub) -> None:
+    (hub.folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    for name in ("adapter_model.safetensors", "training_args.bin", "README.md"):
+        (hub.folder / name).write_text("not read here")
+    assert "adapter_model.safetensors (13 bytes) is truncated or damaged" in refusal("someone/lora")
+    assert hub.downloaded() == {"adapter_config.json", "adapter_model.safetensors"}

@@ -1,0 +1,139 @@
+"""A T5 checkpoint as the exporter sees it: facts, and tensors read one at a time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.records import AdapterFacts
+from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
+from t5edge.exporter.checkpoint.random_weights import RandomStore
+from t5edge.exporter.checkpoint.stores import Tensors, TensorStore, summary
+from t5edge.exporter.checkpoint.vocabulary import Vocabulary
+from t5edge.exporter.family.config import require_ids
+from t5edge.runtime.generation.options import SETTINGS
+
+if TYPE_CHECKING:
+    import torch
+
+GENERATION_KEYS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+
+
+class Checkpoint:
+    """One model: its raw config, the facts read from it, and its tensors under transformers' names."""
+
+    def __init__(
+        self,
+        source: str,
+        config: Mapping[str, Any],
+        store: TensorStore,
+        *,
+        folder: Path | None = None,
+        revision: str | None = None,
+        expected: Architecture | None = None,
+    ) -> None:
+        """``expected``: the table's facts, where it has the source; what differs goes to ``differences``.
+
+        Raises:
+            UserError: the tensors do not fit the config.
+        """
+        named: NamedTensors = name_tensors(config, store, source)
+        self.source = source
+        self.config = dict(config)
+        self.architecture = named.architecture
+        self.folder = folder
+        self.revision = revision
+        self.differences = _differences(expected, named)
+        self.generation_config = _generation_config(self.config, folder)
+        self.random = isinstance(store, RandomStore)
+        self.adapters: tuple[AdapterFacts, ...] = ()
+        self.vocabulary: Vocabulary | None = None
+        self._store: Tensors = store
+        self._stored_names = named.stored_names
+
+    def derived(self, tensors: Tensors, architecture: Architecture, **changes: Any) -> Checkpoint:
+        """The same checkpoint with other tensors under canonical names; ``changes``: other attributes."""
+        names = {name: name for name in architecture.tensor_shapes()}
+        other = copy.copy(self)
+        vars(other).update(changes, architecture=architecture, _store=tensors, _stored_names=names)
+        return other
+
+    def names(self) -> list[str]:
+        """Canonical names, exactly those of ``architecture.tensor_shapes()`` and in its order."""
+        return list(self._stored_names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._store.tensors[self._stored_names[name]].shape
+
+    def dtype(self, name: str) -> str:
+        """``float32``, ``float16``, ``bfloat16`` or ``float64``, as stored."""
+        return self._store.tensors[self._stored_names[name]].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, ``[out, in]``, on the CPU in its stored dtype.
+
+        Mapped, not copied, where the file allows it: do not write into it. Dropping it frees the memory.
+        """
+        return self._store.read(self._stored_names[name])
+
+    def content_key(self) -> str:
+        """A hash that changes when config or weights may have changed; reads no weights."""
+        tensors = self._store.tensors
+        shapes = sorted((name, list(entry.shape), entry.dtype) for name, entry in tensors.items())
+        facts = [self.config, shapes, self._store.fingerprint()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def file(self, name: str) -> Path | None:
+        """The file called ``name`` in the checkpoint's folder, if there is one."""
+        path = self.folder / name if self.folder is not None else None
+        return path if path is not None and path.is_file() else None
+
+    def tokenizer_file(self) -> Path | None:
+        """``tokenizer.json``, if the checkpoint has one."""
+        return self.file("tokenizer.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing; a checkpoint folder holds config.json and the weights (save_pretrained() writes both)."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}; expected an object. Copy or download it again.")
+    return content
+
+
+def _generation_config(config: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+    """``generation_config.json`` over the token ids of ``config.json``; T5 starts decoding with padding.
+
+    Without that file the settings in ``config.json`` hold, as in transformers' ``GenerationConfig.from_model_config``.
+    """
+    path = folder / "generation_config.json" if folder is not None else None
+    if path is not None and path.is_file():
+        settings = read_json(path)
+    else:
+        settings = {name: config[name] for name in sorted(SETTINGS) if config.get(name) is not None}
+    facts = {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
+    defaults = {"decoder_start_token_id": facts.get("pad_token_id", 0), "eos_token_id": 1, "pad_token_id": 0}
+    merged = {**defaults, **facts, **settings}
+    require_ids(merged, config["vocab_size"], "generation settings")
+    return merged
+
+
+def _differences(expected: Architecture | None, named: NamedTensors) -> list[str]:
+    """For the user to read: where the checkpoint and the table differ, and which tensors are left out."""
+    lines = [f"ignored tensors: {summary(named.ignored)}"] if named.ignored else []
+    if expected is None:
+        return lines
+    found, table = named.architecture.to_dict(), expected.to_dict()
+    return [f"{key}: table {table[key]}, checkpoint {found[key]}" for key in table if table[key] != found[key]] + lines
