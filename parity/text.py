@@ -16,6 +16,7 @@ from t5edge.runtime.tokenizer import BundleTokenizer
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = "generation_config.json"
+CONFIG = "config.json"
 HARD_TEXTS = (
     "",
     " ",
@@ -43,6 +44,7 @@ def text(subject: Subject, name: str) -> Iterator[CheckResult]:
     What transformers makes of the same files is compared in the tests.
     """
     yield _settings(subject, name)
+    yield _config(subject, name)
     ours, theirs = subject.opener.folder / TOKENIZER, tokenizer_json(subject.checkpoint)
     if theirs is None and not ours.is_file():
         yield not_applicable(name, "the checkpoint has no tokenizer")
@@ -57,14 +59,32 @@ def text(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 def _settings(subject: Subject, name: str) -> CheckResult:
     """Start, end and padding ids, lengths, beams: in the manifest, which counts, and in the file beside it."""
-    expected, path = subject.checkpoint.generation_config, subject.opener.folder / SETTINGS
-    try:
-        beside = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError, RecursionError):
+    expected, beside = subject.checkpoint.generation_config, _read(subject.opener.folder / SETTINGS)
+    if beside is None:
         return failure(name, f"{SETTINGS} cannot be read")
     wrong = sorted({*_differing(subject.model.manifest.generation, expected), *_differing(beside, expected)})
-    names = f": {', '.join(wrong)}" if wrong else ""
-    return at_most(name, f"generation settings unlike the checkpoint's{names}", len(wrong), 0)
+    return at_most(name, f"generation settings unlike the checkpoint's{_listed(wrong)}", len(wrong), 0)
+
+
+def _config(subject: Subject, name: str) -> CheckResult:
+    """The runtime does not read ``config.json``, but other clients of the bundle do."""
+    beside = _read(subject.opener.folder / CONFIG)
+    if beside is None:
+        return failure(name, f"{CONFIG} cannot be read")
+    wrong = sorted(_differing(beside, subject.checkpoint.config))
+    return at_most(name, f"entries of {CONFIG} unlike the checkpoint's{_listed(wrong)}", len(wrong), 0)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; empty where there is no file, None where it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _listed(names: list[str]) -> str:
+    return f": {', '.join(names)}" if names else ""
 
 
 def _differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -78,6 +98,9 @@ def _tokenizers(subject: Subject, name: str, theirs: bytes) -> Iterator[CheckRes
         expected = BundleTokenizer(Path(folder), 0)
     tokens = set(ours.vocabulary.items()) ^ set(expected.vocabulary.items())
     yield at_most(name, "tokens with another id than the checkpoint's", len({token for token, _ in tokens}), 0)
+    found = _read(subject.opener.folder / TOKENIZER) or {}
+    wrong = sorted(_differing(found.get("model") or {}, json.loads(theirs)["model"]))
+    yield at_most(name, f"parts of the tokenizer's model unlike the checkpoint's{_listed(wrong)}", len(wrong), 0)
     rows = expected.ids(HARD_TEXTS)
     pairs = zip(HARD_TEXTS, rows, ours.ids(HARD_TEXTS), strict=True)
     yield at_most(name, *_wrong("encoded", [text for text, row, found in pairs if row != found]))
