@@ -85,6 +85,28 @@ class Smoothed:
         return Smoothed(self.base.transpose(), self.columns, self.rows)
 
 
+@dataclass(frozen=True)
+class Exponents:
+    """The exponents of factors, int8 [channels], stored beside the weights that were multiplied by them.
+
+    No graph reads them: with them a weight is compared with the checkpoint's whatever was rounded away.
+    """
+
+    factors: Factors
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.factors.exponents),)
+
+    @property
+    def key(self) -> str:
+        return f"{EXPONENTS}{self.factors.key}"
+
+    def prefixed(self, prefix: str) -> Exponents:
+        return self
+
+
+EXPONENTS = "exponents."
 Matrix = StackedWeight | Smoothed
 """Expressions of weights that come from the checkpoint."""
 
@@ -164,6 +186,13 @@ def _(expression: Smoothed, read: Read) -> torch.Tensor:
     if expression.rows is not None:
         tensor = tensor * expression.rows.values().reshape(-1, *[1] * (tensor.ndim - 1))
     return tensor if expression.columns is None else tensor * expression.columns.values()
+
+
+@evaluate.register(Exponents)
+def _(expression: Exponents, read: Read) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(expression.factors.array().copy())
 
 
 @evaluate.register(DistanceTable)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.dtype import DTYPES
 from t5edge.errors import UserError
-from t5edge.exporter.graph.weight_expressions import Read, cast, evaluate, evaluate_stack
+from t5edge.exporter.graph.weight_expressions import Exponents, Read, Smoothed, cast, evaluate, evaluate_stack
 from t5edge.kernels.weights import PlannedTensor, StackedWeight
 
 FILE_NAME = "weights.safetensors"
@@ -57,7 +57,8 @@ def plan_weights(models: Iterable[ir.Model]) -> WeightFile:
     for model in models:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, PlannedTensor):
-                distinct.setdefault(_stored_name(value.const_value), value.const_value)
+                for tensor in (value.const_value, *_exponents(value.const_value)):
+                    distinct.setdefault(_stored_name(tensor), tensor)
     ordered = sorted(distinct.items(), key=lambda item: -item[1].dtype.bitwidth)  # wide first keeps all aligned
     header: dict[str, object] = {"__metadata__": {"format": "t5edge"}}
     offset, spans = 0, []
@@ -76,6 +77,16 @@ def plan_weights(models: Iterable[ir.Model]) -> WeightFile:
     text += b" " * (-(len(text) + 8) % 64)
     prefix = len(text).to_bytes(8, "little") + text
     return WeightFile(prefix, tuple(Placed(t, n, o + len(prefix), size) for t, n, o, size in spans))
+
+
+def _exponents(tensor: PlannedTensor) -> list[PlannedTensor]:
+    """The factors that a smoothed weight's channels are multiplied by, as tensors of their own."""
+    base = getattr(tensor.expression, "base", tensor.expression)
+    smoothed = base if isinstance(base, Smoothed) else tensor.expression
+    if not isinstance(smoothed, Smoothed):
+        return []
+    expressions = [Exponents(factors) for factors in (smoothed.rows, smoothed.columns) if factors is not None]
+    return [PlannedTensor(expression, ir.DataType.INT8, expression.key) for expression in expressions]
 
 
 def _stored_name(tensor: PlannedTensor) -> str:

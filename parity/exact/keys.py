@@ -17,7 +17,8 @@ QUANTIZED = re.compile(
     r"int(?P<bits>[48])(?:x(?P<block>\d+))?(?:\.b?float16)?\.(?P<part>values|scales)\((?P<base>.*)\)"
 )
 DISTANCE = re.compile(r"distance\((?P<source>[^,]+),(?P<count>\d+),(?P<masked>[^,]+)\)")
-SMOOTHED = re.compile(r"~[rc][0-9a-f]+(?:\.c[0-9a-f]+)?$")
+SMOOTHED = re.compile(r"~(?:r(?P<rows>[0-9a-f]+))?\.?(?:c(?P<columns>[0-9a-f]+))?$")
+EXPONENTS = "exponents."
 TRANSPOSED = re.compile(r"T\((?P<inner>.*)\)")
 
 
@@ -25,12 +26,18 @@ TRANSPOSED = re.compile(r"T\((?P<inner>.*)\)")
 class StackKey:
     """Checkpoint tensors stacked along their rows. ``sources``: name and factor of each.
 
-    ``smoothed``: rows and columns are multiplied by powers of two.
+    ``rows``, ``columns``: the stack is multiplied by powers of two along its first axis, its second; names of the
+    tensors that hold their exponents.
     """
 
     sources: tuple[tuple[str, float], ...]
     transposed: bool = False
-    smoothed: bool = False
+    rows: str = ""
+    columns: str = ""
+
+    @property
+    def smoothed(self) -> bool:
+        return bool(self.rows or self.columns)
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,13 @@ def _read_base(text: str) -> StackKey | DistanceKey | None:
     distance = DISTANCE.fullmatch(text)
     if distance is not None:
         return DistanceKey(distance["source"], int(distance["count"]), distance["masked"] != "None")
+    marks = SMOOTHED.search(text)
     plain = SMOOTHED.sub("", text)
+    rows, columns = (EXPONENTS + marks[axis] if marks and marks[axis] else "" for axis in ("rows", "columns"))
     transposed = TRANSPOSED.fullmatch(plain)
     sources = [_read_source(part) for part in (transposed["inner"] if transposed else plain).split("+")]
     known = tuple(source for source in sources if source is not None)
-    return StackKey(known, transposed is not None, plain != text) if len(known) == len(sources) else None
+    return StackKey(known, transposed is not None, rows, columns) if len(known) == len(sources) else None
 
 
 def _read_source(text: str) -> tuple[str, float] | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.graph.position_buckets import bucket_table
 from t5edge.exporter.graph.write import FILE_NAME
-from t5edge.parity.exact.keys import DistanceKey, StackKey, StoredKey, read_key
+from t5edge.parity.exact.keys import EXPONENTS, DistanceKey, StackKey, StoredKey, read_key
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,8 @@ class StoredWeights:
     def matrices(self) -> Iterator[tuple[str, StoredKey]]:
         """Everything that is stored, by the name of its values; scales go with them."""
         for name in self.names:
+            if name.startswith(EXPONENTS):
+                continue
             key = read_key(name)
             if key is None or self._unknown(key):
                 self.problems.append(f"'{name}' is made of no tensor of the checkpoint")
@@ -130,10 +132,23 @@ class StoredWeights:
     def _factors(self, key: StackKey, values: torch.Tensor) -> torch.Tensor:
         """Powers of two, broadcastable to ``values``, that a smoothed stack's channels were multiplied by.
 
-        Found by comparison with the checkpoint. Whether they cancel is for the graphs to show.
+        Older bundles do not store them; there they are found by comparison with the checkpoint. Whether they cancel is
+        for the graphs to show.
         """
+        if all(name in self.names for name in (key.rows, key.columns) if name):
+            return self._stored_factors(key, values.ndim)
         parts = [self.checkpoint.read(name).float() * factor for name, factor in key.sources]
         return channel_factors(values, _stack(parts, key.transposed))
+
+    def _stored_factors(self, key: StackKey, axes: int) -> torch.Tensor:
+        import torch
+
+        factors = torch.ones([1] * axes)
+        for axis, name in enumerate((key.rows, key.columns)):
+            if name:
+                shape = [-1 if place == axis else 1 for place in range(axes)]
+                factors = factors * torch.exp2(self._file.get_tensor(name).float()).reshape(shape)
+        return factors
 
     def _recover_bias(self, name: str, key: DistanceKey) -> Recovered:
         """[buckets, heads]: each bucket's value wherever it occurs; buckets that no distance falls into as they are."""
@@ -196,7 +211,7 @@ def channel_factors(values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Powers of two with ``values`` = ``base`` x rows x columns, as nearly as rounding lets see; shape of ``values``.
 
     Tukey's median polish of the ratios' logarithms, over the largest numbers of each row and of each column: rounding
-    spoils those least. A channel that was rounded away as a whole counts as multiplied by the least factor.
+    spoils those least. A row that was rounded away as a whole counts as multiplied by the least factor.
     """
     import torch
 
@@ -209,7 +224,7 @@ def channel_factors(values: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     of_column = _log_ratio(values.gather(0, by_column), base.gather(0, by_column))
     for _ in range(ROUNDS):
         rows = (of_row - columns[by_row]).nanmedian(dim=1).values.nan_to_num(-LARGEST_EXPONENT)
-        columns = (of_column - rows[by_column]).nanmedian(dim=0).values.nan_to_num(-LARGEST_EXPONENT)
+        columns = (of_column - rows[by_column]).nanmedian(dim=0).values.nan_to_num(0.0)
     exponents = (rows[:, None] + columns).round()
     return torch.exp2(exponents.clamp(-2 * LARGEST_EXPONENT, 2 * LARGEST_EXPONENT))
 

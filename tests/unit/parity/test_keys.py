@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from t5edge.exporter.graph.weight_expressions import DistanceTable, Factors, Smoothed
+from t5edge.exporter.graph.weight_expressions import DistanceTable, Exponents, Factors, Smoothed
 from t5edge.kernels.weights import Source, StackedWeight, stack_of
 from t5edge.parity.exact.keys import DistanceKey, StackKey, StoredKey, read_key
 
 FACTORS = Factors(bytes(4))
 PACKED = StackedWeight((Source("a.q.weight"), Source("a.k.weight", 0.25)), (4, 4), 4, transposed=True)
+MARK = Exponents(FACTORS).key
 SOURCES = (("a.q.weight", 1.0), ("a.k.weight", 0.25))
 
 
@@ -16,9 +17,9 @@ SOURCES = (("a.q.weight", 1.0), ("a.k.weight", 0.25))
     [
         (stack_of("a.weight", (4,)).key, StackKey((("a.weight", 1.0),))),
         (PACKED.key, StackKey(SOURCES, transposed=True)),
-        (Smoothed(PACKED, FACTORS).key, StackKey(SOURCES, transposed=True, smoothed=True)),
-        (Smoothed(PACKED, FACTORS, FACTORS).key, StackKey(SOURCES, transposed=True, smoothed=True)),
-        (Smoothed(PACKED, None, FACTORS).key, StackKey(SOURCES, transposed=True, smoothed=True)),
+        (Smoothed(PACKED, FACTORS).key, StackKey(SOURCES, True, MARK)),
+        (Smoothed(PACKED, FACTORS, FACTORS).key, StackKey(SOURCES, True, MARK, MARK)),
+        (Smoothed(PACKED, None, FACTORS).key, StackKey(SOURCES, True, "", MARK)),
         (DistanceTable("a.weight", (0, 1), 2, -32768.0).key, DistanceKey("a.weight", 2, masked=True)),
         (DistanceTable("a.weight", (0, 1), 2, None).key, DistanceKey("a.weight", 2, masked=False)),
     ],
