@@ -116,10 +116,8 @@ def verify(
 
     The bundle is not changed, but for its engines' entry in the manifest, which says what was proved of them.
     Where engines cannot run, every check says ``not run`` and why, and the report does not pass.
-
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
     by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.
-
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``, ``adapters``: what to compare with, as ``export`` takes them; left out, what it was made from.
     ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
@@ -130,8 +128,7 @@ def verify(
     if blockwise:
         _refuse_engines(target)
     folder, progress = Path(bundle), progress or Silent()
-    manifest = Manifest.read(folder)
-    files = _check_files(folder)
+    manifest, files = Manifest.read(folder), _check_files(folder)
     if files.verdict == FAIL:
         report = _not_run(manifest, target, checks, "files of the bundle are damaged", files)
     elif reason := why_not_run(target):
