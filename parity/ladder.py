@@ -114,8 +114,8 @@ def verify(
 ) -> ParityReport:
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
-    The bundle is not changed, but for its engines' entry in the manifest, which says what was proved of them.
-    Where engines cannot run, every check says ``not run`` and why, and the report does not pass.
+    The bundle stays as it is, but for what was proved of its engines; where they cannot run, every check is ``not run``.
+
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
     by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
