@@ -114,6 +114,13 @@ def toward_zero(draft: Draft) -> None:
         matrix.values[:] -= np.sign(matrix.values) * chosen.astype(np.int8)
 
 
+def smoothing_lost(draft: Draft) -> None:
+    """A norm's weight is doubled in every other channel, as if its factors had not been divided out."""
+    names = [name for name in draft.find("layer_norm.weight") if "~" in name]
+    require(bool(names))
+    draft.stored(names[0])[::2] *= 2
+
+
 def loosened(limits: dict[str, object], draft: Draft) -> None:
     """The manifest's row of precision brings tolerances of its own, and logits are scaled by 1.2."""
     logits_times(1.2, ("decoder", "decoder_buffered"), draft)
@@ -165,6 +172,7 @@ MUTATIONS = (
     _quantized("scales of the embedding shifted by a token", "weights", embedding_scale),
     _quantized("four-bit halves swapped", "weights", nibbles_swapped, "int4-weight"),
     _quantized("four bits read unsigned", "weights", read_unsigned, "int4-weight"),
+    _quantized("smoothing of one norm wrong in half its channels", "graphs", smoothing_lost),
     _quantized("integers clipped by one bit", "weights", clipped),
     _quantized("integers cut instead of rounded", "weights", toward_zero),
     Mutation("manifest allows any error, logits times 1.2", "manifest", "graphs", partial(loosened, ANYTHING)),
