@@ -114,7 +114,7 @@ def verify(
 ) -> ParityReport:
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
-    The bundle stays as it is, but for what was proved of its engines; where they cannot run, every check is ``not run``.
+    The bundle stays as it is, but for what was proved of its engines; where they cannot run, all is ``not run``.
 
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
     by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.

@@ -1,6 +1,6 @@
 """Run mutations on bundles and write the table.
 
-PYTHONPATH=tests .venv/bin/python -m support.mutations --family t5-demo --precision fp32 --write table.md
+PYTHONPATH=tests .venv/bin/python -m support.mutations --family t5-demo --write docs/parity-mutations.md
 """
 
 from __future__ import annotations

@@ -47,13 +47,15 @@ def insert(at: ir.Node, op_type: str, *inputs: ir.Value | np.ndarray, **attribut
 
 
 def constant(at: ir.Node, array: np.ndarray) -> ir.Value:
-    """A constant in front of ``at``."""
+    """A constant of the graph of ``at``, stored in it as the others are."""
     graph = at.graph
     assert graph is not None
-    node = ir.node("Constant", [], {"value": ir.tensor(array)})
-    node.outputs[0].name = fresh_name("Constant")
-    graph.insert_before(at, node)
-    return node.outputs[0]
+    tensor = ir.tensor(array, name=fresh_name("constant"))
+    value = ir.Value(
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
 
 
 def long(*values: int) -> np.ndarray:
@@ -70,6 +72,7 @@ def after_output(graph: ir.Graph, name: str, op_type: str, operand: np.ndarray) 
     old.name = f"{name}/before"
     node.outputs[0].name = name
     node.outputs[0].type, node.outputs[0].shape = old.type, old.shape
+    old.type = old.shape = None
     graph.insert_after(producer, node)
     node.replace_input_with(1, constant(node, operand))
     graph.outputs[place] = node.outputs[0]

@@ -82,6 +82,15 @@ def residual_dropped(graph: ir.Graph) -> None:
     node.replace_input_with(1, insert(node, "Sub", input_of(node, 1), input_of(node, 1)))
 
 
+def stream_rounded(to: ir.DataType, graph: ir.Graph) -> None:
+    """The residual stream goes through a narrower dtype once, in the middle of the graph."""
+    found = [node for node in nodes(graph, "Add") if "block" in (node.name or "")]
+    node = found[len(found) // 2]
+    x = input_of(node, 0)
+    back = ir.DataType.FLOAT16 if to == ir.DataType.BFLOAT16 else ir.DataType.FLOAT
+    node.replace_input_with(0, insert(node, "Cast", insert(node, "Cast", x, to=int(to)), to=int(back)))
+
+
 def logits_times(factor: float | None, graphs: tuple[str, ...], draft: Draft) -> None:
     """Logits times ``factor``; None: a d_model**-0.5 too few or too many."""
     tied = -1.0 if draft.architecture.scale_logits else 1.0
@@ -165,6 +174,20 @@ MUTATIONS = (
     ),
     Mutation(
         "one residual connection dropped, encoder", "scales", "graphs", partial(edit, "encoder", residual_dropped)
+    ),
+    *(
+        Mutation(
+            f"residual stream rounded to {to.name.lower()}, {graph}",
+            "precision",
+            "graphs",
+            partial(edit, graph, partial(stream_rounded, to)),
+            precisions,
+        )
+        for graph in GRAPHS
+        for to, precisions in (
+            (ir.DataType.FLOAT16, ("fp32", "int8", "int8-weight", "int4-weight")),
+            (ir.DataType.BFLOAT16, ("fp16",)),
+        )
     ),
     Mutation("logits times 1.2", "scales", "graphs", partial(logits_times, 1.2, DECODERS)),
     Mutation("logits times 1.02", "scales", "graphs", partial(logits_times, 1.02, DECODERS)),

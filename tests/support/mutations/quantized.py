@@ -73,6 +73,16 @@ def activation_zero_point(draft: Draft) -> None:
         chosen.replace_input_with(2, constant(chosen, np.array(2, np.int8)))
 
 
+def other_step(draft: Draft) -> None:
+    """One activation is dequantized with a step 10 % larger than it was quantized with."""
+    with draft.graph("encoder") as graph:
+        chosen = next(node for node in graph if (node.name or "").endswith("input_DequantizeLinear"))
+        scale = chosen.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        chosen.replace_input_with(1, constant(chosen, scale.const_value.numpy() * np.float32(1.1)))
+
+
 def weight_zero_point(draft: Draft) -> None:
     """One weight is dequantized with a zero point of 1."""
     with draft.graph("encoder") as graph:
@@ -112,6 +122,13 @@ def toward_zero(draft: Draft) -> None:
     with draft.matrix(f"decoder.block.0.layer.0.{QKV}.weight") as matrix:
         chosen = np.random.default_rng(0).random(matrix.values.shape) < 0.5
         matrix.values[:] -= np.sign(matrix.values) * chosen.astype(np.int8)
+
+
+def smoothing_lost(draft: Draft) -> None:
+    """A norm's weight is doubled in every other channel, as if its factors had not been divided out."""
+    names = [name for name in draft.find("layer_norm.weight") if "~" in name]
+    require(bool(names))
+    draft.stored(names[0])[::2] *= 2
 
 
 def loosened(limits: dict[str, object], draft: Draft) -> None:
@@ -156,6 +173,7 @@ MUTATIONS = (
     _quantized("one activation scale halved", "arithmetic", partial(activation_scale, 0.5), "int8"),
     _quantized("one activation scale times 16", "arithmetic", partial(activation_scale, 16.0), "int8"),
     _quantized("one activation's zero point differs", "arithmetic", activation_zero_point, "int8"),
+    _quantized("one activation dequantized with another step", "arithmetic", other_step, "int8"),
     _quantized("one weight's zero point is 1", "graphs", weight_zero_point),
     _quantized("one weight's scales 10 % larger", "weights", partial(scale_times, 1.1, False)),
     _quantized("one channel's scale doubled", "weights", partial(scale_times, 2.0, True)),
@@ -165,6 +183,7 @@ MUTATIONS = (
     _quantized("scales of the embedding shifted by a token", "weights", embedding_scale),
     _quantized("four-bit halves swapped", "weights", nibbles_swapped, "int4-weight"),
     _quantized("four bits read unsigned", "weights", read_unsigned, "int4-weight"),
+    _quantized("smoothing of one norm wrong in half its channels", "graphs", smoothing_lost),
     _quantized("integers clipped by one bit", "weights", clipped),
     _quantized("integers cut instead of rounded", "weights", toward_zero),
     Mutation("manifest allows any error, logits times 1.2", "manifest", "graphs", partial(loosened, ANYTHING)),

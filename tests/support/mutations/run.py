@@ -15,7 +15,7 @@ from support.mutations.judge import Outcome, first_failure, judge, remembered_re
 def run(family: str, precision: str, root: Path, chosen: str = "", every: int = 1) -> Iterator[Outcome]:
     """Every mutation that applies to one bundle, made in ``root``.
 
-    ``chosen`` is part of their names, of which only each ``every``-th is taken.
+    ``chosen`` is part of their names; ``every``: only each so many is taken.
     """
     bundle = bundle_of(family, precision, root)
     with remembered_reference(), TemporaryDirectory(dir=root) as place:
