@@ -76,12 +76,16 @@ class _Site(NamedTuple):
 
 
 def integer_matmuls(
-    folder: Path, input_ids: np.ndarray, entries: Entries | None = None, attention_mask: np.ndarray | None = None
+    folder: Path,
+    input_ids: np.ndarray,
+    entries: Entries | None = None,
+    attention_mask: np.ndarray | None = None,
+    manifest: Manifest | None = None,
 ) -> tuple[list[IntegerMatMul], Arithmetic | None]:
     """Each quantized MatMul of the encoder on ``input_ids`` int64 [batch, source], and how the session multiplies.
 
     ``entries``: session configuration; None for the runtime's choice on this CPU. ``attention_mask`` like the ids; None
-    for no padding.
+    for no padding. ``manifest``: the bundle's, where it is not written yet.
     """
     model = ir.load(folder / f"{GRAPH}.onnx")
     sites = list(_sites(model.graph))
@@ -92,7 +96,9 @@ def integer_matmuls(
         return _session(data, folder, chosen)
 
     session, arithmetic = (
-        open_exact(session_entries(Manifest.read(folder), GRAPH), start) if entries is None else (start(entries), None)
+        open_exact(session_entries(manifest or Manifest.read(folder), GRAPH), start)
+        if entries is None
+        else (start(entries), None)
     )
     mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
     found = dict(zip(exposed, session.run(exposed, {"input_ids": input_ids, "attention_mask": mask}), strict=True))
@@ -177,7 +183,9 @@ def arithmetic(subject: Subject, name: str) -> Iterator[CheckResult]:
         yield not_applicable(name, f"how {opener.target} multiplies integers is not visible; its logits are judged")
         return
     texts = subject.workload.texts
-    found, _ = integer_matmuls(opener.folder, texts.input_ids, attention_mask=texts.attention_mask)
+    found, _ = integer_matmuls(
+        opener.folder, texts.input_ids, attention_mask=texts.attention_mask, manifest=opener.manifest
+    )
     if not found:
         yield not_applicable(name, "no activation is rounded to integers: all were left in float32")
         return
