@@ -16,7 +16,8 @@ from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.ladder import find_checkpoint
 from t5edge.parity.measures import compare_logits, relative_error
 from t5edge.parity.text import HARD_TEXTS
-from t5edge.parity.workload import Workload, build_workload, examples_of
+from t5edge.parity.texts import judged_texts
+from t5edge.parity.workload import Workload, build_workload
 from t5edge.runtime.model import BundleModel, load
 
 STEPS = 320
@@ -60,7 +61,7 @@ class Probe:
     @cached_property
     def sources(self) -> list[str]:
         manifest = load(self.bundle, check=False).manifest
-        return [example.source for example in examples_of(find_checkpoint(self.bundle, manifest, None))]
+        return [example.source for example in judged_texts(find_checkpoint(self.bundle, manifest, None))[0]]
 
     @cached_property
     def sound(self) -> Answers:
