@@ -22,7 +22,7 @@ def flags(options: Any) -> list[str]:
         if value is True:
             found.append(flag)
         elif value != entry.default:
-            if not all(isinstance(one, (str, int)) for one in values):
+            if not all(isinstance(one, (str, int, float)) for one in values):
                 raise UserError(f"{flag} holds objects, and the exports of a sweep are processes; name a file instead.")
             found += [f"{flag}={one}" for one in values]
     return found

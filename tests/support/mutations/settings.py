@@ -15,8 +15,8 @@ TOKENIZER, SETTINGS, MANIFEST, CONFIG = "tokenizer.json", "generation_config.jso
 
 def generation(changes: Mapping[str, Any], draft: Draft) -> None:
     """Settings changed wherever they stand: a value of None removes one."""
-    with draft.json(MANIFEST) as manifest:
-        _update(manifest["generation"], changes)
+    with draft.json(MANIFEST) as entries:
+        _update(entries["generation"], changes)
     if (draft.folder / SETTINGS).is_file():
         with draft.json(SETTINGS) as beside:
             _update(beside, changes)
@@ -54,8 +54,8 @@ def config_shape(draft: Draft) -> None:
 
 
 def architecture(changes: Mapping[str, Any], draft: Draft) -> None:
-    with draft.json(MANIFEST) as manifest:
-        manifest["architecture"] |= changes
+    with draft.json(MANIFEST) as entries:
+        entries["architecture"] |= changes
 
 
 def all_ids(key: str, draft: Draft) -> None:

@@ -32,6 +32,11 @@ OTHER: dict[str, Any] = {
     "max_batch": 3,
     "max_source_length": 77,
     "max_target_length": 78,
+    "adapter": ("an adapter", "another"),
+    "vocabulary": "a corpus.txt",
+    "vocabulary_floor": 3,
+    "texts": "judged.jsonl",
+    "time_budget": 30.0,
 }
 """A value for every option that has no other than its default; switches are turned on."""
 
@@ -49,7 +54,8 @@ def read_back(options: ExportOptions) -> ExportOptions:
 def test_every_option_comes_back(name: str) -> None:
     assert read_back(PLAIN) == PLAIN
     value = OTHER.get(name, True)
-    options = ExportOptions(**{"variant": "t5-demo", name: value})
+    needed = {"vocabulary": "a corpus.txt"} if name == "vocabulary_floor" else {}
+    options = ExportOptions(**{"variant": "t5-demo", **needed, name: value})
     assert getattr(options, name) != getattr(PLAIN, name)
     assert read_back(options) == options
 
