@@ -157,6 +157,11 @@ def _engine(job: Job, tool: TensorRT, capability: str, graph: str, progress: Pro
     spec = _spec(job, capability, graph, tuple(places))
     built = build_engine(tool, spec, progress, timing_cache(tool, capability))
     check_attention(spec, built)
+    if spec.form == "fused" and not built.attention.shown:
+        progress.message(
+            f"{graph} for {tool.flavor.target} {capability}: the plan names no kernels, so whether its "
+            f"attentions are fused is not shown"
+        )
     record = EngineRecord(**wanted, **_facts(job.folder, path, spec, built), weights=places)
     write_plan(path, built.plan)
     write_json(record_path(path), record.to_dict())

@@ -59,6 +59,11 @@ class AttentionProof:
     kernels: dict[str, int]
 
     @property
+    def shown(self) -> bool:
+        """Whether the plan names its kernels at all."""
+        return self.fused is not None
+
+    @property
     def complete(self) -> bool:
         return self.fused == self.expected and not self.decomposed
 

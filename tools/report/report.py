@@ -243,7 +243,8 @@ def _engines(engines: Engines) -> Iterable[tuple[str, ...]]:
     for target, capabilities in engines.items():
         for capability, entry in capabilities.items():
             for graph, record in entry.graphs.items():
-                fused = f"{record.attention.fused} of {record.attention.expected}"
+                found = record.attention.fused
+                fused = "not shown by the plan" if found is None else f"{found} of {record.attention.expected}"
                 size, seconds = megabytes(record.bytes), f"{record.seconds:.1f}"
                 yield f"{target} {capability}", graph, size, seconds, fused, run_words(entry)
 

@@ -38,3 +38,8 @@ def test_a_plan_without_text_proves_nothing() -> None:
     proof = prove_attention(read_kernels(b"\x00" * 64), ["encoder.block.0.block/Attention_7"], 1)
     assert proof.fused is None
     assert not proof.complete
+
+
+def test_a_plan_that_names_no_kernels_shows_nothing() -> None:
+    proof = prove_attention(read_kernels(b"no program text"), ["encoder.block.0.block/Attention_7"], 2)
+    assert (proof.expected, proof.shown, proof.complete) == (2, False, False)
