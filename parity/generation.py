@@ -88,6 +88,9 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
             theirs = subject.whole.generate(prompts.input_ids, prompts.attention_mask, **settings)
         else:
             theirs = _choices(subject, ours, settings)
+        if (ours[:, 0] != theirs[:, 0]).any():  # nothing stands before it, so there is no margin to ask for
+            yield failure(name, f"answers begin with token {ours[0, 0]}, the reference's with {theirs[0, 0]}")
+            return
         yield judge(subject, name, _pairs(subject, ours, theirs), settings)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
+from t5edge.errors import UserError
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.exact.cases import Case, decoder_cases, encoder_batches
@@ -46,11 +47,14 @@ def graphs(subject: Subject, name: str) -> Iterator[CheckResult]:
     cases = decoder_cases(subject.workload, a.decoder_start_token_id, a.vocab_size)
     batches = encoder_batches(subject.workload)
     expected = dict(reference.outputs({case.name: case.paths() for case in cases}))
-    for place, (form, model) in enumerate(widened.models()):
-        if place == 0:
-            yield from _encoder(name, model, batches, reference)
-        for case in cases:
-            yield from _decoder(name, form, model, case, expected[case.name], a.pad_token_id)
+    try:
+        for place, (form, model) in enumerate(widened.models()):
+            if place == 0:
+                yield from _encoder(name, model, batches, reference)
+            for case in cases:
+                yield from _decoder(name, form, model, case, expected[case.name], a.pad_token_id)
+    except UserError as error:
+        yield failure(name, str(error))
 
 
 def _encoder(

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.manifest import Manifest
+from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel
 from t5edge.runtime.onnxruntime.buffered import BufferedModel
 from t5edge.runtime.onnxruntime.emulation import widen, widened_ports
@@ -59,7 +60,10 @@ class WidenedGraphs:
         folder = str(self.folder.resolve())
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         data = ir.to_proto(model).SerializeToString()
-        return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
+        try:
+            return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
+        except Exception as error:  # onnxruntime raises its own classes, all below Exception
+            raise UserError(f"'{name}.onnx' is no graph in float32 apart from its weights: {error}") from error
 
 
 def unrounded(model: ir.Model, compute: str) -> ir.Model:

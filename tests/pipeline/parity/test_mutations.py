@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.bundles import Workshop
-from support.exports import GATED, Exports
+from support.exports import GATED, Exports, checks
 from support.mutations import MUTATIONS, find_mutation
 from support.mutations.draft import Draft, packed, unpacked
 from support.mutations.effect import Probe
@@ -78,6 +78,13 @@ def _fails(mutation: Mutation, bundle: Path, tmp_path: Path) -> None:
     folder = mutated(bundle, mutation, tmp_path / "mutated")
     expected = tuple(check for check in CHECKS if check.name.split()[-1] == mutation.expected)
     assert first_failure(folder, expected)[0] == expected[0].name
+
+
+def test_another_start_token_fails_generation(demo: Workshop, tmp_path: Path) -> None:
+    folder = mutated(demo.bundle("fp32"), find_mutation("start token changed"), tmp_path / "mutated")
+    found, measure = first_failure(folder, checks("7"))
+    assert found == "7 generation"
+    assert "answers begin with token 2" in measure
 
 
 def test_what_changes_nothing_is_not_counted(demo: Workshop, tmp_path: Path) -> None:

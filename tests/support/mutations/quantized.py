@@ -22,9 +22,11 @@ def scales_of(draft: Draft, fragment: str) -> np.ndarray:
     return next(draft.stored(name) for name in draft.header if ".scales(" in name and fragment in name)
 
 
-def values_of(draft: Draft, fragment: str) -> np.ndarray:
-    """The stored integers of one matrix."""
-    return next(draft.stored(name) for name in draft.header if ".values(" in name and fragment in name)
+def four_bits(draft: Draft) -> np.ndarray:
+    """The first matrix that is stored in four bits (a sensitive one may have eight), two values a byte."""
+    found = [name for name in draft.header if name.startswith("int4") and ".values(" in name]
+    require(bool(found))
+    return draft.stored(found[0])
 
 
 def activation_scale(factor: float, draft: Draft) -> None:
@@ -100,13 +102,13 @@ def weight_zero_point(draft: Draft) -> None:
 
 
 def nibbles_swapped(draft: Draft) -> None:
-    values = values_of(draft, f"encoder.block.0.layer.1.{WO}")
+    values = four_bits(draft)
     values[:] = (values << 4) | (values >> 4)
 
 
 def read_unsigned(draft: Draft) -> None:
     """Four bits written with an offset of 8, read as signed."""
-    values = values_of(draft, f"decoder.block.0.layer.0.{QKV}")
+    values = four_bits(draft)
     values[:] = values ^ 0x88
 
 
