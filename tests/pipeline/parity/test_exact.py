@@ -31,7 +31,7 @@ def failed(report: ParityReport) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("tiny", [GATED, RELU])
+@pytest.mark.parametrize("tiny", [GATED, pytest.param(RELU, marks=pytest.mark.slow)])
 def test_the_weights_of_every_precision_are_the_checkpoints_to_half_a_step(
     exports: Exports, tiny: str, precision: str
 ) -> None:
@@ -119,8 +119,8 @@ def shift_past(graph: ir.Graph) -> None:
     ("precision", "graph", "change"),
     [
         ("int4-weight", "decoder", swap_gates),
-        ("fp16", "decoder", swap_gates),
-        ("int8", "encoder", swap_gates),
+        pytest.param("fp16", "decoder", swap_gates, marks=pytest.mark.slow),
+        pytest.param("int8", "encoder", swap_gates, marks=pytest.mark.slow),
         ("int8", "decoder_buffered", shift_past),
     ],
 )

@@ -19,6 +19,7 @@ from t5edge.exporter.graph.rescale import Rescale, StackScale
 from t5edge.parity.ladder import find_checkpoint, verify
 from t5edge.runtime.model import load
 
+QUANTIZED = ("int8", "int8-weight")
 HOT = 1.5 * 2.0**13
 RESIDUAL_WRITERS = ("shared.weight", ".o.weight", ".wo.weight")
 
@@ -48,7 +49,7 @@ def test_the_ladder_writes_its_report_and_the_manifest_its_results(exports: Expo
     assert replace(manifest, parity=before.parity, files=before.files) == before
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-weight"])
+@pytest.mark.parametrize("precision", ["fp16", *(pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZED)])
 def test_a_residual_beyond_float16_passes_with_the_rescale(
     exports: Exports, hot: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -63,7 +64,7 @@ def test_a_residual_beyond_float16_passes_with_the_rescale(
     assert all(stack.k > 0 and (stack.headroom or 0.0) >= 4 for stack in stacks)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_without_the_rescale_it_fails_and_is_kept_for_study(
     exports: Exports, hot: Path, tmp_path: Path, precision: str
 ) -> None:

@@ -87,6 +87,7 @@ def test_another_start_token_fails_generation(demo: Workshop, tmp_path: Path) ->
     assert "answers begin with token 2" in measure
 
 
+@pytest.mark.slow
 def test_what_changes_nothing_is_not_counted(demo: Workshop, tmp_path: Path) -> None:
     bundle = demo.bundle("fp32")
     nothing = Mutation("nothing", "weights", "weights", lambda draft: None, EVERY)

@@ -174,7 +174,9 @@ def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny
     )
 
 
-@pytest.mark.parametrize(("tiny", "precision"), [(GATED, "fp16"), (RELU, "int8-weight")])
+@pytest.mark.parametrize(
+    ("tiny", "precision"), [(GATED, "fp16"), pytest.param(RELU, "int8-weight", marks=pytest.mark.slow)]
+)
 def test_one_block_at_a_time_the_same_checks_hold_the_same_limits(exports: Exports, tiny: str, precision: str) -> None:
     """Only what needs PyTorch token by token is missing; what is compared part by part comes on top."""
     folder, names = exports.bundle(tiny, precision), {check.name for check in CHECKS}
