@@ -9,10 +9,12 @@ or cache cannot hide behind quantization noise. What rounding costs is judged el
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
 from t5edge.errors import UserError
@@ -27,7 +29,7 @@ from t5edge.parity.measures import LogitErrors, compare_logits, relative_error
 
 if TYPE_CHECKING:
     from t5edge.exporter.reference.whole import WholeReference
-    from t5edge.parity.subject import Subject
+    from t5edge.parity.subject import Opener, Subject
     from t5edge.runtime.model import BundleModel
 
 WORST_POSITION = 10 * FLOAT32_ERROR
@@ -47,6 +49,7 @@ def graphs(subject: Subject, name: str) -> Iterator[CheckResult]:
     cases = decoder_cases(subject.workload, a.decoder_start_token_id, a.vocab_size)
     batches = encoder_batches(subject.workload)
     expected = dict(reference.outputs({case.name: case.paths() for case in cases}))
+    yield _epsilons(name, opener)
     try:
         for place, (form, model) in enumerate(widened.models()):
             if place == 0:
@@ -55,6 +58,22 @@ def graphs(subject: Subject, name: str) -> Iterator[CheckResult]:
                 yield from _decoder(name, form, model, case, expected[case.name], a.pad_token_id)
     except UserError as error:
         yield failure(name, str(error))
+
+
+def _epsilons(name: str, opener: Opener) -> CheckResult:
+    """Every norm's epsilon is the checkpoint's, rescaled as the residual stream is.
+
+    An epsilon ten times too large moves most models' numbers by less than float32 does, and some inputs' by far more.
+    """
+    wrong = []
+    for form in opener.manifest.ports:
+        k = opener.rescale_k("encoder" if form == "encoder" else "decoder")
+        expected = opener.manifest.architecture.norm_epsilon * 4.0**-k
+        norms = [node for node in ir.load(opener.folder / f"{form}.onnx").graph if node.op_type == "RMSNormalization"]
+        found = [(node.name, node.attributes.get_float("epsilon", 1e-5)) for node in norms]
+        wrong += [f"{form}: {node}" for node, epsilon in found if not math.isclose(epsilon, expected, rel_tol=1e-6)]
+    first = f", the first {wrong[0]}" if wrong else ""
+    return at_most(name, f"norms with another epsilon{first}", len(wrong), 0)
 
 
 def _encoder(
