@@ -10,7 +10,7 @@ noise of the granted size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Pair:
 
 
 def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
-    """7. Greedy and beam search against transformers' ``generate``."""
+    """7. Greedy and beam search against transformers' ``generate``, by every decoder that this target opens."""
     prompts = subject.workload.prompts
     try:
         read_options(subject.generation)
@@ -79,19 +79,23 @@ def generation(subject: Subject, name: str) -> Iterator[CheckResult]:
             "do_sample": False,
             "num_return_sequences": 1,
         }
-        try:
-            ours = subject.model.generate(prompts.input_ids, prompts.attention_mask, **settings)
-        except UserError as error:
-            yield not_run(name, str(error))
-            return
         if subject.whole is not None:
             theirs = subject.whole.generate(prompts.input_ids, prompts.attention_mask, **settings)
-        else:
-            theirs = _choices(subject, ours, settings)
-        if (ours[:, 0] != theirs[:, 0]).any():  # nothing stands before it, so there is no margin to ask for
-            yield failure(name, f"answers begin with token {ours[0, 0]}, the reference's with {theirs[0, 0]}")
-            return
-        yield judge(subject, name, _pairs(subject, ours, theirs), settings)
+        for form, model in (("", subject.model), (", cache in buffers", subject.buffered)):
+            if model is None:
+                continue
+            try:
+                ours = model.generate(prompts.input_ids, prompts.attention_mask, **settings)
+            except UserError as error:
+                yield not_run(name, str(error))
+                return
+            if subject.whole is None:
+                theirs = _choices(subject, ours, settings)
+            if (ours[:, 0] != theirs[:, 0]).any():  # nothing stands before it, so there is no margin to ask for
+                yield failure(name, f"answers begin with token {ours[0, 0]}, the reference's with {theirs[0, 0]}")
+                return
+            found = judge(subject, name, _pairs(subject, ours, theirs), settings)
+            yield replace(found, measure=found.measure + form)
 
 
 def _choices(subject: Subject, ours: Tokens, settings: dict[str, Any]) -> Tokens:

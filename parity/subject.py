@@ -156,17 +156,22 @@ class Subject:
         return self.precision.compute in find_backend(self.opener.target).emulates
 
     @cached_property
-    def buffered_logits(self) -> np.ndarray | None:
-        """Logits of texts in cached steps by the decoder that writes its cache in place; None where there is none."""
+    def buffered(self) -> BundleModel | None:
+        """The bundle with the decoder that writes its cache in place; None where there is none."""
         from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 
         backend = find_backend(self.opener.target)
         if not backend.writes_cache_in_place or GRAPH not in self.opener.manifest.ports:
             return None
-        model, batch = self.opener.model(buffers=True), self.workload.texts
-        if not isinstance(model.step_model, BufferedModel):
-            return None
-        return model.logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        model = self.opener.model(buffers=True)
+        return model if isinstance(model.step_model, BufferedModel) else None
+
+    @cached_property
+    def buffered_logits(self) -> np.ndarray | None:
+        """Logits of texts in cached steps by ``buffered``."""
+        batch = self.workload.texts
+        arrays = (batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        return None if self.buffered is None else self.buffered.logits(*arrays)
 
     @cached_property
     def rounded(self) -> BundleModel:
