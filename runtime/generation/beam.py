@@ -2,6 +2,7 @@
 
     running : the open hypotheses of every sentence, best first     tokens [batch, beams, total_length]
     finished: its best ended hypotheses, best first                 tokens [batch, beams, total_length]
+    (the same shape has what each token scored when it was chosen: ``transitions``)
 
     one step: logits -> log-probabilities -> rules -> + score of the beam -> the best (1 + end tokens) * beams
     candidates -> the best open ones run on, the ended ones among the best ``beams`` compete with ``finished``
@@ -13,6 +14,7 @@ A slot without a hypothesis has score -1e9, and -1e9 is added to what must not b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,18 @@ from numpy.typing import NDArray
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.processors import Rule, build_rules
-from t5edge.runtime.generation.scores import draw_candidates, log_softmax, top_candidates
+from t5edge.runtime.generation.scores import (
+    Generated,
+    Pick,
+    draw_candidates,
+    log_softmax,
+    pick_scores,
+    top_candidates,
+)
 from t5edge.runtime.generation.step import Scores, StateT, StepModel, Tokens
 
 Flags = NDArray[np.bool_]
+NumberT = TypeVar("NumberT", bound=np.generic)
 
 OUT = np.float32(-1e9)
 
@@ -43,13 +53,14 @@ def search_beams(
     batch: int,
     options: GenerationOptions,
     random: np.random.Generator,
-) -> Tokens:
-    """Search from a state with batch * num_beams rows and an empty cache.
+    pick: Pick | None = None,
+) -> Generated:
+    """Search from a state with batch * num_beams rows and an empty cache; ``pick`` says what a token scored.
 
-    Returns int64 [batch * num_return_sequences, length]. Raises ``UserError`` when the vocabulary is smaller
+    Returns batch * num_return_sequences rows. Raises ``UserError`` when the vocabulary is smaller
     than the number of candidates, ``FloatingPointError`` for NaN or infinite logits.
     """
-    search = BeamSearch(options, batch, random)
+    search = BeamSearch(options, batch, random, pick or pick_scores)
     identity = np.arange(batch * options.num_beams)
     while True:
         rows = search.advance(model.step(state, search.newest)[:, -1])
@@ -61,10 +72,11 @@ def search_beams(
 
 @dataclass
 class Candidates:
-    """Continuations of running beams, [batch, candidates]; ``tokens`` [batch, candidates, total_length]."""
+    """Continuations of running beams, [batch, candidates]; tokens, transitions [batch, candidates, total_length]."""
 
     scores: Scores
     tokens: Tokens
+    transitions: Scores
     beams: Tokens
     ended: Flags
 
@@ -72,9 +84,11 @@ class Candidates:
 class BeamSearch:
     """The hypotheses of a batch; ``length`` counts the tokens of each running one, start token included."""
 
-    def __init__(self, options: GenerationOptions, batch: int, random: np.random.Generator) -> None:
+    def __init__(
+        self, options: GenerationOptions, batch: int, random: np.random.Generator, pick: Pick = pick_scores
+    ) -> None:
         beams = options.num_beams
-        self.options, self.random = options, random
+        self.options, self.random, self.pick = options, random, pick
         self.rules: tuple[Rule, ...] = build_rules(options)
         self.candidates = max(2, 1 + len(options.eos)) * beams
         self.length, self.done = 1, False
@@ -82,7 +96,8 @@ class BeamSearch:
         self.running[..., 0] = options.decoder_start_token_id
         self.running_scores = np.full((batch, beams), OUT, np.float32)
         self.running_scores[:, 0] = 0
-        self.finished = self.running.copy()
+        self.running_transitions = np.zeros(self.running.shape, np.float32)
+        self.finished, self.finished_transitions = self.running.copy(), self.running_transitions.copy()
         self.finished_scores = np.full((batch, beams), OUT, np.float32)
         self.finished_sizes = np.zeros((batch, beams), np.int64)
         self.is_finished = np.zeros((batch, beams), bool)
@@ -98,33 +113,34 @@ class BeamSearch:
 
         Returns the old row that each running beam continues, int64 [batch * beams], and sets ``done``.
         """
-        candidates = self._propose(self._accumulate(logits))
+        candidates = self._propose(self._log_probabilities(logits))
         kept = self._continue(candidates)
         self._collect(candidates)
         self.length += 1
         self._check_done(candidates)
-        first_rows = np.arange(len(kept))[:, None] * self.options.num_beams
-        return (first_rows + np.take_along_axis(candidates.beams, kept, axis=1)).reshape(-1)
+        return self._rows(np.take_along_axis(candidates.beams, kept, axis=1)).reshape(-1)
 
-    def result(self) -> Tokens:
-        """Best hypotheses, sentence-major: int64 [batch * num_return_sequences, length of the longest]."""
+    def result(self) -> Generated:
+        """Best hypotheses, sentence-major, batch * num_return_sequences rows; length is that of the longest."""
         returned = self.options.num_return_sequences
         longest = 1 + int(self.finished_sizes[:, :returned].max())
-        return self.finished[:, :returned, :longest].reshape(-1, longest)
+        sequences = self.finished[:, :returned, :longest].reshape(-1, longest)
+        transitions = self.finished_transitions[:, :returned, 1:longest].reshape(-1, longest - 1)
+        return Generated(sequences, transitions, self.finished_scores[:, :returned].flatten())
 
-    def _accumulate(self, logits: Scores) -> Scores:
-        """Score of every continuation of every beam, float32 [batch, beams * vocab]."""
+    def _log_probabilities(self, logits: Scores) -> Scores:
+        """Of every continuation of every beam, after the rules: float32 [batch * beams, vocab]."""
         scores = log_softmax(logits)
         if self.rules:
             tokens = self.running[..., : self.length].reshape(len(scores), -1)
             for rule in self.rules:
                 rule(tokens, scores)
-        scores += self.running_scores.reshape(-1, 1)
-        return scores.reshape(len(self.running), -1)
+        return scores
 
-    def _propose(self, scores: Scores) -> Candidates:
-        """The best or drawn continuations of ``scores`` float32 [batch, beams * vocab]."""
-        vocab = scores.shape[1] // self.options.num_beams
+    def _propose(self, steps: Scores) -> Candidates:
+        """The best or drawn continuations, by ``steps`` float32 [batch * beams, vocab] and the beams' own scores."""
+        vocab = steps.shape[1]
+        scores = (steps + self.running_scores.reshape(-1, 1)).reshape(len(self.running), -1)
         if scores.shape[1] < self.candidates:
             raise UserError(
                 f"generate: {self.options.num_beams} beams with {len(self.options.eos)} end tokens compare "
@@ -136,18 +152,21 @@ class BeamSearch:
         else:
             values, places = top_candidates(scores, self.candidates)
         beams, newest = np.divmod(places, vocab)
-        tokens = np.take_along_axis(self.running, beams[..., None], axis=1)
+        tokens = _of_beams(self.running, beams)
         tokens[..., self.length] = newest
+        transitions = _of_beams(self.running_transitions, beams)
+        transitions[..., self.length] = self.pick(steps, self._rows(beams), newest)
         ended = np.full(newest.shape, self.length + 1 >= self.options.total_length)
         for token in self.options.eos:
             ended |= newest == token
-        return Candidates(values, tokens, beams, ended)
+        return Candidates(values, tokens, transitions, beams, ended)
 
     def _continue(self, candidates: Candidates) -> Tokens:
         """Let the best candidates that have not ended run on; return which ones, int64 [batch, beams]."""
         scores = candidates.scores + _penalty(candidates.ended)
         self.running_scores, kept = top_candidates(scores, self.options.num_beams)
-        self.running = np.take_along_axis(candidates.tokens, kept[..., None], axis=1)
+        self.running = _of_beams(candidates.tokens, kept)
+        self.running_transitions = _of_beams(candidates.transitions, kept)
         return kept
 
     def _collect(self, candidates: Candidates) -> None:
@@ -165,8 +184,12 @@ class BeamSearch:
         self.finished_scores, kept = top_candidates(np.hstack((self.finished_scores, scores)), beams)
         self.finished_sizes = np.take_along_axis(np.hstack((self.finished_sizes, sizes)), kept, axis=1)
         self.is_finished = np.take_along_axis(np.hstack((self.is_finished, ended)), kept, axis=1)
-        merged = np.concatenate((self.finished, candidates.tokens), axis=1)
-        self.finished = np.take_along_axis(merged, kept[..., None], axis=1)
+        self.finished = _of_beams(np.hstack((self.finished, candidates.tokens)), kept)
+        self.finished_transitions = _of_beams(np.hstack((self.finished_transitions, candidates.transitions)), kept)
+
+    def _rows(self, beams: Tokens) -> Tokens:
+        """Rows of the whole batch of ``beams`` int64 [batch, n], counted within their sentences."""
+        return np.arange(len(beams))[:, None] * self.options.num_beams + beams
 
     def _check_done(self, candidates: Candidates) -> None:
         """Stop when no sentence can improve, when all are full and that suffices, or when nothing can run on.
@@ -182,6 +205,11 @@ class BeamSearch:
         self.improvable &= (hope > worst).any(axis=1, keepdims=True)
         stops_when_full = options.early_stopping is True and bool(self.is_finished.all())
         self.done = not self.improvable.any() or stops_when_full or bool(candidates.ended.all())
+
+
+def _of_beams(hypotheses: NDArray[NumberT], beams: Tokens) -> NDArray[NumberT]:
+    """Those of ``hypotheses`` [batch, m, total_length] that ``beams`` int64 [batch, n] names."""
+    return np.take_along_axis(hypotheses, beams[..., None], axis=1)
 
 
 def _penalty(barred: Flags) -> Scores:

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from t5edge.errors import UserError
 from t5edge.runtime.generation.step import Scores, Tokens
 
+Pick = Callable[[Scores, Tokens, Tokens], Scores]
+"""What a token scored: scores float32 [rows, vocab], rows and tokens int64 of one shape -> float32 of that shape."""
+
 GROUPS = 64
 """Entries per group in ``_threshold``; T5: 32128 = 64 * 502."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers and what they scored.
+
+    Attributes:
+        sequences: int64 [rows, length], decoder start token first.
+        transition_scores: float32 [rows, length - 1], one for each token behind the start token, as transformers'
+            ``compute_transition_scores`` gives them. Behind the end: 0 with beams, else what the padding id scored.
+        sequences_scores: float32 [rows], what beam search ranks by: the sum of a row's transition scores over the
+            number of its tokens to the power of ``length_penalty``; None without beams.
+    """
+
+    sequences: Tokens
+    transition_scores: Scores
+    sequences_scores: Scores | None = None
 
 
 def check_logits(peaks: NDArray[np.float32]) -> None:
@@ -35,6 +58,17 @@ def log_softmax(logits: Scores) -> Scores:
     scores: Scores = logits - peak
     scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
     return scores
+
+
+def pick_scores(scores: Scores, rows: Tokens, tokens: Tokens) -> Scores:
+    """A ``Pick``: the scores as they are."""
+    picked: Scores = scores[rows, tokens]
+    return picked
+
+
+def pick_log_probabilities(scores: Scores, rows: Tokens, tokens: Tokens) -> Scores:
+    """A ``Pick``: natural-log probabilities over the vocabulary."""
+    return pick_scores(log_softmax(scores), rows, tokens)
 
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,11 +16,19 @@ from t5edge.errors import UserError
 from t5edge.runtime.generation.beam import search_beams
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.processors import Rule, build_rules
-from t5edge.runtime.generation.scores import check_logits, draw_tokens
+from t5edge.runtime.generation.scores import (
+    Generated,
+    Pick,
+    check_logits,
+    draw_tokens,
+    pick_log_probabilities,
+    pick_scores,
+)
 from t5edge.runtime.generation.step import BestModel, Scores, StateT, StepModel, Tokens
 
 OnToken = Callable[[int, Tokens], None]
-Choice = Callable[[Tokens, Scores], Tokens]
+Choice = Callable[[Tokens, Scores], tuple[Tokens, Scores]]
+"""Tokens so far and logits -> the next token per row, and the scores float32 [rows, vocab] that it was chosen by."""
 
 
 def generate(
@@ -42,15 +50,44 @@ def generate(
     Raises ``UserError`` for inputs of the wrong shape or type and for streaming with beams,
     ``FloatingPointError`` when the model's logits are NaN or infinite.
     """
+    return _search(model, input_ids, attention_mask, options, on_token, None).sequences
+
+
+def generate_with_scores(
+    model: StepModel[StateT],
+    input_ids: Tokens,
+    attention_mask: Tokens,
+    options: GenerationOptions,
+    on_token: OnToken | None = None,
+    *,
+    normalize_logits: bool = False,
+) -> Generated:
+    """As ``generate``, with what every token scored: after all rules, as transformers' ``output_scores`` has them.
+
+    That is a logit in greedy search and sampling, a log-probability with beams; ``normalize_logits`` makes either a
+    log-probability over the tokens that the rules left.
+    """
+    pick = pick_log_probabilities if normalize_logits else pick_scores
+    return _search(model, input_ids, attention_mask, options, on_token, pick)
+
+
+def _search(
+    model: StepModel[StateT],
+    input_ids: Tokens,
+    attention_mask: Tokens,
+    options: GenerationOptions,
+    on_token: OnToken | None,
+    pick: Pick | None,
+) -> Generated:
     _check_inputs(input_ids, attention_mask)
     if on_token is not None and options.num_beams > 1:
         raise UserError("generate: on_token cannot stream beams, they change until the end; set num_beams=1")
     state = model.encode(input_ids, attention_mask, options.copies)
     random = np.random.default_rng(options.seed)
     if options.num_beams > 1:
-        return search_beams(model, state, len(input_ids), options, random)
+        return search_beams(model, state, len(input_ids), options, random, pick)
     choose = _chooser(build_rules(options), options, random)
-    return _extend(model, state, len(input_ids) * options.copies, options, choose, on_token)
+    return _extend(model, state, len(input_ids) * options.copies, options, choose, on_token, pick)
 
 
 def _extend(
@@ -60,30 +97,39 @@ def _extend(
     options: GenerationOptions,
     choose: Choice,
     on_token: OnToken | None,
-) -> Tokens:
-    """Append a token per row until all have ended or the longest length is reached: int64 [rows, length]."""
+    pick: Pick | None,
+) -> Generated:
+    """Append a token per row until all have ended or the longest length is reached: ``rows`` rows."""
     output = np.full((rows, options.total_length), options.pad, np.int64)
     output[:, 0] = options.decoder_start_token_id
+    transitions, every = np.zeros(output.shape, np.float32), np.arange(rows)
     newest, running, length = output[:, 0].copy(), np.ones(rows, bool), 1
     while length < options.total_length and running.any():
-        newest = _next(model, state, newest, choose, output[:, :length])
+        newest, scores = _next(model, state, newest, choose, output[:, :length], pick is not None)
         if not running.all():
             newest[~running] = options.pad
         output[:, length] = newest
+        if pick is not None:
+            transitions[:, length] = pick(scores, every, newest)
         for token in options.eos:
             running &= newest != token
         if on_token is not None:
             on_token(length - 1, newest)
         length += 1
-    return output[:, :length]
+    return Generated(output[:, :length], transitions[:, 1:length])
 
 
-def _next(model: StepModel[StateT], state: StateT, newest: Tokens, choose: Choice, tokens: Tokens) -> Tokens:
-    """The next token per row, int64 [rows]; a backend that takes the arg-max itself does so in plain greedy search."""
-    if choose is _best and isinstance(model, BestModel):
+def _next(
+    model: StepModel[StateT], state: StateT, newest: Tokens, choose: Choice, tokens: Tokens, scored: bool
+) -> tuple[Tokens, Scores]:
+    """The next token per row, int64 [rows], and the scores it was chosen by, float32 [rows, vocab] if ``scored``.
+
+    A backend that takes the arg-max itself does so in plain greedy search without scores.
+    """
+    if choose is _best and not scored and isinstance(model, BestModel):
         best, scores = model.best(state, newest[:, None])
         check_logits(scores)
-        return best
+        return best, scores
     return choose(tokens, model.step(state, newest[:, None])[:, -1])
 
 
@@ -92,21 +138,21 @@ def _chooser(rules: tuple[Rule, ...], options: GenerationOptions, random: np.ran
     if not rules and not options.do_sample:
         return _best
 
-    def choose(tokens: Tokens, logits: Scores) -> Tokens:
+    def choose(tokens: Tokens, logits: Scores) -> tuple[Tokens, Scores]:
         check_logits(logits.max(axis=-1))
         scores = logits.copy()
         for rule in rules:
             rule(tokens, scores)
-        return draw_tokens(scores, random) if options.do_sample else scores.argmax(axis=-1)
+        return draw_tokens(scores, random) if options.do_sample else scores.argmax(axis=-1), scores
 
     return choose
 
 
-def _best(tokens: Tokens, logits: Scores) -> Tokens:
+def _best(tokens: Tokens, logits: Scores) -> tuple[Tokens, Scores]:
     """The best token per row, int64 [rows], of ``logits`` float32 [rows, vocab]; the first one of equals."""
     best: Tokens = logits.argmax(axis=-1)
     check_logits(logits[np.arange(len(best)), best])
-    return best
+    return best, logits
 
 
 def _check_inputs(input_ids: Tokens, attention_mask: Tokens) -> None:

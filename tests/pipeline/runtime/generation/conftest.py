@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.scores import Generated
 from t5edge.runtime.generation.step import Scores, Tokens
 
 VOCAB = 97
@@ -84,8 +85,8 @@ class TinyModel:
     input_ids: Tokens
     attention_mask: Tokens
 
-    def expected(self, options: GenerationOptions) -> tuple[Tokens, int]:
-        """What transformers generates, int64 [batch * num_return_sequences, length], and in how many steps."""
+    def expected(self, options: GenerationOptions, normalize_logits: bool = False) -> tuple[Generated, int]:
+        """What transformers generates and how it scores that, and in how many steps."""
         settings = {k: v for k, v in asdict(options).items() if v is not None and k != "seed"}
         settings["eos_token_id"] = list(options.eos) or None
         # Without our own cache, transformers 5.23 sizes it by the encoder's depth and fails on deep-decoder.
@@ -96,10 +97,15 @@ class TinyModel:
             torch.from_numpy(self.input_ids),
             attention_mask=torch.from_numpy(self.attention_mask),
             past_key_values=cache,
+            return_dict_in_generate=True,
+            output_scores=True,
             **settings,
         )
         hook.remove()
-        return output.numpy(), len(steps)
+        indices, totals = getattr(output, "beam_indices", None), getattr(output, "sequences_scores", None)
+        transitions = self.model.compute_transition_scores(output.sequences, output.scores, indices, normalize_logits)
+        found = Generated(output.sequences.numpy(), transitions.numpy(), None if totals is None else totals.numpy())
+        return found, len(steps)
 
 
 @lru_cache

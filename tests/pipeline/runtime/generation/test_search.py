@@ -1,4 +1,4 @@
-"""Token for token what transformers generates, for the same weights and options."""
+"""Token for token and score for score what transformers generates, for the same weights and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.scores import draw_candidates, draw_tokens
-from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.search import generate, generate_with_scores
 
 MANY_ENDS = tuple(range(1, 97, 9))
 """Eleven end tokens: sentences end early and at different times."""
@@ -72,6 +72,25 @@ def test_beam_search_equals_transformers(tiny: Any, torch_step: Any, settings: d
     check_equal(tiny, torch_step(tiny), GenerationOptions(**{**defaults, **settings}))
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.7, "min_new_tokens": 6, "eos_token_id": MANY_ENDS}])
+def test_normalized_scores_equal_transformers(
+    tiny: Any, torch_step: Any, num_beams: int, settings: dict[str, Any]
+) -> None:
+    options = GenerationOptions(max_new_tokens=14, num_beams=num_beams, **settings)
+    check_equal(tiny, torch_step(tiny), options, normalize_logits=True)
+
+
+def test_beam_scores_are_sums_over_penalized_lengths(tiny: Any, torch_step: Any) -> None:
+    options = GenerationOptions(
+        num_beams=4, num_return_sequences=4, length_penalty=1.5, max_new_tokens=14, eos_token_id=MANY_ENDS
+    )
+    found = generate_with_scores(torch_step(tiny), tiny.input_ids, tiny.attention_mask, options)
+    lengths = (found.transition_scores != 0).sum(axis=1)
+    assert len(set(lengths.tolist())) > 2
+    check_close(found.sequences_scores, (found.transition_scores.sum(axis=1) / lengths**1.5).astype(np.float32))
+
+
 @pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n >= 60 else []) for n in range(300)])
 def test_random_options_equal_transformers(tiny_model_of: Any, torch_step: Any, number: int) -> None:
     random = np.random.default_rng(number)
@@ -87,7 +106,7 @@ def test_the_models_end_at_different_times(tiny_model_of: Any) -> None:
         for seed in range(8)
         for row in tiny_model_of(name, seed=seed).expected(
             GenerationOptions(max_new_tokens=14, eos_token_id=(1, 12), no_repeat_ngram_size=1)
-        )[0]
+        )[0].sequences
     ]
     assert len(set(sizes)) >= 8
     assert 0.1 < np.mean(np.array(sizes) == 14) < 0.9
@@ -255,10 +274,21 @@ def random_options(random: np.random.Generator) -> GenerationOptions:
     return GenerationOptions(**chosen)
 
 
-def check_equal(tiny: Any, model: Any, options: GenerationOptions) -> None:
-    """Ours against transformers', exactly, and stopping as soon as it does."""
-    expected, steps = tiny.expected(options)
-    actual = generate(model, tiny.input_ids, tiny.attention_mask, options)
-    np.testing.assert_array_equal(actual, expected)
-    assert actual.dtype == np.int64
+def check_equal(tiny: Any, model: Any, options: GenerationOptions, normalize_logits: bool = False) -> None:
+    """Ours against transformers': tokens exactly, scores within 1e-5, and stopping as soon as it does."""
+    expected, steps = tiny.expected(options, normalize_logits)
+    actual = generate_with_scores(
+        model, tiny.input_ids, tiny.attention_mask, options, normalize_logits=normalize_logits
+    )
+    np.testing.assert_array_equal(actual.sequences, expected.sequences)
+    assert actual.sequences.dtype == np.int64
     assert model.steps == steps
+    check_close(actual.transition_scores, expected.transition_scores)
+    assert (actual.sequences_scores is None) == (options.num_beams == 1)
+    if options.num_beams > 1:
+        check_close(actual.sequences_scores, expected.sequences_scores)
+
+
+def check_close(actual: Any, expected: Any) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert actual.dtype == np.float32

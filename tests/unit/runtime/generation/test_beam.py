@@ -32,7 +32,7 @@ def test_a_search_by_hand() -> None:
     assert search.newest.tolist() == [[2], [3]]
     search.advance(logits_of([0, 0.25, 0.25, 0.5], [0, 0.9, 0.1, 0]))
     assert search.done
-    assert search.result().tolist() == [[0, 3, 1]]
+    assert search.result().sequences.tolist() == [[0, 3, 1]]
     np.testing.assert_allclose(np.exp(search.finished_scores), [[0.36, 0.3]], rtol=1e-6)
 
 
