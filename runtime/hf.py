@@ -23,10 +23,8 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils.generic import ModelOutput
 
 from t5edge.errors import UserError
+from t5edge.runtime.inputs import IGNORED
 from t5edge.runtime.model import BundleModel, load
-
-IGNORED = -100
-"""Label of a position that does not count, in PyTorch and transformers."""
 
 
 @dataclass

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from t5edge.bundle.architecture import Architecture
     from t5edge.runtime.generation.step import Tokens
 
+IGNORED = -100
+"""Label of a position that does not count, in PyTorch and transformers."""
+
 USABLE = 0.9
 """Share of the free memory that one call may ask for."""
 
@@ -30,6 +33,21 @@ def as_ids(name: str, given: Any, vocab_size: int) -> Tokens:
             f"{name} run from {ids.min()} to {ids.max()}; the vocabulary has {vocab_size} ids, 0 to {vocab_size - 1}."
         )
     return ids
+
+
+def as_labels(name: str, given: Any, vocab_size: int) -> Tokens:
+    """Target ids as ``as_ids`` has them, and ``IGNORED`` where nothing counts.
+
+    Raises:
+        UserError: as ``as_ids``, or a row in which nothing counts.
+    """
+    labels = _integers(name, given)
+    counted = labels != IGNORED
+    as_ids(name, np.where(counted, labels, 0), vocab_size)
+    empty = np.flatnonzero(~counted.any(axis=1))
+    if empty.size:
+        raise UserError(f"{name}, row {empty[0] + 1} of {len(labels)} is empty; give it at least one id.")
+    return labels
 
 
 def as_mask(given: Any, ids: Tokens) -> Tokens:

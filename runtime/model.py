@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -14,17 +14,22 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.generation.options import GenerationOptions, read_options
-from t5edge.runtime.generation.search import OnToken, generate
-from t5edge.runtime.inputs import as_ids, as_mask, check_memory
+from t5edge.runtime.generation.search import OnToken, generate, generate_with_scores
+from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choices, score_targets
+from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 from t5edge.runtime.intact import check_intact
 from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
-    from t5edge.runtime.generation.step import Tokens
+    from t5edge.runtime.generation.scores import Generated
+    from t5edge.runtime.generation.step import Scores, Tokens
     from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
 
+TextT = TypeVar("TextT", str, str | int)
+
 BATCH_TOKENS = 4096
-"""Most source tokens of a batch of ``generate_text``, padding included, beams counted as rows."""
+"""Most source tokens of a batch of ``generate_text``, padding included, beams counted as rows; of scores target tokens
+too."""
 
 
 class BundleModel:
@@ -76,17 +81,45 @@ class BundleModel:
         logits: np.ndarray = self.step_model.step(self.step_model.encode(ids, mask), targets)
         return logits
 
+    @overload
     def generate(
         self,
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
         *,
         on_token: OnToken | None = None,
+        return_scores: Literal[False] = False,
         **options: Any,
-    ) -> Tokens:
+    ) -> Tokens: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        *,
+        on_token: OnToken | None = None,
+        return_scores: Literal[True],
+        normalize_logits: bool = False,
+        **options: Any,
+    ) -> Generated: ...
+
+    def generate(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        *,
+        on_token: OnToken | None = None,
+        return_scores: bool = False,
+        normalize_logits: bool = False,
+        **options: Any,
+    ) -> Tokens | Generated:
         """Token ids int64 [batch * num_return_sequences, length], decoder start token first.
 
         ``options`` are those of ``GenerationOptions`` (max_new_tokens, num_beams, ...) over the bundle's own.
+        ``return_scores``: a ``Generated``, whose ``transition_scores`` and ``sequences_scores`` are those of
+        transformers; ``normalize_logits`` is that of its ``compute_transition_scores``: log-probabilities without beams
+        too.
 
         Raises:
             UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
@@ -94,7 +127,74 @@ class BundleModel:
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask, chosen = as_mask(attention_mask, ids), self.options(**options)
         check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
+        if return_scores:
+            return generate_with_scores(self.step_model, ids, mask, chosen, on_token, normalize_logits=normalize_logits)
         return generate(self.step_model, ids, mask, chosen, on_token)
+
+    def score(self, input_ids: np.ndarray, attention_mask: np.ndarray | None, target_ids: np.ndarray) -> TargetScores:
+        """Natural-log probability of every target token and of every target, teacher-forced.
+
+        ``input_ids``, ``attention_mask`` int [batch, source]; ``target_ids`` int [batch, target] are transformers'
+        labels: without the start token, usually with the end token, -100 where a row has no more. Runs in batches of
+        bounded size, and never holds more than 256 MiB of logits (or those of one position of one row).
+
+        Raises:
+            UserError: ids outside the vocabulary, wrong shapes or dtypes, an empty target, too large for the memory.
+        """
+        ids = as_ids("input_ids", input_ids, self.vocab_size)
+        mask, targets = as_mask(attention_mask, ids), as_labels("target_ids", target_ids, self.vocab_size)
+        _check_pairs("target_ids", len(targets), "input_ids", len(ids))
+        options = self.options()
+        most = max(1, min(BATCH_TOKENS // max(ids.shape[1], targets.shape[1]), self._most_rows))
+        positions = max(1, LOGITS // (min(most, len(ids)) * self.vocab_size))
+        found = []
+        for start in range(0, len(ids), most):
+            rows = slice(start, start + most)
+            check_memory(self.architecture, len(ids[rows]), ids.shape[1], targets.shape[1])
+            found.append(score_targets(self.step_model, ids[rows], mask[rows], targets[rows], options, positions))
+        return TargetScores(targets, np.concatenate(found))
+
+    def score_text(self, sources: Sequence[str], targets: Sequence[str]) -> TargetScores:
+        """``score`` of text: what the model thinks of each target as the answer to its source, the end token included.
+
+        Rows are in the order given, whatever the batches.
+
+        Raises:
+            UserError: as many targets as sources are needed; as ``score`` and the tokenizer.
+        """
+        _check_pairs("targets", len(_listed(targets)), "sources", len(_listed(sources)))
+        rows, answers = self.tokenizer.ids(sources), self.tokenizer.ids(targets)
+        shape = (len(rows), max(1, *map(len, answers)))
+        found = TargetScores(np.full(shape, IGNORED, np.int64), np.zeros(shape, np.float32))
+        for index, answer in enumerate(answers):
+            found.target_ids[index, : len(answer)] = answer
+        as_labels("targets", found.target_ids, self.vocab_size)
+        lengths = [max(map(len, pair)) for pair in zip(rows, answers, strict=True)]
+        for batch in batches(lengths, BATCH_TOKENS):
+            longest = max(len(answers[index]) for index in batch)
+            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
+            scores = self.score(ids, mask, found.target_ids[batch, :longest]).token_scores
+            found.token_scores[batch, :longest] = scores
+        return found
+
+    def score_first(self, sources: Sequence[str], choices: Sequence[str | int]) -> Scores:
+        """Natural-log probabilities of the first token among ``choices``, float32 [sources, choices].
+
+        What rankers such as monoT5 need: ``score_first(prompts, ["true", "false"])[:, 0]``. A choice is an id or a text
+        of one token; the probabilities of a row's choices sum to 1.
+
+        Raises:
+            UserError: a choice that is not one token, or an id outside the vocabulary; as the tokenizer.
+        """
+        rows, options = self.tokenizer.ids(_listed(sources)), self.options()
+        among = as_ids("choices", [[self._token(choice, options.eos) for choice in _listed(choices)]], self.vocab_size)
+        found = np.empty((len(rows), among.size), np.float32)
+        least = -(-BATCH_TOKENS // self._most_rows)  # as many tokens does a row count at least
+        for batch in batches([max(least, len(row)) for row in rows], BATCH_TOKENS):
+            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
+            check_memory(self.architecture, len(ids), ids.shape[1], 1)
+            found[batch] = score_choices(self.step_model, ids, mask, among[0], options)
+        return found
 
     def options(self, **options: Any) -> GenerationOptions:
         """The bundle's generation settings with ``options`` over them.
@@ -120,9 +220,7 @@ class BundleModel:
         text has a batch of its own); all that fits into one batch runs as one, in the order given.
         ``on_batch`` is told how many texts each batch has answered.
         """
-        if isinstance(texts, str):
-            raise UserError("generate_text takes a list of texts, not one string; pass [text].")
-        rows, chosen = self.tokenizer.ids(texts), self.options(**options)
+        rows, chosen = self.tokenizer.ids(_listed(texts)), self.options(**options)
         answers: dict[int, list[str]] = {}
         for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
@@ -135,15 +233,42 @@ class BundleModel:
                 on_batch(len(batch))
         return [answer for index in range(len(texts)) for answer in answers[index]]
 
+    @property
+    def _most_rows(self) -> int:
+        """Rows whose logits of one position stay within ``LOGITS``, and that engines take."""
+        limits = getattr(self.step_model, "limits", None)
+        return max(1, min(LOGITS // self.vocab_size, limits.max_batch if limits else LOGITS))
+
+    def _token(self, choice: str | int, ends: tuple[int, ...]) -> int:
+        if not isinstance(choice, str):
+            return choice
+        ids = [token for token in self.tokenizer.ids([choice])[0] if token not in ends]
+        if len(ids) == 1:
+            return ids[0]
+        token = self.tokenizer.vocabulary.get(choice)
+        if token is None:
+            raise UserError(f"the choice {choice!r} has {len(ids)} tokens; give one of a single token, or its id.")
+        return token
+
     def _teacher_forced(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
     ) -> tuple[Tokens, Tokens, Tokens]:
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         targets = as_ids("decoder_input_ids", decoder_input_ids, self.vocab_size)
-        if len(targets) != len(ids):
-            raise UserError(f"decoder_input_ids has {len(targets)} rows and input_ids {len(ids)}; give both as many.")
+        _check_pairs("decoder_input_ids", len(targets), "input_ids", len(ids))
         check_memory(self.architecture, len(ids), ids.shape[1], targets.shape[1])
         return ids, as_mask(attention_mask, ids), targets
+
+
+def _check_pairs(name: str, count: int, other: str, expected: int) -> None:
+    if count != expected:
+        raise UserError(f"{name} has {count} rows and {other} {expected}; give both as many.")
+
+
+def _listed(texts: Sequence[TextT]) -> Sequence[TextT]:
+    if isinstance(texts, str):
+        raise UserError("this takes a list of texts, not one string; pass [text].")
+    return texts
 
 
 def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
