@@ -20,6 +20,8 @@ from t5edge.runtime.inputs import IGNORED
 LOGITS = 1 << 26
 """Most logits of one decoder run, 256 MiB: 32 rows of 65 tokens with a vocabulary of 32,128, of 8 with 250,112."""
 
+FIRST = np.zeros(1, np.int64)
+
 
 @dataclass(frozen=True)
 class TargetScores:
@@ -53,17 +55,18 @@ def score_targets(
     ``input_ids``, ``attention_mask``: int64 [rows, source]; ``most``: target positions of one decoder run.
     Raises ``FloatingPointError`` for NaN and infinite logits.
     """
-    counted, every = targets != IGNORED, np.arange(len(targets))
+    counted = targets != IGNORED
     fed = np.full_like(targets, options.decoder_start_token_id)
     fed[:, 1:] = np.where(counted, targets, options.pad)[:, :-1]
     state = model.encode(input_ids, attention_mask)
     scores = np.zeros(targets.shape, np.float32)
     for start in range(0, targets.shape[1], most):
-        logits = model.step(state, np.ascontiguousarray(fed[:, start : start + most]))
-        for column in range(logits.shape[1]):
-            place = start + column
-            scores[:, place] = pick_log_probabilities(logits[:, column], every, np.where(counted, targets, 0)[:, place])
-    return np.where(counted, scores, np.float32(0))
+        part = slice(start, start + most)
+        logits = model.step(state, np.ascontiguousarray(fed[:, part]))
+        for row, column in np.argwhere(counted[:, part]):  # one at a time: its numbers stay in the processor's cache
+            token = targets[row, part][column : column + 1]
+            scores[row, start + column] = pick_log_probabilities(logits[row, column][None], FIRST, token)[0]
+    return scores
 
 
 def score_choices(

@@ -9,7 +9,7 @@ import pytest
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
-from t5edge.runtime.inputs import as_ids, as_mask, check_memory
+from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 from t5edge.runtime.model import batches
 
 SMALL = Architecture(
@@ -54,6 +54,27 @@ def test_everything_else_is_refused_in_one_line(given: Any, reason: str) -> None
     with pytest.raises(UserError, match=reason) as caught:
         as_ids("input_ids", given, 100)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_ids_and_what_does_not_count() -> None:
+    labels = as_labels("target_ids", [[3, 99], [1, IGNORED]], 100)
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [[3, 99], [1, -100]]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([[3, 100]], "target_ids run from 3 to 100; the vocabulary has 100 ids"),
+        ([[3, -1]], "target_ids run from -1 to 3"),
+        ([[3, 1], [-100, -100]], "target_ids, row 2 of 2 is empty"),
+        ([3, -100], r"target_ids has shape \[2\]"),
+        ([[3.0]], "target_ids is an array of float64"),
+    ],
+)
+def test_other_labels_are_refused(given: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        as_labels("target_ids", given, 100)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,37 @@ def test_greedy_search_moves_no_logits(demo: Workshop, form: str) -> None:
     assert device.copied == 0
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_scores_are_those_of_onnxruntime(demo: Workshop, form: str, num_beams: int) -> None:
+    """Plain greedy search needs the logits then, and its tokens stay the same."""
+    folder = demo.bundle("fp32")
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
+    ids, mask = batch(3 // num_beams)
+    options = {"max_new_tokens": 20, "num_beams": num_beams}
+    expected = reference.generate(ids, mask, return_scores=True, **options)
+    found = model.generate(ids, mask, return_scores=True, **options)
+    assert np.array_equal(found.sequences, model.generate(ids, mask, **options))
+    assert np.array_equal(found.sequences, expected.sequences)
+    np.testing.assert_allclose(found.transition_scores, expected.transition_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_targets_are_scored_in_batches_that_engines_take(
+    demo: Workshop, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rows than the engines' largest batch; 30 positions in runs of ten, the later ones behind a cache."""
+    monkeypatch.setattr("t5edge.runtime.model.LOGITS", 4 * 10 * 187)
+    folder = demo.bundle("fp32")
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
+    assert model.manifest.limits.max_batch == 4
+    ids, mask = batch(9)
+    targets = np.random.default_rng(5).integers(3, 180, (9, 30))
+    expected = reference.score(ids, mask, targets).token_scores
+    np.testing.assert_allclose(model.score(ids, mask, targets).token_scores, expected, rtol=1e-4, atol=1e-4)
+    texts, choices = ["spell 7", "spell 1984", "read de dreizehn"] * 3, [7, 9]
+    expected = reference.score_first(texts, choices)
+    np.testing.assert_allclose(model.score_first(texts, choices), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_best_logit_that_is_not_a_number_stops_greedy_search(demo: Workshop) -> None:
     model = open_on_host(demo.bundle("fp32"), "concat")
     model.best = lambda state, tokens: (np.zeros(1, np.int64), np.array([np.nan], np.float32))

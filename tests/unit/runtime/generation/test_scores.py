@@ -13,11 +13,20 @@ from t5edge.runtime.generation.scores import (
     draw_tokens,
     kth_largest,
     log_softmax,
+    pick_log_probabilities,
+    pick_scores,
     softmax,
     top_candidates,
 )
 
 BIG = np.random.default_rng(0).normal(0, 5, (3, 32128)).astype(np.float32)
+
+
+def test_picks_are_the_scores_of_tokens_and_their_log_probabilities() -> None:
+    rows, tokens = np.array([[0, 2], [1, 1]]), np.array([[5, 7], [9, 0]])
+    picked = pick_scores(BIG, rows, tokens)
+    assert picked.tolist() == [[BIG[0, 5], BIG[2, 7]], [BIG[1, 9], BIG[1, 0]]]
+    assert np.array_equal(pick_log_probabilities(BIG, rows, tokens), log_softmax(BIG)[rows, tokens])
 
 
 def test_log_softmax_is_exact_to_the_rounding_of_its_steps() -> None:
