@@ -19,7 +19,7 @@ from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure,
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity.limits import rates, tie_margin
+from t5edge.parity.limits import judge_rate, rates, tie_margin
 from t5edge.parity.measures import log_softmax, wilson
 from t5edge.parity.subject import Subject
 from t5edge.parity.texts import TASK_FILE
@@ -139,7 +139,7 @@ def _judge_greedy(subject: Subject, name: str, pairs: Sequence[Pair], settings: 
     least = (subject.precision.min_top1 if subject.precision.quantized else None) or 1.0
     details = {"decisions": agreed, "ties": ties, "wrong_margins": wrong, "margin": margin}
     details |= rates(agreed, agreed + ties + len(wrong), ties)
-    return at_least(name, "greedy tokens equal", share, least, **details)
+    return judge_rate(name, "greedy tokens equal", share, least, details)
 
 
 def _margin(subject: Subject) -> float:
