@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import TASKS
 from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import PRECISIONS, Precision, precision
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
@@ -57,6 +58,9 @@ class ExportOptions:
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
     adapter: tuple[str, ...] = option(
         "PEFT adapter to merge, a folder or a hub id; several are merged in their order", (), metavar="DIR", repeat=True
+    )
+    task: str | None = option(
+        "encode: the encoder alone, of any checkpoint (default: what the checkpoint holds)", None, choices=TASKS
     )
     vocabulary: str | None = option(
         "keep only the pieces that these texts need (one per line, or JSONL with source and target)",
@@ -118,7 +122,13 @@ class ExportOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
-        choice = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
+        choice = (
+            ("cache", CACHES),
+            ("layout", LAYOUTS),
+            ("compute", COMPUTES),
+            ("observer", (None, *OBSERVERS)),
+            ("task", (None, *TASKS)),
+        )
         for name, choices in choice:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
@@ -193,6 +203,7 @@ def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
         "random_weights": options.random_weights,
         "revision": options.revision,
         "adapters": options.adapter,
+        "task": options.task,
         "vocabulary": Corpus(options.vocabulary, options.vocabulary_floor) if options.vocabulary else None,
     }
 
@@ -239,6 +250,7 @@ def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
     unused = [] if options.adapter else ["adapter"]
+    unused += [] if options.task else ["task"]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
     for name in unused:  # as in bundles of versions without them
         del kept[name]

@@ -25,7 +25,9 @@ from t5edge.errors import UserError
 FORMAT = "t5edge-bundle"
 FORMAT_VERSION = 1
 GRAPHS = ("encoder", "decoder")
-"""Graphs that every bundle has."""
+"""Graphs that every bundle has; an encoder alone has the first."""
+TASKS = ("generate", "encode")
+"""What a bundle is for: text from text, or the hidden states of an encoder alone."""
 CACHES = ("concat", "in-place", "both")
 OMITTED_WHEN_NONE = ("session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
@@ -42,6 +44,7 @@ class Manifest:
     """What a bundle is made of and what was found about it.
 
     Attributes:
+        task: ``generate``, or ``encode`` where there is an encoder alone.
         variant, revision, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
         adapters: PEFT adapters that were merged into it, in their order; None where there are none.
@@ -61,6 +64,7 @@ class Manifest:
         other: keys of a later version, kept as they are.
     """
 
+    task: Annotated[str, OneOf(TASKS)] = "generate"
     variant: str
     revision: str | None = None
     random_weights: int | None = None
@@ -122,9 +126,7 @@ class Manifest:
         problems: list[str] = []
         read_as(_Format, data, "", problems)
         found = read_as(Manifest, data, "", problems)
-        ports = data.get("ports")
-        if isinstance(ports, dict):
-            problems += [f"ports.{graph} is missing" for graph in GRAPHS if graph not in ports]
+        problems += _missing_graphs(data)
         if problems:
             raise UserError(f"{name} does not fit its format: {'; '.join(problems)}. Export the bundle again.")
         manifest: Manifest = found
@@ -190,6 +192,17 @@ def is_bundle(folder: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def _missing_graphs(data: Mapping[str, Any]) -> list[str]:
+    """Ports of graphs that the task needs and that are not there; and a task that is not that of the architecture."""
+    ports, architecture = data.get("ports"), data.get("architecture")
+    wanted = GRAPHS[:1] if data.get("task") == "encode" else GRAPHS
+    missing = [graph for graph in wanted if isinstance(ports, dict) and graph not in ports]
+    layers = architecture.get("decoder_layers") if isinstance(architecture, dict) else None
+    unlike = isinstance(layers, int) and (layers == 0) != (wanted != GRAPHS)
+    contradiction = [f"task is {data.get('task', TASKS[0])} with {layers} decoder layers"] if unlike else []
+    return [*(f"ports.{graph} is missing" for graph in missing), *contradiction]
 
 
 def _parsed(path: Path) -> Any:

@@ -64,6 +64,14 @@ class Checkpoint:
         vars(other).update(changes, architecture=architecture, _store=tensors, _stored_names=names)
         return other
 
+    def encoder_alone(self) -> Checkpoint:
+        """A view of the same checkpoint without decoder and output layer."""
+        architecture = self.architecture.without_decoder()
+        other = copy.copy(self)
+        names = {name: self._stored_names[name] for name in architecture.tensor_shapes()}
+        vars(other).update(architecture=architecture, _stored_names=names)
+        return other
+
     def names(self) -> list[str]:
         """Canonical names, exactly those of ``architecture.tensor_shapes()`` and in its order."""
         return list(self._stored_names)

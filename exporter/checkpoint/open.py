@@ -36,6 +36,7 @@ def open_checkpoint(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     vocabulary: Corpus | Path | None = None,
+    task: str | None = None,
 ) -> Checkpoint:
     """The checkpoint that ``variant`` names: a folder, ``t5-demo``, a name in the table, or a hub id.
 
@@ -43,17 +44,25 @@ def open_checkpoint(
     weights drawn for the variant's structure; ``revision`` is a branch, tag or commit on the hub. ``adapters`` (see
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
     ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
+    ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds.
 
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint or adapter.
     """
     opened = [open_adapter(name) for name in adapters]
-    checkpoint = with_adapters(_open(variant, random_weights, revision), opened)
+    checkpoint = _for_task(with_adapters(_open(variant, random_weights, revision), opened), task)
     if vocabulary is None:
         return checkpoint
     if isinstance(vocabulary, Corpus):
         return with_vocabulary(checkpoint, choose_vocabulary(checkpoint, vocabulary))
     return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
+
+
+def _for_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
+    """Raises: UserError for an encoder alone that shall generate."""
+    if task == "generate" and checkpoint.architecture.encoder_alone:
+        raise UserError(f"'{checkpoint.source}' is an encoder without a decoder and generates nothing; --task encode.")
+    return checkpoint.encoder_alone() if task == "encode" else checkpoint
 
 
 def _open(variant: str, random_weights: int | None, revision: str | None) -> Checkpoint:
