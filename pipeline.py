@@ -159,6 +159,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         task="encode" if checkpoint.architecture.encoder_alone else "generate",
         variant=checkpoint.source,
         revision=checkpoint.revision,
+        subfolder=options.subfolder,
         random_weights=options.random_weights,
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,

@@ -29,7 +29,7 @@ GRAPHS = ("encoder", "decoder")
 TASKS = ("generate", "encode")
 """What a bundle is for: text from text, or the hidden states of an encoder alone."""
 CACHES = ("concat", "in-place", "both")
-OMITTED_WHEN_NONE = ("session", "costs", "adapters", "vocabulary")
+OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
 
 
@@ -45,7 +45,7 @@ class Manifest:
 
     Attributes:
         task: ``generate``, or ``encode`` where there is an encoder alone.
-        variant, revision, random_weights: the checkpoint, as it was named.
+        variant, revision, subfolder, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
         adapters: PEFT adapters that were merged into it, in their order; None where there are none.
         vocabulary: the part of it that was kept; None where all was. ``vocabulary.json`` lists the ids.
@@ -67,6 +67,7 @@ class Manifest:
     task: Annotated[str, OneOf(TASKS)] = "generate"
     variant: str
     revision: str | None = None
+    subfolder: FileName | None = None
     random_weights: int | None = None
     content_key: str | None = None
     adapters: Sequence[AdapterFacts] | None = None

@@ -191,6 +191,7 @@ def find_checkpoint(
             str(variant) if variant is not None else manifest.variant,
             random_weights=None if named else manifest.random_weights,
             revision=None if named else manifest.revision,
+            subfolder=None if named else manifest.subfolder,
             vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
             task=manifest.task if manifest.task == "encode" else None,
             adapters=[str(name) for name in adapters] or [facts.spelled for facts in manifest.adapters or ()],

@@ -81,7 +81,7 @@ def _kind_of(folder: Path) -> str | None:
     if "model_index.json" in names:
         parts = sorted(name for name in names if name.startswith("text_encoder") and (folder / name).is_dir())
         inside = f" ({', '.join(parts)})" if parts else ""
-        return f"is a diffusers pipeline; its text encoders{inside} have no decoder, and only generators are exported."
+        return f"is a diffusers pipeline; name one of its text encoders{inside} with --subfolder."
     if any(name in names for name in ("model.safetensors", "pytorch_model.bin")):
         return None
     return _kind_of_weights(names)

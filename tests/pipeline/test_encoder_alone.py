@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from t5edge.bundle.parity_report import PASS
 from t5edge.cli import main
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.parity.ladder import CHECKS, verify
 from t5edge.parity.measures import relative_error
 from t5edge.runtime.model import BundleModel, load, open_model
@@ -189,6 +190,40 @@ def test_texts_are_encoded_with_the_checkpoint_s_tokenizer(tmp_path: Path) -> No
         model.encode("spell 1984")
 
 
+def save_pipeline(folder: Path) -> Path:
+    """A diffusers pipeline: a sharded encoder, its tokenizer in a folder beside it."""
+    vocab_size = open_checkpoint("t5-demo").architecture.vocab_size
+    model = encoder_model(RELU, vocab_size=vocab_size)
+    model.save_pretrained(folder / "text_encoder_2", max_shard_size="100KB")
+    assert len(list((folder / "text_encoder_2").glob("*.safetensors"))) > 1
+    (folder / "model_index.json").write_text("{}")
+    (folder / "text_encoder").mkdir()
+    (folder / "text_encoder" / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
+    (folder / "tokenizer_2").mkdir()
+    shutil.copy(DEMO_FOLDER / "tokenizer.json", folder / "tokenizer_2")
+    return folder
+
+
+def test_a_part_of_a_diffusers_pipeline(tmp_path: Path) -> None:
+    source = save_pipeline(tmp_path / "flux")
+    options = {"subfolder": "text_encoder_2", "no_verify": True, "target": ("onnxruntime",)}
+    model = load(pipeline.export(str(source), "fp32", out=tmp_path / "b", **options).folder)
+    assert (model.manifest.variant, model.manifest.subfolder) == (str(source), "text_encoder_2")
+    ids = model.tokenizer.ids(["spell 1984"])
+    expected = hidden_states(encoder_model(RELU, vocab_size=model.vocab_size), np.array(ids), None)
+    assert relative_error(model.encode(["spell 1984"])[0], expected[0]) < 1e-5
+    assert verify(model.folder, checks=[check for check in CHECKS if check.name in ("weights", "9 text")]).passed
+    for subfolder, said in {
+        "text_encoder": "model_type 'clip_text_model' is not of the T5 family",
+        "text_encoder_3": "has no folder 'text_encoder_3'",
+        None: r"name one of its text encoders \(text_encoder, text_encoder_2\) with --subfolder",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            open_checkpoint(str(source), subfolder=subfolder)
+    with pytest.raises(UserError, match="a folder inside the variant is needed"):
+        pipeline.export(str(source), subfolder="../elsewhere")
+
+
 def test_what_needs_a_decoder_is_refused_in_one_line(encoders: Bundles, capsys: pytest.CaptureFixture[str]) -> None:
     folder = encoders(RELU, "fp32")
     model, ids = load(folder), np.ones((1, 3), np.int64)
@@ -257,8 +292,6 @@ def test_a_manifest_s_task_is_that_of_its_architecture(encoders: Bundles) -> Non
 def test_one_engine_is_built_and_this_program_does_not_run_it(
     encoders: Bundles, tmp_path: Path, rtx: object, no_gpu: None
 ) -> None:
-    import shutil
-
     from t5edge.engines.build import build_engines
 
     folder = Path(shutil.copytree(encoders(GATED, "fp16"), tmp_path / "b"))
@@ -266,4 +299,4 @@ def test_one_engine_is_built_and_this_program_does_not_run_it(
     assert list(entry.graphs) == ["encoder"]
     manifest = Manifest.read(folder)
     with pytest.raises(UserError, match="an encoder alone runs on --target onnxruntime"):
-        open_model(folder, replace(manifest), "tensorrt-rtx")
+        open_model(folder, manifest, "tensorrt-rtx")

@@ -16,12 +16,12 @@ HOT = 3e4
 RESIDUAL_WRITERS = ("shared.weight", "embed_tokens.weight", ".o.weight", ".wo.weight")
 
 
-def encoder_model(name: str, hot: bool = False) -> Any:
+def encoder_model(name: str, hot: bool = False, **settings: Any) -> Any:
     """A tiny model's T5EncoderModel or UMT5EncoderModel, float32, random weights.
 
     ``hot``: everything that is added to the residual stream is so large that the stream passes 65504.
     """
-    config = find_tiny_model(name).config
+    config = {**find_tiny_model(name).config, **settings}
     family = "UMT5" if config["model_type"] == "umt5" else "T5"
     with torch.random.fork_rng():
         torch.manual_seed(0)

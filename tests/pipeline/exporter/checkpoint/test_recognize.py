@@ -86,7 +86,7 @@ def test_an_output_layer_is_never_invented(tmp_path: Path, state: dict[str, torc
         ({"model.fp16.safetensors": ""}, "rename it to model.safetensors"),
         (
             {"model_index.json": "{}", "text_encoder_2/config.json": "{}"},
-            "diffusers pipeline; its text encoders (text_enc",
+            "diffusers pipeline; name one of its text encoders (text_enc",
         ),
         (
             {
