@@ -235,6 +235,7 @@ def test_what_needs_a_decoder_is_refused_in_one_line(encoders: Bundles, capsys: 
     ):
         with pytest.raises(UserError, match=r"is an encoder alone and has no .*; call encode\(\)"):
             call()
+    capsys.readouterr()
     for command in (["generate", str(folder), "a"], ["bench", str(folder), "--quick"]):
         assert main(command) == 2
         said = capsys.readouterr().err.strip()
