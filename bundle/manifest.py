@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 GRAPHS = ("encoder", "decoder")
 """Graphs that every bundle has; an encoder alone has the first."""
 TASKS = ("generate", "encode")
-"""What a bundle is for: text from text, or the hidden states of an encoder alone."""
+"""What a bundle is for: text from text, which is not written, or the hidden states of an encoder alone."""
 CACHES = ("concat", "in-place", "both")
 OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
@@ -145,6 +145,8 @@ class Manifest:
         if self.parity is not None:
             data["parity"] = self.parity.short()
         kept = {name: value for name, value in data.items() if value is not None or name not in OMITTED_WHEN_NONE}
+        if self.task == TASKS[0]:  # as in bundles of versions without other tasks
+            del kept["task"]
         return {**kept, **self.other}
 
     def write(self, folder: Path) -> None:
