@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.manifest import TASKS
 from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import PRECISIONS, Precision, precision
+from t5edge.bundle.schema import InFolder
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
 from t5edge.exporter.form import Form
@@ -57,6 +59,14 @@ class ExportOptions:
     revision: str | None = option("branch, tag or commit on the hub", None, metavar="REV")
     adapter: tuple[str, ...] = option(
         "PEFT adapter to merge, a folder or a hub id; several are merged in their order", (), metavar="DIR", repeat=True
+    )
+    subfolder: str | None = option(
+        "folder of the checkpoint inside the variant, such as text_encoder_2 of a diffusers pipeline",
+        None,
+        metavar="NAME",
+    )
+    task: str | None = option(
+        "encode: the encoder alone, of any checkpoint (default: what the checkpoint holds)", None, choices=TASKS
     )
     vocabulary: str | None = option(
         "keep only the pieces that these texts need (one per line, or JSONL with source and target)",
@@ -118,7 +128,13 @@ class ExportOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; a whole number of at least 1 is needed.")
-        choice = (("cache", CACHES), ("layout", LAYOUTS), ("compute", COMPUTES), ("observer", (None, *OBSERVERS)))
+        choice = (
+            ("cache", CACHES),
+            ("layout", LAYOUTS),
+            ("compute", COMPUTES),
+            ("observer", (None, *OBSERVERS)),
+            ("task", (None, *TASKS)),
+        )
         for name, choices in choice:
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice is not None)
@@ -127,6 +143,8 @@ class ExportOptions:
         for name in (name for name, value in given.items() if value and self.no_verify):
             raise UserError(f"--{name} says how to verify and --no-verify not to; leave one of them out.")
         check_budget(self.time_budget)
+        if self.subfolder is not None and InFolder().problem(self.subfolder):
+            raise UserError(f"--subfolder is '{self.subfolder}'; a folder inside the variant is needed.")
         if self.vocabulary_floor > 1 and not self.vocabulary:
             raise UserError("--vocabulary-floor counts pieces in the texts of --vocabulary; name them.")
         if not self.variant:
@@ -143,9 +161,10 @@ class ExportOptions:
 
     @property
     def folder_name(self) -> str:
-        """The default bundle folder: the variant's last part and the precision."""
+        """The default bundle folder: the variant's last part, the subfolder and the precision."""
         last = self.variant.rstrip("/").rpartition("/")[2] or "bundle"
-        return f"{last}-{self.precision}"
+        inside = "" if self.subfolder is None else f"-{self.subfolder.replace('/', '-')}"
+        return f"{last}{inside}-{self.precision}"
 
     def to_dict(self) -> dict[str, Any]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -192,7 +211,9 @@ def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
     return {
         "random_weights": options.random_weights,
         "revision": options.revision,
+        "subfolder": options.subfolder,
         "adapters": options.adapter,
+        "task": options.task,
         "vocabulary": Corpus(options.vocabulary, options.vocabulary_floor) if options.vocabulary else None,
     }
 
@@ -239,6 +260,7 @@ def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
     unused = [] if options.adapter else ["adapter"]
+    unused += [name for name in ("subfolder", "task") if getattr(options, name) is None]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
     for name in unused:  # as in bundles of versions without them
         del kept[name]

@@ -22,7 +22,7 @@ from t5edge.calibration.speed import measure_speed, too_slow, verdict
 from t5edge.calibration.texts import read_texts
 from t5edge.engines.build import BuildSettings, add_engines
 from t5edge.engines.targets import choose_targets
-from t5edge.errors import GateError
+from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
@@ -38,6 +38,9 @@ from t5edge.parity.memory import verification_fits
 from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
+
+ENCODER_QUANTIZED = ("int8-weight",)
+"""Quantized precisions of an encoder alone: those in which every matrix may be rounded."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     integers = [f"int{row.weight_bits}"] if row.quantized else []
     targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
+    check_task(checkpoint, row, options)
     for difference in checkpoint.differences:
         progress.message(difference)
     with writing(out, options.force) as folder:
@@ -102,6 +106,26 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     return Bundle(out, manifest)
 
 
+def check_task(checkpoint: Checkpoint, row: Precision, options: ExportOptions) -> None:
+    """Refuse what an encoder alone cannot have.
+
+    Raises:
+        UserError: another layout, rounded activations, which are placed by logits, or a speed that is not measured.
+    """
+    if not checkpoint.architecture.encoder_alone:
+        return
+    name = f"'{checkpoint.source}' is exported as an encoder alone"
+    if options.layout != "t5edge":
+        raise UserError(f"{name}, and --layout {options.layout} is for models that generate; leave it out.")
+    if row.quantized and row.name not in ENCODER_QUANTIZED:
+        raise UserError(
+            f"{name}, and {row.name} decides by logits which layers stay in float; "
+            f"use fp32, fp16, bf16 or {', '.join(ENCODER_QUANTIZED)}."
+        )
+    if row.quantized and options.require_speedup:
+        raise UserError(f"{name}, and --require-speedup times models that generate; leave it out.")
+
+
 def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
     """Trace and fuse one block of each kind, assemble the graphs from them, quantize as far as the texts allow."""
     texts = read_texts(checkpoint, options.calibration, options.limits, progress) if row.quantized else None
@@ -113,6 +137,8 @@ def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, p
     graphs = assemble_graphs(checkpoint, blocks, row, rescale, options.form)
     if texts is not None:
         settings = Settings() if options.observer is None else Settings(options.observer)
+        if checkpoint.architecture.encoder_alone:
+            settings = replace(settings, gate=False)  # there are no logits to place by; parity judges hidden states
         plan = make_plan(checkpoint, graphs, row, texts, progress, settings)
         apply_plan(plan, graphs)
     return Parts(checkpoint, blocks, rescale, graphs, plan)
@@ -130,8 +156,10 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
     """The manifest as far as it is known before anything is run, files left out."""
     checkpoint = parts.checkpoint
     return Manifest(
+        task="encode" if checkpoint.architecture.encoder_alone else "generate",
         variant=checkpoint.source,
         revision=checkpoint.revision,
+        subfolder=options.subfolder,
         random_weights=options.random_weights,
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,
@@ -189,6 +217,8 @@ def compare_layout(folder: Path, manifest: Manifest, options: ExportOptions, pro
 def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progress: Progress) -> Speed | None:
     """Quantized against float32 on this machine, with a warning where it is slower; None where that says nothing."""
     if manifest.quantization is None or (options.no_verify and not options.require_speedup):
+        return None
+    if manifest.architecture.encoder_alone:
         return None
     with progress.stage("speed against float32"):
         speed = measure_speed(folder, manifest)

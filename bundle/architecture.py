@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from t5edge.bundle.schema import Size
+from t5edge.bundle.schema import Count, Size
 
 Stack = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The facts of one model. ``d_kv`` is never derived from ``d_model / num_heads``."""
+    """The facts of one model. ``d_kv`` is never derived from ``d_model / num_heads``.
+
+    Without decoder layers it is an encoder alone: nothing but the embedding and the encoder's stack.
+    """
 
     vocab_size: Size
     d_model: Size
@@ -21,7 +24,7 @@ class Architecture:
     d_ff: Size
     num_heads: Size
     encoder_layers: Size
-    decoder_layers: Size
+    decoder_layers: Count
     activation: str
     gated: bool
     tied: bool
@@ -49,6 +52,20 @@ class Architecture:
         """T5: tied embeddings double as the output layer and are scaled by ``d_model ** -0.5``."""
         return float(self.d_model**-0.5) if self.scale_logits else 1.0
 
+    @property
+    def encoder_alone(self) -> bool:
+        """Whether there is no decoder, and so no output layer."""
+        return self.decoder_layers == 0
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The stacks that it has, in the order they run."""
+        return ("encoder",) if self.encoder_alone else ("encoder", "decoder")
+
+    def without_decoder(self) -> Architecture:
+        """The encoder alone; of the output layer nothing is left to state."""
+        return replace(self, decoder_layers=0, tied=True, scale_logits=True)
+
     def layers(self, stack: Stack) -> int:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
@@ -58,7 +75,7 @@ class Architecture:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor a checkpoint must hold, under transformers' names, with its shape ``[out, in]``."""
         shapes: dict[str, tuple[int, ...]] = {"shared.weight": (self.vocab_size, self.d_model)}
-        for stack in ("encoder", "decoder"):
+        for stack in self.stacks:
             for layer in range(self.layers(stack)):
                 for name, shape in self.block_shapes(stack, layer).items():
                     shapes[f"{stack}.block.{layer}.{name}"] = shape

@@ -25,9 +25,11 @@ from t5edge.errors import UserError
 FORMAT = "t5edge-bundle"
 FORMAT_VERSION = 1
 GRAPHS = ("encoder", "decoder")
-"""Graphs that every bundle has."""
+"""Graphs that every bundle has; an encoder alone has the first."""
+TASKS = ("generate", "encode")
+"""What a bundle is for: text from text, which is not written, or the hidden states of an encoder alone."""
 CACHES = ("concat", "in-place", "both")
-OMITTED_WHEN_NONE = ("session", "costs", "adapters", "vocabulary")
+OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "vocabulary")
 HINT = "pass a bundle written by 't5edge export'."
 
 
@@ -42,7 +44,8 @@ class Manifest:
     """What a bundle is made of and what was found about it.
 
     Attributes:
-        variant, revision, random_weights: the checkpoint, as it was named.
+        task: ``generate``, or ``encode`` where there is an encoder alone.
+        variant, revision, subfolder, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
         adapters: PEFT adapters that were merged into it, in their order; None where there are none.
         vocabulary: the part of it that was kept; None where all was. ``vocabulary.json`` lists the ids.
@@ -61,8 +64,10 @@ class Manifest:
         other: keys of a later version, kept as they are.
     """
 
+    task: Annotated[str, OneOf(TASKS)] = "generate"
     variant: str
     revision: str | None = None
+    subfolder: FileName | None = None
     random_weights: int | None = None
     content_key: str | None = None
     adapters: Sequence[AdapterFacts] | None = None
@@ -122,9 +127,7 @@ class Manifest:
         problems: list[str] = []
         read_as(_Format, data, "", problems)
         found = read_as(Manifest, data, "", problems)
-        ports = data.get("ports")
-        if isinstance(ports, dict):
-            problems += [f"ports.{graph} is missing" for graph in GRAPHS if graph not in ports]
+        problems += _missing_graphs(data)
         if problems:
             raise UserError(f"{name} does not fit its format: {'; '.join(problems)}. Export the bundle again.")
         manifest: Manifest = found
@@ -142,6 +145,8 @@ class Manifest:
         if self.parity is not None:
             data["parity"] = self.parity.short()
         kept = {name: value for name, value in data.items() if value is not None or name not in OMITTED_WHEN_NONE}
+        if self.task == TASKS[0]:  # as in bundles of versions without other tasks
+            del kept["task"]
         return {**kept, **self.other}
 
     def write(self, folder: Path) -> None:
@@ -190,6 +195,17 @@ def is_bundle(folder: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def _missing_graphs(data: Mapping[str, Any]) -> list[str]:
+    """Ports of graphs that the task needs and that are not there; and a task that is not that of the architecture."""
+    ports, architecture = data.get("ports"), data.get("architecture")
+    wanted = GRAPHS[:1] if data.get("task") == "encode" else GRAPHS
+    missing = [graph for graph in wanted if isinstance(ports, dict) and graph not in ports]
+    layers = architecture.get("decoder_layers") if isinstance(architecture, dict) else None
+    unlike = isinstance(layers, int) and (layers == 0) != (wanted != GRAPHS)
+    contradiction = [f"task is {data.get('task', TASKS[0])} with {layers} decoder layers"] if unlike else []
+    return [*(f"ports.{graph} is missing" for graph in missing), *contradiction]
 
 
 def _parsed(path: Path) -> Any:

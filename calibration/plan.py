@@ -137,8 +137,10 @@ def make_plan(
     if cached is None:
         save_choices(calibration_key, choices)
     roundings = plan_roundings(points, precision, choices)
-    with progress.stage("sensitivity", None, "layers") as stage:
-        sensitivity = measure_sensitivity(checkpoint, texts, points, roundings, stage.advance)
+    sensitivity: Mapping[str, Divergence] = {}
+    if not checkpoint.architecture.encoder_alone:
+        with progress.stage("sensitivity", None, "layers") as stage:
+            sensitivity = measure_sensitivity(checkpoint, texts, points, roundings, stage.advance)
     excluded, gate = frozenset[str](), None
     if settings.gate:
         with progress.stage("quantization gate", None, "layers") as stage:

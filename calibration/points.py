@@ -70,8 +70,9 @@ class QuantizationPoint:
 
 
 def find_points(graphs: Graphs) -> tuple[QuantizationPoint, ...]:
-    """Every point of both graphs in the order they run, the embedding first."""
-    points = {point.name: point for name in ("encoder", "decoder") for point in _points(name, getattr(graphs, name))}
+    """Every point of encoder and decoder in the order they run, the embedding first."""
+    models = {"encoder": graphs.encoder} | ({} if graphs.decoder is None else {"decoder": graphs.decoder})
+    points = {point.name: point for name, model in models.items() for point in _points(name, model)}
     return tuple(sorted(points.values(), key=lambda point: point.name != EMBEDDING))
 
 

@@ -69,6 +69,7 @@ def run(options: BenchOptions, progress: Progress) -> Result:
 
     settings: dict[str, Any] = {} if options.threads is None else {"threads": options.threads}
     model = load(options.bundle, options.target, **settings)
+    model.require_decoder("steps to time")
     report = bench_bundle(model, **options.settings, progress=progress)
     report |= {"target": options.target, "threads": options.threads}
     if options.plot:

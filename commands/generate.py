@@ -52,6 +52,7 @@ def run(options: GenerateOptions, progress: Progress) -> Result:
 
     texts = list(options.text) if options.text and options.text != ("-",) else read_lines(sys.stdin)
     model = load(options.bundle, options.target)
+    model.require_decoder("text to generate")
     skipped = not options.keep_special_tokens
     with progress.stage("generate", len(texts), "prompts") if len(texts) > QUIET else nullcontext() as stage:
         told = None if stage is None else stage.advance

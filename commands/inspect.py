@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,20 +43,27 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
     a = manifest.architecture
     console.print(
         f"[bold]{shown(folder)}[/bold]  {shown(manifest.variant)} in {shown(manifest.precision.title)}, "
-        f"{a.parameters / 1e6:.1f} M parameters, {a.encoder_layers}+{a.decoder_layers} layers, d_model {a.d_model}, "
+        f"{a.parameters / 1e6:.1f} M parameters, {_layers(manifest)}, d_model {a.d_model}, "
         f"{a.num_heads} heads of {a.d_kv}",
         highlight=False,
     )
     console.print(_files(manifest))
-    console.print(_graphs(data["graphs"], data["cost_sizes"]))
+    console.print(_graphs(data["graphs"], data["cost_sizes"], a.stacks))
     if data["graphs"] is None:
         console.print(MISSING, highlight=False, soft_wrap=True)
     for line in engine_lines(manifest.engines):
         console.print(shown(line), highlight=False)
     parity = "not run" if manifest.parity is None else shown(manifest.parity.describe())
-    console.print(
-        f"rescale: encoder k={manifest.rescale.encoder.k}, decoder k={manifest.rescale.decoder.k}; parity: {parity}",
-        highlight=False,
+    rescale = ", ".join(f"{stack} k={getattr(manifest.rescale, stack).k}" for stack in a.stacks)
+    console.print(f"rescale: {rescale}; parity: {parity}", highlight=False)
+
+
+def _layers(manifest: Manifest) -> str:
+    a = manifest.architecture
+    return (
+        f"an encoder alone of {a.encoder_layers} layers"
+        if a.encoder_alone
+        else (f"{a.encoder_layers}+{a.decoder_layers} layers")
     )
 
 
@@ -68,12 +76,12 @@ def _files(manifest: Manifest) -> Table:
     return table
 
 
-def _graphs(costs: dict[str, Any] | None, sizes: dict[str, int]) -> Table:
+def _graphs(costs: dict[str, Any] | None, sizes: dict[str, int], graphs: Sequence[str]) -> Table:
     from rich.table import Table
 
     title = f"graphs at batch 1, source {sizes['source']}, past {sizes['past']}, one new token"
     table = Table("graph", "nodes", "weights MB", "MFLOP", "operators", title=title, title_justify="left")
-    for name in GRAPHS if costs is None else ():
+    for name in graphs if costs is None else ():
         table.add_row(name, *"????")
     for name, cost in (costs or {}).items():
         operators = ", ".join(f"{shown(op)} {count}" for op, count in cost["operators"].items())

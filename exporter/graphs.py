@@ -36,9 +36,14 @@ class SavedGraphs:
 def assemble_graphs(
     checkpoint: Checkpoint, blocks: Mapping[BlockKind, Block], row: Precision, rescale: Rescale, form: Form
 ) -> Graphs:
-    """Both graphs, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's."""
+    """Encoder and decoder, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's.
+
+    An encoder alone is one graph.
+    """
     facts = (checkpoint.architecture, blocks, row.compute, rescale)
     graphs = assemble(*facts)
+    if graphs.decoder is None:
+        return graphs
     if row.compute == "float":
         graphs = add_in_place(graphs, *facts)
     if form.cache != "concat":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
-from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_run
+from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_applicable, not_run
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
@@ -47,12 +47,13 @@ class Check:
 
     ``groups`` name the batches that PyTorch must have run (``Workload.groups``); ``run`` yields results under the
     check's name, each with its measure, limit and verdict. A check that cannot be run yields ``not_run``; one
-    with nothing to judge in this bundle ``not_applicable``.
+    with nothing to judge in this bundle ``not_applicable``. ``of_decoder``: it does not apply to an encoder alone.
     """
 
     name: str
     groups: tuple[str, ...]
     run: Callable[[Subject, str], Iterator[CheckResult]]
+    of_decoder: bool = False
 
 
 CHECKS: tuple[Check, ...] = (
@@ -61,14 +62,14 @@ CHECKS: tuple[Check, ...] = (
     Check("arithmetic", (), integer.arithmetic),
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
-    Check("3 logits", ("texts",), numeric.logits),
-    Check("3 texts", ("texts",), judged.judged),
+    Check("3 logits", ("texts",), numeric.logits, of_decoder=True),
+    Check("3 texts", ("texts",), judged.judged, of_decoder=True),
     Check("3 range", ("texts", "lengths"), numeric.value_range),
-    Check("4 cache", ("texts",), numeric.cache),
+    Check("4 cache", ("texts",), numeric.cache, of_decoder=True),
     Check("5 padding", ("texts",), numeric.padding),
     Check("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
-    Check("7 generation", ("texts",), generation.generation),
-    Check("8 task", (), generation.task),
+    Check("7 generation", ("texts",), generation.generation, of_decoder=True),
+    Check("8 task", (), generation.task, of_decoder=True),
     Check("9 text", (), text.text),
 )
 
@@ -190,7 +191,9 @@ def find_checkpoint(
             str(variant) if variant is not None else manifest.variant,
             random_weights=None if named else manifest.random_weights,
             revision=None if named else manifest.revision,
+            subfolder=None if named else manifest.subfolder,
             vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
+            task=manifest.task if manifest.task == "encode" else None,
             adapters=[str(name) for name in adapters] or [facts.spelled for facts in manifest.adapters or ()],
         )
     except UserError as error:
@@ -273,6 +276,8 @@ def _run_check(check: Check, subject: Subject) -> list[CheckResult]:
     """The results of one check; NaN logits end it as a failure."""
     begin = time.monotonic()
     results: list[CheckResult] = []
+    if check.of_decoder and subject.encoder_alone:
+        return [not_applicable(check.name, "the bundle is an encoder alone")]
     try:
         results += check.run(subject, check.name)
     except FloatingPointError:

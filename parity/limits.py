@@ -32,7 +32,7 @@ SCALE_DTYPE = "bfloat16"
 ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}
 BROKEN_DOWN = 64.0
 """PyTorch's own error never counts as more roundings than this: beyond, PyTorch itself overflowed or clamped."""
-Measured = Literal["hidden", "cross", "logits", "position", "log_probs"]
+Measured = Literal["hidden", "cross", "logits", "position", "log_probs", "pooled"]
 """The relative errors, by the fields of ``OwnErrors``."""
 
 
@@ -40,7 +40,8 @@ Measured = Literal["hidden", "cross", "logits", "position", "log_probs"]
 class OwnErrors:
     """The relative errors of a model on a batch, and the KL divergence (nats) they cause: the unit of other errors.
 
-    ``position`` is the worst position's error of the logits (``LogitErrors.worst_position``).
+    ``position`` is the worst position's error of the logits (``LogitErrors.worst_position``); ``pooled`` the worst
+    row's of mean hidden states scaled to length 1 (``measures.pooled_error``).
     """
 
     hidden: float
@@ -49,11 +50,12 @@ class OwnErrors:
     position: float
     log_probs: float
     kl: float
+    pooled: float = 0.0
 
 
 def quantized_unit(limits: QuantizedLimits) -> OwnErrors:
     """What the errors of a quantized bundle on texts count in."""
-    return OwnErrors(limits.hidden, limits.hidden, limits.logits, limits.position, limits.logits, 0.0)
+    return OwnErrors(limits.hidden, limits.hidden, limits.logits, limits.position, limits.logits, 0.0, limits.hidden)
 
 
 def ceiling(compute: str) -> float:

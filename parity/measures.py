@@ -26,6 +26,23 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return _ratio(value, reference, lambda array: float(np.sqrt(np.sum(array * array))))
 
 
+def pooled_error(hidden: np.ndarray, reference: np.ndarray, seen: np.ndarray) -> float:
+    """Largest distance of a row's mean hidden states from the reference's, both scaled to length 1.
+
+    ``hidden``, ``reference`` [batch, source, d_model]; ``seen`` bool [batch, source]. For distance d their cosine is
+    1 - d^2 / 2. Infinite where not finite.
+    """
+
+    def pooled(states: np.ndarray) -> Floats:
+        mean: Floats = np.where(seen[..., None], states, 0.0).astype(np.float64).sum(axis=1)
+        length = np.linalg.norm(mean, axis=-1, keepdims=True)
+        return mean / np.where(length > 0, length, 1.0)
+
+    if not np.isfinite(hidden[seen]).all():
+        return float("inf")
+    return float(np.linalg.norm(pooled(hidden) - pooled(reference), axis=-1).max())
+
+
 def max_error(value: np.ndarray, reference: np.ndarray) -> float:
     """Largest absolute difference over largest magnitude of ``reference``; infinite where not finite."""
     return _ratio(value, reference, lambda array: float(np.max(np.abs(array), initial=0.0)))
@@ -152,11 +169,10 @@ def mean_interval(values: Floats) -> tuple[float, float]:
 
 
 def pool(parts: Iterable[LogitErrors]) -> LogitErrors:
-    """All positions of several comparisons as one."""
+    """All positions of several comparisons as one; of none there are no positions."""
     known = list(parts)
-    return LogitErrors(
-        *(np.concatenate([getattr(part, entry.name) for part in known]) for entry in fields(LogitErrors))
-    )
+    names = [entry.name for entry in fields(LogitErrors)]
+    return LogitErrors(*(np.concatenate([np.zeros(0), *(getattr(part, name) for part in known)]) for name in names))
 
 
 def compare_logits(value: np.ndarray, reference: np.ndarray) -> LogitErrors:

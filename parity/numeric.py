@@ -43,7 +43,7 @@ def operators(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def encoder(subject: Subject, name: str) -> Iterator[CheckResult]:
-    """2. Encoder output and cross keys and values."""
+    """2. Encoder output and cross keys and values; of an encoder alone the cosine of pooled outputs besides."""
     yield from _encoder_results(subject, name, subject.errors("texts", subject.workload.texts))
 
 
@@ -51,6 +51,10 @@ def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Itera
     precision, unit = subject.precision, subject.unit("texts")
     hidden, cross = error_limit(precision, unit, "hidden"), error_limit(precision, unit, "cross")
     yield judge_error(name, "encoder output", errors.hidden, hidden)
+    if subject.encoder_alone:
+        limit = error_limit(precision, unit, "pooled")
+        yield at_most(name, "1 - cosine of pooled encoder outputs, worst text", errors.pooled**2 / 2, limit**2 / 2)
+        return
     yield judge_error(name, "cross keys and values", errors.cross, cross, worst=errors.worst_cross)
 
 
@@ -82,7 +86,8 @@ def value_range(subject: Subject, name: str) -> Iterator[CheckResult]:
     batches = subject.workload.batches(("texts", "lengths"))
     found = {key: subject.errors(key, batch, subject.rounded) for key, batch in batches.items()}
     yield from _encoder_results(subject, name, found["texts"])
-    yield from judge_logits(name, found["texts"].logits, subject.precision, subject.unit("texts"))
+    if not subject.encoder_alone:
+        yield from judge_logits(name, found["texts"].logits, subject.precision, subject.unit("texts"))
     lengths = {key: errors for key, errors in found.items() if key != "texts"}
     yield from _length_results(subject, name, lengths)
 
@@ -113,6 +118,8 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
         hidden = _hidden_error(together.hidden, padded, alone)
         limit = error_limit(subject.precision, unit, "hidden")
         yield judge_error(name, f"encoder output padded on the {side}", hidden, limit)
+        if subject.encoder_alone:
+            continue
         errors = pool(
             compare_logits(together.logits[row][mask[row]], single.logits[0][mask[row]])
             for row, single in enumerate(alone)
@@ -130,6 +137,8 @@ def lengths(subject: Subject, name: str) -> Iterator[CheckResult]:
     """6. Source lengths at the bucket edges, and a target longer than the last bucket in cached steps."""
     batches = subject.workload.groups["lengths"]
     yield from _length_results(subject, name, {key: subject.errors(key, batch) for key, batch in batches.items()})
+    if subject.encoder_alone:
+        return
     ((key, batch),) = subject.workload.groups["long"].items()
     errors = subject.errors(key, batch, cached=True).logits
     what = f"logits over {batch.decoder_input_ids.shape[1]} cached steps"
@@ -153,6 +162,8 @@ def _length_results(subject: Subject, name: str, found: dict[str, OutputErrors])
     worst = max(found, key=lambda key: found[key].hidden)
     by_length = {key: errors.hidden for key, errors in found.items()}
     yield judge_error(name, f"encoder output, worst of {len(found)} lengths", found[worst].hidden, limit, **by_length)
+    if subject.encoder_alone:
+        return
     results = [
         judge_briefly(
             name, errors.logits, subject.precision, unit, f"logits, worst of {len(found)} lengths", length=key

@@ -19,7 +19,7 @@ from t5edge.exporter.reference.protocol import MakeReference, Outputs, Reference
 from t5edge.exporter.reference.texts import target_mask
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import OwnErrors, ceiling
-from t5edge.parity.measures import LogitErrors, compare_logits, relative_error
+from t5edge.parity.measures import LogitErrors, compare_logits, pool, pooled_error, relative_error
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
@@ -31,16 +31,24 @@ WITH_CROSS = ("texts",)
 
 @dataclass(frozen=True)
 class OutputErrors:
-    """Relative L2 errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's."""
+    """Relative L2 errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's.
+
+    ``pooled``: the worst row's, of mean hidden states scaled to length 1. An encoder alone has neither ``cross`` nor
+    ``logits``.
+    """
 
     hidden: float
     cross: float
     worst_cross: str
     logits: LogitErrors
+    pooled: float = 0.0
 
     def own(self) -> OwnErrors:
         found = self.logits
+        if not found.positions:
+            return OwnErrors(self.hidden, self.cross, 0.0, 0.0, 0.0, 0.0, self.pooled)
         return OwnErrors(
+            pooled=self.pooled,
             hidden=self.hidden,
             cross=self.cross,
             logits=found.relative,
@@ -59,11 +67,13 @@ def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_
         for name, expected in reference.cross.items()
     }
     worst = max(cross, key=lambda name: cross[name], default="")
+    has_logits = reference.logits.size > 0
     return OutputErrors(
         relative_error(value.hidden[source], reference.hidden[source]),
         cross.get(worst, 0.0),
         worst,
-        compare_logits(value.logits[target], reference.logits[target]),
+        compare_logits(value.logits[target], reference.logits[target]) if has_logits else pool([]),
+        pooled_error(value.hidden, reference.hidden, source),
     )
 
 
@@ -119,7 +129,7 @@ def measure_reference(
     exact = make(checkpoint, torch.float32)
     outputs: dict[str, Outputs] = {}
     for name, found in exact.outputs(batches, WITH_CROSS):
-        if not np.isfinite(found.logits).all():
+        if not (np.isfinite(found.hidden).all() and np.isfinite(found.logits).all()):
             raise UserError(
                 f"'{checkpoint.source}' gives NaN or infinity in float32 PyTorch on plain sentences; "
                 "the checkpoint is broken, download or train it again."

@@ -89,7 +89,7 @@ class Opener:
         """The manifest, with the sessions' configuration as ``mapped`` asks for; integers are packed in any case."""
         if not self.mapped or self.precision.quantized:
             return self.manifest
-        entries = {graph: session_entries(self.manifest, graph) for graph in ("encoder", "decoder")}
+        entries = {graph: session_entries(self.manifest, graph) for graph in self.manifest.architecture.stacks}
         return replace(self.manifest, session={graph: {**known, **MAPPED} for graph, known in entries.items()})
 
 
@@ -108,6 +108,10 @@ class Subject:
     @property
     def pad(self) -> int:
         return self.checkpoint.architecture.pad_token_id
+
+    @property
+    def encoder_alone(self) -> bool:
+        return self.checkpoint.architecture.encoder_alone
 
     @property
     def longest(self) -> int:
@@ -183,6 +187,8 @@ def bundle_outputs(model: BundleModel, batch: Batch, cached: bool) -> Outputs:
     """A bundle's outputs, float32; logits in cached steps of one token, or all at once."""
     encoded = dict(model.step_model.hidden_and_cross(batch.input_ids, batch.attention_mask))
     hidden = encoded.pop("last_hidden_state")
+    if model.architecture.encoder_alone:
+        return Outputs(hidden.astype(np.float32), {}, np.zeros((len(hidden), 0, 0), np.float32))
     logits = (model.logits if cached else model.logits_uncached)(
         batch.input_ids, batch.attention_mask, batch.decoder_input_ids
     )

@@ -1,4 +1,4 @@
-"""A loaded bundle: logits, token ids, text. Imports neither torch nor transformers."""
+"""A loaded bundle: hidden states, logits, token ids, text. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,39 @@ class BundleModel:
     def tokenizer(self) -> BundleTokenizer:
         """Loaded on first use; raises UserError when the bundle has none."""
         return BundleTokenizer(self.folder, self.manifest.generation.get("pad_token_id") or 0)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The last hidden state of each text, float32 [tokens, d_model], its end token included, without padding.
+
+        Texts of like length share a batch, as in ``generate_text``.
+        """
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts, not one string; pass [text].")
+        rows, found = self.tokenizer.ids(texts), dict[int, np.ndarray]()
+        for batch in batches([len(row) for row in rows], BATCH_TOKENS):
+            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
+            hidden = self.encode_ids(ids, mask)
+            found |= {index: hidden[place, : len(rows[index])] for place, index in enumerate(batch)}
+        return [found[index] for index in range(len(texts))]
+
+    def encode_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+        """The encoder's last hidden state, float32 [batch, source, d_model].
+
+        ``input_ids``, ``attention_mask`` int [batch, source]. Without a mask every token counts, padding too.
+
+        Raises:
+            UserError: ids outside the vocabulary, wrong shapes or dtypes, or more than the memory holds.
+        """
+        ids = as_ids("input_ids", input_ids, self.vocab_size)
+        mask = as_mask(attention_mask, ids)
+        check_memory(self.architecture, len(ids), ids.shape[1], 0)
+        hidden: np.ndarray = self.step_model.hidden_and_cross(ids, mask)["last_hidden_state"]
+        return hidden.astype(np.float32)
+
+    def require_decoder(self, what: str) -> None:
+        """Raises: UserError when the bundle is an encoder alone and has no ``what``."""
+        if self.architecture.encoder_alone:
+            raise UserError(f"'{self.folder}' is an encoder alone and has no {what}; call encode() or encode_ids().")
 
     def logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
@@ -124,6 +157,7 @@ class BundleModel:
         Raises:
             UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
         """
+        self.require_decoder("generate()")
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask, chosen = as_mask(attention_mask, ids), self.options(**options)
         check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
@@ -141,6 +175,7 @@ class BundleModel:
         Raises:
             UserError: ids outside the vocabulary, wrong shapes or dtypes, an empty target, too large for the memory.
         """
+        self.require_decoder("score()")
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask, targets = as_mask(attention_mask, ids), as_labels("target_ids", target_ids, self.vocab_size)
         _check_pairs("target_ids", len(targets), "input_ids", len(ids))
@@ -186,6 +221,7 @@ class BundleModel:
         Raises:
             UserError: a choice that is not one token, or an id outside the vocabulary; as the tokenizer.
         """
+        self.require_decoder("score_first()")
         rows, options = self.tokenizer.ids(_listed(sources)), self.options()
         among = as_ids("choices", [[self._token(choice, options.eos) for choice in _listed(choices)]], self.vocab_size)
         found = np.empty((len(rows), among.size), np.float32)
@@ -220,6 +256,7 @@ class BundleModel:
         text has a batch of its own); all that fits into one batch runs as one, in the order given.
         ``on_batch`` is told how many texts each batch has answered.
         """
+        self.require_decoder("generate_text()")
         rows, chosen = self.tokenizer.ids(_listed(texts)), self.options(**options)
         answers: dict[int, list[str]] = {}
         for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
@@ -253,6 +290,7 @@ class BundleModel:
     def _teacher_forced(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
     ) -> tuple[Tokens, Tokens, Tokens]:
+        self.require_decoder("logits")
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         targets = as_ids("decoder_input_ids", decoder_input_ids, self.vocab_size)
         _check_pairs("decoder_input_ids", len(targets), "input_ids", len(ids))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from t5edge.bundle.costs import GraphCosts
-from t5edge.bundle.manifest import GRAPHS, Manifest
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 
 MISSING = "costs: this bundle was exported before they were recorded, and counting them needs: pip install onnx-ir"
@@ -20,7 +20,7 @@ def bundle_costs(folder: Path, manifest: Manifest) -> Mapping[str, GraphCosts] |
         from t5edge.exporter.graph.costs import read_costs
     except ImportError:
         return None
-    files = {name: folder / f"{name}.onnx" for name in GRAPHS}
+    files = {name: folder / f"{name}.onnx" for name in manifest.architecture.stacks}
     try:
         return {name: read_costs(path) for name, path in files.items() if path.is_file()}
     except Exception as error:  # what onnx raises for a file that is no graph has no class of its own

@@ -22,6 +22,8 @@ from t5edge.runtime.generation.options import SETTINGS
 if TYPE_CHECKING:
     import torch
 
+PIPELINE_ENCODER = "text_encoder"
+"""How the folders of text encoders begin in a diffusers pipeline."""
 GENERATION_KEYS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 
 
@@ -64,6 +66,14 @@ class Checkpoint:
         vars(other).update(changes, architecture=architecture, _store=tensors, _stored_names=names)
         return other
 
+    def encoder_alone(self) -> Checkpoint:
+        """A view of the same checkpoint without decoder and output layer."""
+        architecture = self.architecture.without_decoder()
+        other = copy.copy(self)
+        names = {name: self._stored_names[name] for name in architecture.tensor_shapes()}
+        vars(other).update(architecture=architecture, _stored_names=names)
+        return other
+
     def names(self) -> list[str]:
         """Canonical names, exactly those of ``architecture.tensor_shapes()`` and in its order."""
         return list(self._stored_names)
@@ -89,10 +99,22 @@ class Checkpoint:
         facts = [self.config, shapes, self._store.fingerprint()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where the tokenizer's files are: with the weights, or, of a diffusers pipeline, in the folder beside them.
+
+        ``text_encoder_2`` has ``tokenizer_2``.
+        """
+        folder = self.folder
+        if folder is None or not folder.name.startswith(PIPELINE_ENCODER):
+            return folder
+        beside = folder.with_name(folder.name.replace(PIPELINE_ENCODER, "tokenizer", 1))
+        return beside if beside.is_dir() else folder
+
     def file(self, name: str) -> Path | None:
-        """The file called ``name`` in the checkpoint's folder, if there is one."""
-        path = self.folder / name if self.folder is not None else None
-        return path if path is not None and path.is_file() else None
+        """The file called ``name`` in the folder of the checkpoint or of its tokenizer, if there is one."""
+        places = [place / name for place in (self.tokenizer_folder, self.folder) if place is not None]
+        return next((path for path in places if path.is_file()), None)
 
     def tokenizer_file(self) -> Path | None:
         """``tokenizer.json``, if the checkpoint has one."""

@@ -33,7 +33,7 @@ OFFLINE_HELP = "Offline: pass a checkpoint folder, or --random-weights SEED for 
 
 @dataclass(frozen=True)
 class Repository:
-    """A hub repository at a branch, tag or commit (None: its main branch).
+    """A hub repository at a branch, tag or commit (None: its main branch). ``subfolder``: where its weights lie.
 
     ``in_table``, ``hint`` ("Did you mean ...?") and ``help`` only shape the message when it cannot be had.
     """
@@ -43,6 +43,20 @@ class Repository:
     in_table: bool = True
     hint: str = ""
     help: str = OFFLINE_HELP
+    subfolder: str = ""
+
+    @property
+    def small_files(self) -> list[str]:
+        """``SMALL_FILES`` where the weights lie, and where the tokenizer of a diffusers pipeline does."""
+        tokenizer = self.subfolder.replace("text_encoder", "tokenizer", 1)
+        return [
+            self.inside(name, place) for place in dict.fromkeys((self.subfolder, tokenizer)) for name in SMALL_FILES
+        ]
+
+    def inside(self, name: str, place: str | None = None) -> str:
+        """The path of a file in the subfolder, or in another ``place``."""
+        folder = self.subfolder if place is None else place
+        return f"{folder}/{name}" if folder else name
 
 
 def download(repository: Repository, weights: bool = True) -> tuple[Path, str]:
@@ -67,8 +81,8 @@ def _download(repository: Repository, weights: bool) -> Path:
         listing = HfApi().model_info(repository.name, revision=repository.revision, timeout=TIMEOUT_SECONDS)
     except _unreachable_errors() as error:
         return _from_cache(repository, weights, error)
-    folder = _snapshot(repository, SMALL_FILES)
-    if weights and not _complete(folder):
+    folder = _snapshot(repository, repository.small_files)
+    if weights and not _complete(folder / repository.subfolder):
         pinned = replace(repository, revision=folder.name)
         _snapshot(pinned, _weight_files(pinned, folder, {file.rfilename for file in listing.siblings or []}))
     return folder
@@ -79,7 +93,7 @@ def _pinned_in_cache(repository: Repository, weights: bool) -> Path | None:
     if not COMMIT.fullmatch(repository.revision or ""):
         return None
     folder = _cached(repository)
-    return folder if folder is not None and (_complete(folder) or not weights) else None
+    return folder if folder is not None and (not weights or _complete(folder / repository.subfolder)) else None
 
 
 def _from_cache(repository: Repository, weights: bool, error: Exception) -> Path:
@@ -91,7 +105,7 @@ def _from_cache(repository: Repository, weights: bool, error: Exception) -> Path
     folder = _cached(repository)
     if folder is None:
         raise error
-    if weights and not _complete(folder):
+    if weights and not _complete(folder / repository.subfolder):
         raise UserError(_unreachable(repository, "in the cache only without its weights")) from error
     return folder
 
@@ -100,7 +114,7 @@ def _cached(repository: Repository) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _snapshot(repository, SMALL_FILES, local_files_only=True)
+        return _snapshot(repository, repository.small_files, local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
@@ -122,15 +136,16 @@ def has_weights(folder: Path) -> bool:
 
 def _weight_files(repository: Repository, folder: Path, listed: set[str]) -> Sequence[str]:
     """Names of the weight files to download: safetensors before ``torch.save``, one file before shards."""
-    adapter = [name for name in ADAPTER_FILES if ADAPTER_CONFIG in listed and name in listed]
+    inside = repository.inside
+    adapter = [inside(name) for name in ADAPTER_FILES if {inside(ADAPTER_CONFIG), inside(name)} <= listed]
     if adapter:
         return adapter[:1]
-    for name, index in zip(WEIGHT_FILES, INDEX_FILES, strict=True):
+    for name, index in zip(map(inside, WEIGHT_FILES), map(inside, INDEX_FILES), strict=True):
         if name in listed:
             return [name]
         if index in listed:
             _snapshot(repository, [index])
-            return sorted(set(read_index(folder / index).values()))
+            return sorted({inside(shard) for shard in read_index(folder / index).values()})
     raise UserError(
         f"'{repository.name}' holds no weights for PyTorch; expected one of {', '.join(WEIGHT_FILES + INDEX_FILES)}."
     )

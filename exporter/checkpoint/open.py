@@ -5,6 +5,7 @@
     open_checkpoint("t5-demo")                         the trained model that ships with the package
     open_checkpoint("t5-11b", random_weights=0)        the structure alone
     open_checkpoint("./my-lora")                       a PEFT adapter, merged into the model that it names
+    open_checkpoint("./flux", subfolder="text_encoder_2")                      a part of a diffusers pipeline
 
 The raw ``config.json`` and the names of the tensors are the truth; the table of variants is compared with
 them.
@@ -13,6 +14,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from t5edge.errors import UserError
@@ -36,6 +38,8 @@ def open_checkpoint(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     vocabulary: Corpus | Path | None = None,
+    task: str | None = None,
+    subfolder: str | None = None,
 ) -> Checkpoint:
     """The checkpoint that ``variant`` names: a folder, ``t5-demo``, a name in the table, or a hub id.
 
@@ -43,12 +47,14 @@ def open_checkpoint(
     weights drawn for the variant's structure; ``revision`` is a branch, tag or commit on the hub. ``adapters`` (see
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
     ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
+    ``subfolder``: where inside the folder or repository the checkpoint lies.
+    ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds.
 
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint or adapter.
     """
     opened = [open_adapter(name) for name in adapters]
-    checkpoint = with_adapters(_open(variant, random_weights, revision), opened)
+    checkpoint = _for_task(with_adapters(_open(variant, random_weights, revision, subfolder or ""), opened), task)
     if vocabulary is None:
         return checkpoint
     if isinstance(vocabulary, Corpus):
@@ -56,18 +62,29 @@ def open_checkpoint(
     return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
 
 
-def _open(variant: str, random_weights: int | None, revision: str | None) -> Checkpoint:
+def _for_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
+    """Raises: UserError for an encoder alone that shall generate."""
+    if task == "generate" and checkpoint.architecture.encoder_alone:
+        raise UserError(f"'{checkpoint.source}' is an encoder without a decoder and generates nothing; --task encode.")
+    return checkpoint.encoder_alone() if task == "encode" else checkpoint
+
+
+def _open(variant: str, random_weights: int | None, revision: str | None, subfolder: str = "") -> Checkpoint:
     folder = _as_path(variant)
     row = look_up_variant(variant)
+    if subfolder and (random_weights is not None or variant == DEMO_NAME):
+        raise UserError("--subfolder names weights inside a folder or repository; leave it out here.")
+    if subfolder and folder.is_dir() and not (folder / subfolder).is_dir():
+        raise UserError(f"'{variant}' has no folder '{subfolder}'; name one that it has with --subfolder.")
     if random_weights is not None:
         return _open_random(variant, folder, row, random_weights, revision)
     if variant == DEMO_NAME:
         return _open_folder(DEMO_NAME, DEMO_FOLDER)
-    if _is_checkpoint(folder) or (row is None and _is_path(variant)):
-        return _open_folder(variant, folder, expected=row)
-    repository = _repository(variant, row, revision)
+    if _is_checkpoint(folder / subfolder) or (row is None and _is_path(variant)):
+        return _open_folder(variant, folder / subfolder, expected=row)
+    repository = replace(_repository(variant, row, revision), subfolder=subfolder)
     folder, commit = download(repository)
-    return _open_folder(repository.name, folder, commit, expected=row)
+    return _open_folder(repository.name, folder / subfolder, commit, expected=row)
 
 
 def _open_random(variant: str, folder: Path, row: Variant | None, seed: int, revision: str | None) -> Checkpoint:

@@ -23,7 +23,12 @@ GENERATORS = (
     "T5WithLMHeadModel",
 )
 """Classes whose checkpoints hold an encoder, a decoder and an output layer."""
-ONLY_GENERATORS = f"Only models that generate text are exported; pass a {GENERATORS[0]} of the same family."
+ENCODERS = ("T5EncoderModel", "MT5EncoderModel", "UMT5EncoderModel")
+"""Classes whose checkpoints hold an encoder alone."""
+ONLY_GENERATORS = (
+    f"Only models that generate text and plain encoders are exported; pass a {GENERATORS[0]} or a {ENCODERS[0]} of the "
+    "same family."
+)
 HEADS = {
     "ForSequenceClassification": "a classifier of whole texts, with a head in place of the output layer",
     "ForQuestionAnswering": "a span finder, with a head in place of the output layer",
@@ -34,18 +39,22 @@ FIRST = ("shared.", "encoder.", "decoder.", "lm_head.")
 
 
 def require_generator(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Refuse a model that generates no text with this architecture. Tensors decide; the config's class only names it.
+    """Refuse a model that neither generates text with this architecture nor is its encoder alone.
+
+    Tensors decide; the config's class only names it.
 
     Raises:
-        UserError: there is no decoder, or a foreign class brings tensors of its own.
+        UserError: an encoder has an output layer or a head of its own, or a foreign class brings other tensors.
     """
     known = list(names)
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else "model"
     foreign = [entry for entry in known if not entry.startswith(FIRST)]
     if not any(entry.startswith("decoder.block.") for entry in known) and any(map(_is_encoder, known)):
-        head = f" and {foreign[0]}" if foreign else ""
-        raise UserError(f"{where} is a {name}: an encoder{head} without a decoder. {ONLY_GENERATORS}")
+        beside = foreign or [entry for entry in known if entry.startswith(("decoder.", "lm_head."))]
+        if not beside:
+            return
+        raise UserError(f"{where} is a {name}: an encoder and {beside[0]} without a decoder. {ONLY_GENERATORS}")
     if name in GENERATORS or name == "model" or not foreign:
         return
     kind = next((f": {kind}" for end, kind in HEADS.items() if name.endswith(end)), " with tensors of its own")
@@ -72,7 +81,7 @@ def _kind_of(folder: Path) -> str | None:
     if "model_index.json" in names:
         parts = sorted(name for name in names if name.startswith("text_encoder") and (folder / name).is_dir())
         inside = f" ({', '.join(parts)})" if parts else ""
-        return f"is a diffusers pipeline; its text encoders{inside} have no decoder, and only generators are exported."
+        return f"is a diffusers pipeline; name one of its text encoders{inside} with --subfolder."
     if any(name in names for name in ("model.safetensors", "pytorch_model.bin")):
         return None
     return _kind_of_weights(names)

@@ -39,16 +39,17 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes | None:
     """
     if checkpoint.vocabulary is not None:
         return checkpoint.vocabulary.tokenizer
-    if checkpoint.folder is None:
+    folder = checkpoint.tokenizer_folder
+    if folder is None:
         return None
     ready = checkpoint.tokenizer_file()
     model = next((path for name in SENTENCEPIECE_FILES if (path := checkpoint.file(name)) is not None), None)
     if ready is not None:
-        content = with_settings(_without_lengths(ready), checkpoint.folder)
+        content = with_settings(_without_lengths(ready), folder)
     elif model is not None:
-        content = with_settings(_converted(checkpoint.folder, "SentencePiece"), checkpoint.folder, model)
+        content = with_settings(_converted(folder, "SentencePiece"), folder, model)
     elif all(checkpoint.file(name) for name in BPE_FILES):
-        content = with_settings(_converted(checkpoint.folder, "byte-level BPE"), checkpoint.folder)
+        content = with_settings(_converted(folder, "byte-level BPE"), folder)
     elif _is_byte_level(checkpoint):
         sentinels = min(BYTE_SENTINELS, checkpoint.architecture.vocab_size - len(BYTE_SPECIALS) - 256)
         content = byte_tokenizer_json(sentinels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from t5edge.bundle.architecture import Architecture
@@ -89,13 +89,14 @@ def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[s
     """
     model_type = _model_type(config)
     names = None if tensor_names is None else set(tensor_names)
+    alone = names is not None and is_encoder_alone(names)
     per_layer_bias = model_type == "umt5" or (names is not None and SECOND_BIAS in names)
     activation, gated = _activation(config, model_type)
     scale = bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False))
     separate_head = ("lm_head.weight" in names) if names is not None else not scale
-    sizes = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    sizes: dict[str, Any] = {ours: config[theirs] for ours, theirs in SIZES.items()}
     options = {ours: config[theirs] for ours, theirs in OPTIONS.items() if config.get(theirs) is not None}
-    return Architecture(
+    found = Architecture(
         **sizes,
         **options,
         decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
@@ -107,6 +108,13 @@ def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[s
         eos_token_id=_first(config.get("eos_token_id"), 1),
         decoder_start_token_id=_first(config.get("decoder_start_token_id"), config.get("pad_token_id") or 0),
     )
+    return found.without_decoder() if alone else found
+
+
+def is_encoder_alone(tensor_names: Collection[str]) -> bool:
+    """Whether a checkpoint holds an encoder and neither decoder nor output layer, whatever its config says."""
+    decoder = any(name.startswith(("decoder.", "lm_head.")) for name in tensor_names)
+    return not decoder and any(name.startswith("encoder.block.") for name in tensor_names)
 
 
 def config_from_architecture(architecture: Architecture, model_type: str = "t5") -> dict[str, Any]:

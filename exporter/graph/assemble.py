@@ -2,6 +2,8 @@
 
 encoder : input_ids, attention_mask -> last_hidden_state, cross keys and values of every decoder layer
 decoder : input_ids, encoder_attention_mask, past and cross keys and values -> logits, present keys and values
+
+An encoder alone is the first graph without cross keys and values.
 """
 
 from __future__ import annotations
@@ -23,35 +25,35 @@ from t5edge.kernels.block import Block, BlockKind
 class Graphs:
     """The assembled graphs with their ports; ``forms`` are other forms of the decoder, by their files' names.
 
-    ``others`` are graphs of another layout over the same weights, likewise.
+    ``others`` are graphs of another layout over the same weights, likewise. An encoder alone has no ``decoder``.
     """
 
     encoder: ir.Model
-    decoder: ir.Model
+    decoder: ir.Model | None
     encoder_ports: GraphPorts
-    decoder_ports: GraphPorts
+    decoder_ports: GraphPorts | None
     forms: Mapping[GraphName, tuple[ir.Model, GraphPorts]] = field(default_factory=dict)
     others: Mapping[str, ir.Model] = field(default_factory=dict)
 
     def items(self) -> tuple[tuple[str, ir.Model], ...]:
         """Every graph under its file's name."""
-        both = (("encoder", self.encoder), ("decoder", self.decoder))
-        return (*both, *((name, model) for name, (model, _) in self.forms.items()), *self.others.items())
+        both = {"encoder": self.encoder} | ({} if self.decoder is None else {"decoder": self.decoder})
+        return (*both.items(), *((name, model) for name, (model, _) in self.forms.items()), *self.others.items())
 
     def ports(self) -> dict[str, GraphPorts]:
         """The ports of our own graphs under their files' names."""
-        both = {"encoder": self.encoder_ports, "decoder": self.decoder_ports}
+        both = {"encoder": self.encoder_ports}
+        both |= {} if self.decoder_ports is None else {"decoder": self.decoder_ports}
         return both | {name: ports for name, (_, ports) in self.forms.items()}
 
 
 def assemble(architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale) -> Graphs:
-    """Build both graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly."""
+    """Build the graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly."""
     a = architecture
     encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute)
+    encoder_model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder).model()
+    if a.encoder_alone:
+        return Graphs(encoder_model, None, encoder, None)
     decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)
-    return Graphs(
-        EncoderAssembler(a, blocks, compute, rescale.encoder, encoder).model(),
-        DecoderAssembler(a, blocks, compute, rescale.decoder, decoder).model(),
-        encoder,
-        decoder,
-    )
+    decoder_model = DecoderAssembler(a, blocks, compute, rescale.decoder, decoder).model()
+    return Graphs(encoder_model, decoder_model, encoder, decoder)

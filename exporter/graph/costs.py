@@ -77,7 +77,18 @@ def _key_axis(graph: ir.Graph, node: ir.Node) -> str:
 
 
 def _attention_width(graph: ir.Graph) -> int:
-    """Heads times d_kv, from a port with keys [batch, heads, length, d_kv]."""
-    port = next(v for v in (*graph.inputs, *graph.outputs) if v.name and v.name.endswith(".key"))
+    """Heads times d_kv: of a port with keys [batch, heads, length, d_kv], or of the matrix behind an attention."""
+    port = next((v for v in (*graph.inputs, *graph.outputs) if v.name and v.name.endswith(".key")), None)
+    if port is None:
+        return _rows_behind(next(node for node in graph if node.op_type == "Attention"))
     assert port.shape is not None
     return int(port.shape[1]) * int(port.shape[3])  # type: ignore[arg-type]
+
+
+def _rows_behind(node: ir.Node) -> int:
+    """Rows [in] of the matrix of the first product that reads what ``node`` computes."""
+    while node.op_type not in PRODUCTS:
+        node = next(iter(node.outputs[0].uses())).node
+    weight = _weight(node)
+    assert weight is not None
+    return int(weight.shape[0])  # type: ignore[arg-type]

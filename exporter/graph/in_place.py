@@ -48,6 +48,7 @@ def add_in_place(
     ``capacity`` is the longest target, start token included: ``decoder_in_place``. None leaves it to whoever runs the
     graph: ``decoder_buffered``.
     """
+    assert graphs.decoder_ports is not None
     ports = in_place_ports(graphs.decoder_ports, CAPACITY if capacity is None else capacity)
     assembler = _InPlaceAssembler(architecture, blocks, compute, rescale.decoder, ports)
     name: GraphName = "decoder_buffered" if capacity is None else "decoder_in_place"

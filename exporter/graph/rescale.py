@@ -112,7 +112,7 @@ def measure_rescale(
 
     from t5edge.exporter.reference.streamed import StreamedReference
 
-    ranges: dict[Stack, _Ranges] = {"encoder": _Ranges(), "decoder": _Ranges()}
+    ranges: dict[Stack, _Ranges] = {stack: _Ranges() for stack in checkpoint.architecture.stacks}
 
     def progress(stack: Stack, layer: int, block: Any) -> None:
         seen = ranges[stack]
@@ -132,8 +132,10 @@ def measure_rescale(
         up.register_forward_hook(lambda _, __, out: seen.see_ffn(layer, out))
 
     reference = StreamedReference(checkpoint, torch.float32, progress)
-    reference.decode_all(batches, reference.encode_all(batches))
-    return Rescale(*(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ("encoder", "decoder")))
+    encoded = reference.encode_all(batches)
+    if not checkpoint.architecture.encoder_alone:
+        reference.decode_all(batches, encoded)
+    return Rescale(*(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ranges))
 
 
 def _stack_scale(checkpoint: Checkpoint, stack: Stack, seen: _Ranges, headroom: float) -> StackScale:

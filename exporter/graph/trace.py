@@ -244,10 +244,11 @@ BLOCK_KINDS: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
 
 
 def trace_blocks(checkpoint: Checkpoint, progress: Progress) -> dict[BlockKind, Block]:
-    """Each kind of block traced once and fused, whatever the depth."""
+    """Each kind of block that the model has, traced once and fused, whatever the depth."""
     blocks: dict[BlockKind, Block] = {}
-    with progress.stage("trace and fuse", len(BLOCK_KINDS), "blocks") as stage:
-        for kind in BLOCK_KINDS:
+    kinds = BLOCK_KINDS[:1] if checkpoint.architecture.encoder_alone else BLOCK_KINDS
+    with progress.stage("trace and fuse", len(kinds), "blocks") as stage:
+        for kind in kinds:
             block = trace_block(checkpoint.architecture, kind)
             fuse(block, checkpoint.architecture)
             blocks[kind] = block

@@ -31,7 +31,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of a batch, float32.
+    """What a model makes of a batch, float32. Of an encoder alone ``cross`` is empty, and ``logits`` is [batch, 0, 0].
 
     ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
     (``present.{i}.encoder.key``) [batch, heads, source, d_kv].

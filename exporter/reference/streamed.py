@@ -15,7 +15,7 @@ import numpy as np
 from t5edge.bundle.architecture import Stack
 from t5edge.exporter.graph.trace import block_module
 from t5edge.exporter.reference.protocol import Outputs
-from t5edge.exporter.reference.whole import speed_up_float16, stored_dtype, wide_linear
+from t5edge.exporter.reference.whole import encoder_outputs, speed_up_float16, stored_dtype, wide_linear
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,9 @@ class StreamedReference:
         keys_values = {
             name: self.cross_keys_values(hidden) for name, hidden in zip(batches, encoded, strict=True) if name in cross
         }
+        if self.checkpoint.architecture.encoder_alone:
+            yield from ((name, encoder_outputs(source)) for name, source in zip(batches, encoded, strict=True))
+            return
         decoded = self.decode_all(list(batches.values()), encoded)
         for name, source, target in zip(batches, encoded, decoded, strict=True):
             yield name, Outputs(source.float().numpy(), keys_values.get(name, {}), self.logits(target).numpy())

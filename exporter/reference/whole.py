@@ -6,6 +6,8 @@ from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.family.config import config_from_architecture
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
@@ -27,7 +29,7 @@ def build_torch_model(checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float3
 
     Returns:
         ``UMT5ForConditionalGeneration`` when every layer has its own position bias, else
-        ``T5ForConditionalGeneration``.
+        ``T5ForConditionalGeneration``; of an encoder alone ``UMT5EncoderModel`` or ``T5EncoderModel``.
     """
     model = build_meta_model(checkpoint.architecture)
     for name in checkpoint.names():
@@ -35,7 +37,8 @@ def build_torch_model(checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float3
     _tie(model, checkpoint.architecture.tied)
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not empty, empty
-    model.generation_config = _generation_config(checkpoint.generation_config)
+    if not checkpoint.architecture.encoder_alone:
+        model.generation_config = _generation_config(checkpoint.generation_config)
     return model.eval()
 
 
@@ -49,14 +52,13 @@ def stored_dtype(name: str, dtype: torch.dtype, keep_wo_float32: bool) -> torch.
 def build_meta_model(architecture: Architecture) -> Any:
     """The same model without weights, on the meta device, in eval mode: for tracing and for counting."""
     import torch
-    from transformers import T5Config, T5ForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
+    import transformers
 
     per_layer = architecture.per_layer_bias
-    config_class: Any
-    model_class: Any
-    config_class, model_class = (
-        (UMT5Config, UMT5ForConditionalGeneration) if per_layer else (T5Config, T5ForConditionalGeneration)
-    )
+    family = "UMT5" if per_layer else "T5"
+    config_class = getattr(transformers, f"{family}Config")
+    head = "EncoderModel" if architecture.encoder_alone else "ForConditionalGeneration"
+    model_class = getattr(transformers, f"{family}{head}")
     config = config_class(**config_from_architecture(architecture, "umt5" if per_layer else "t5"))
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -86,6 +88,8 @@ def _tie(model: Any, tied: bool) -> None:
     import torch
 
     model.encoder.embed_tokens.weight = model.shared.weight
+    if not hasattr(model, "decoder"):
+        return
     model.decoder.embed_tokens.weight = model.shared.weight
     if tied:
         model.lm_head.weight = model.shared.weight
@@ -106,7 +110,8 @@ class WholeReference:
     def __init__(self, checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
         speed_up_float16(self.model)
-        self._cache = cache_keyword(self.model.forward)
+        self._alone = checkpoint.architecture.encoder_alone
+        self._cache = "" if self._alone else cache_keyword(self.model.forward)
 
     def outputs(self, batches: Mapping[str, Batch], cross: Container[str] = ()) -> Iterator[tuple[str, Outputs]]:
         """See ``Reference.outputs``."""
@@ -116,11 +121,13 @@ class WholeReference:
     def _outputs(self, batch: Batch, with_cross: bool) -> Outputs:
         import torch
 
+        source = {name: torch.from_numpy(getattr(batch, name)) for name in ("input_ids", "attention_mask")}
         cache = new_cache()
         with torch.inference_mode():
+            if self._alone:
+                return encoder_outputs(self.model(**source).last_hidden_state)
             found = self.model(
-                input_ids=torch.from_numpy(batch.input_ids),
-                attention_mask=torch.from_numpy(batch.attention_mask),
+                **source,
                 decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
                 use_cache=True,
                 **{self._cache: cache},
@@ -145,6 +152,11 @@ class WholeReference:
         )
         tokens: Tokens = found.numpy()
         return tokens
+
+
+def encoder_outputs(hidden: torch.Tensor) -> Outputs:
+    """The outputs of an encoder alone, from its last hidden state [batch, source, d_model]."""
+    return Outputs(hidden.float().numpy(), {}, np.zeros((len(hidden), 0, 0), np.float32))
 
 
 WIDE_ROWS = 32

@@ -49,7 +49,7 @@ def stored_reference(stored: StoredWeights) -> WholeReference:
     """
     import torch
 
-    embedding, output = tables(stored.folder)
+    embedding, output = tables(stored.folder, stored.architecture.stacks[-1])
     found: dict[str, torch.Tensor] = {}
     head = None
     for matrix, key in stored.matrices():
@@ -62,15 +62,15 @@ def stored_reference(stored: StoredWeights) -> WholeReference:
             if recovered.name not in found or not (isinstance(key.base, StackKey) and key.base.smoothed):
                 found[recovered.name] = values
     model = WholeReference(StoredTensors(stored, found), torch.float32)
-    if stored.architecture.tied and head is not None:
+    if stored.architecture.tied and head is not None and not stored.architecture.encoder_alone:
         model.model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     return model
 
 
-def tables(folder: Path) -> tuple[str, str]:
-    """Names of the stored tensors that the decoder embeds tokens with, and that it multiplies by for the logits."""
+def tables(folder: Path, graph: str) -> tuple[str, str]:
+    """Names of the stored tensors that ``graph`` embeds tokens with, and that it multiplies by for the logits."""
     embedding = output = TABLE
-    for node in ir.load(folder / "decoder.onnx").graph:
+    for node in ir.load(folder / f"{graph}.onnx").graph:
         for value in node.inputs:
             if value is None or value.const_value is None or TABLE not in (value.name or ""):
                 continue

@@ -21,7 +21,7 @@ from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel
 from t5edge.runtime.onnxruntime.buffered import BufferedModel
 from t5edge.runtime.onnxruntime.emulation import widen, widened_ports
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_options
 
 UNFUSED = {"session.disable_quant_qdq": "1"}
@@ -41,8 +41,10 @@ class WidenedGraphs:
         return [name for name in self.manifest.ports if name != ENCODER]
 
     def models(self) -> Iterator[tuple[str, BundleModel]]:
-        """The bundle with each form of its decoder."""
+        """The bundle with each form of its decoder; an encoder alone once, under its own name."""
         encoder = self._session(ENCODER)
+        if not self.forms():
+            yield ENCODER, BundleModel(self.folder, self.manifest, OnnxRuntimeEncoder(encoder))
         compute = self.manifest.precision.compute
         for name in self.forms():
             ports = self.manifest.ports[name]

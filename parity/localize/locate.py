@@ -33,8 +33,6 @@ from t5edge.progress import Progress, Silent
 if TYPE_CHECKING:
     import torch
 
-STACKS: tuple[Stack, ...] = ("encoder", "decoder")
-
 
 def locate(opener: Opener, checkpoint: Checkpoint, progress: Progress | None = None) -> list[CheckResult]:
     """Compare every part of a bundle with the checkpoint it was made from, on ONNX Runtime's CPU kernels.
@@ -55,7 +53,8 @@ class _Comparison:
         self.precision, self.advance = opener.precision, advance
         self.batch = build_workload(checkpoint, opener.limits).texts
         self.graphs: dict[Stack, CutGraph] = {
-            stack: CutGraph(opener.folder, stack, self.precision.compute, opener.rescale_k(stack)) for stack in STACKS
+            stack: CutGraph(opener.folder, stack, self.precision.compute, opener.rescale_k(stack))
+            for stack in checkpoint.architecture.stacks
         }
         self.reference = SublayerReference(checkpoint, torch.float32, on_layer=self._compare)
         self.ends = EndChecks(checkpoint, self.precision, self.graphs, self.reference)
@@ -68,6 +67,8 @@ class _Comparison:
         self.source_hidden = self.last_hidden
         yield from self._taken()
         yield from self.ends.encoder_head(self.last_hidden, encoded)
+        if "decoder" not in self.graphs:
+            return
         yield from self.ends.stem("decoder")
         self.reference.decode(self.batch, encoded)
         yield from self._taken()

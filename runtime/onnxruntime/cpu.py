@@ -15,7 +15,7 @@ from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 from t5edge.runtime.onnxruntime.emulation import open_rounded
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def open(
     providers: Sequence[str] = PROVIDERS,
     threads: int | None = None,
     buffers: bool = True,
-) -> OnnxRuntimeModel:
+) -> OnnxRuntimeEncoder:
     """Open the encoder of a bundle, and its decoder that writes its cache in place or else ``decoder.onnx``.
 
     ``buffers`` False: always ``decoder.onnx``.
@@ -55,11 +55,18 @@ def open(
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     buffered = buffers and recent and GRAPH in manifest.ports and tuple(providers) == PROVIDERS
     encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers)
+    if manifest.architecture.encoder_alone:
+        _give_back_memory()
+        return _with_arithmetic(OnnxRuntimeEncoder(encoder), arithmetic)
     file = f"{GRAPH if buffered else 'decoder'}.onnx"
     decoder, _ = open_graph(folder / file, manifest, "decoder", threads, providers)
     _give_back_memory()
     kind = BufferedModel if buffered else OnnxRuntimeModel
     model = kind(encoder, decoder, manifest.ports["decoder"], rows_share_cross=manifest.rows_share_cross)
+    return _with_arithmetic(model, arithmetic)
+
+
+def _with_arithmetic(model: OnnxRuntimeEncoder, arithmetic: Arithmetic | None) -> OnnxRuntimeEncoder:
     model.arithmetic = arithmetic
     return model
 

@@ -16,7 +16,7 @@ from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts, Port
 from t5edge.errors import UserError
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -107,8 +107,8 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, narrow: ir.DataType
             graph.outputs[index] = rounded
 
 
-def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeModel:
-    """Both graphs of a bundle whose compute dtype is one of ``NARROW``, emulated on the CPU.
+def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeEncoder:
+    """The graphs of a bundle whose compute dtype is one of ``NARROW``, emulated on the CPU.
 
     Raises:
         UserError: onnx-ir is missing (the device has only the runtime's packages).
@@ -126,7 +126,7 @@ def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeM
 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     sessions = []
-    for name in ("encoder", "decoder"):
+    for name in manifest.architecture.stacks:
         model = emulate(ir.load(folder / f"{name}.onnx"), compute)
         data = ir.to_proto(model).SerializeToString()
         sessions.append(
@@ -134,5 +134,7 @@ def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeM
                 data, options, providers=["CPUExecutionProvider"], disabled_optimizers=ROUNDING_REMOVERS
             )
         )
+    if manifest.architecture.encoder_alone:
+        return OnnxRuntimeEncoder(*sessions)
     own = widened_ports(manifest.ports["decoder"], compute)
     return OnnxRuntimeModel(sessions[0], sessions[1], own, rows_share_cross=manifest.rows_share_cross)

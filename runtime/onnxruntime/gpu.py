@@ -71,6 +71,8 @@ def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -
     Raises:
         UserError: a graph cannot be loaded, or the provider did not start.
     """
+    if manifest.architecture.encoder_alone:
+        raise UserError(f"an encoder alone runs on --target onnxruntime, not on {provider}.")
     sessions = []
     for name in ("encoder", "decoder"):
         path = folder / f"{name}.onnx"

@@ -1,4 +1,4 @@
-"""A bundle's two sessions behind the generation loop's protocol, on any provider.
+"""A bundle's sessions behind the generation loop's protocol, on any provider.
 
 Keys and values stay in ONNX Runtime's own buffers between steps; Python only hands them on.
 """
@@ -26,20 +26,45 @@ class State:
     feeds: dict[str, Any]
 
 
-class OnnxRuntimeModel:
-    """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
+class OnnxRuntimeEncoder:
+    """The encoder's session: all that an encoder alone has."""
 
     arithmetic: Arithmetic | None = None
     """How int8 is multiplied by int8; None where a bundle does not."""
+
+    def __init__(self, encoder: Any) -> None:
+        """``encoder``: an ``onnxruntime.InferenceSession``."""
+        self.encoder = encoder
+        self._encoder_outputs = [output.name for output in encoder.get_outputs()]
+
+    def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
+        """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
+
+    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
+        outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
+        return outputs
+
+    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        from onnxruntime import OrtValue
+
+        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        return dict(zip(names, self.execute(session, names, feeds), strict=True))
+
+
+class OnnxRuntimeModel(OnnxRuntimeEncoder):
+    """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
 
     def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
         """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
 
         ``rows_share_cross``: the decoder takes cross keys, values and mask once per sentence.
         """
+        super().__init__(encoder)
         self.rows_share_cross = rows_share_cross
-        self.encoder, self.decoder = encoder, decoder
-        self._encoder_outputs = [output.name for output in encoder.get_outputs()]
+        self.decoder = decoder
         self._decoder_outputs = [output.name for output in decoder.get_outputs()]
         own = [port for port in ports.inputs if port.name.endswith(("decoder.key", "decoder.value"))]
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
@@ -70,11 +95,6 @@ class OnnxRuntimeModel:
         empty = OrtValue.ortvalue_from_numpy(np.zeros((rows, heads, 0, d_kv), self._own_dtype))
         return State(feeds | dict.fromkeys(self._present.values(), empty))
 
-    def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
-        """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
-
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
         from onnxruntime import OrtValue
@@ -93,17 +113,6 @@ class OnnxRuntimeModel:
         for name in self._present.values():
             cache = state.feeds[name].numpy()  # a view: what is written is in the OrtValue
             cache[moved] = cache[rows[moved]]
-
-    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
-        """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
-        outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
-        return outputs
-
-    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        from onnxruntime import OrtValue
-
-        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        return dict(zip(names, self.execute(session, names, feeds), strict=True))
 
     @staticmethod
     def _repeated(value: Any, copies: int) -> Any:

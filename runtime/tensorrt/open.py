@@ -25,6 +25,8 @@ def open(folder: Path, manifest: Manifest, target: str) -> EngineModel:
     Raises:
         UserError: no GPU, the package is missing, no engine for this GPU, or an engine that does not fit.
     """
+    if manifest.architecture.encoder_alone:
+        raise UserError(f"an encoder alone runs on --target onnxruntime; its {target} engine is run by other programs.")
     found = find_gpus()
     if not found.gpus:
         raise UserError(

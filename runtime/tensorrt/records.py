@@ -29,7 +29,7 @@ DECODERS = {
 
 def graphs_of(manifest: Manifest) -> tuple[str, ...]:
     """Names of the graphs that engines are built of, each a file ``<name>.onnx``."""
-    return ("encoder", *DECODERS[manifest.cache])
+    return ("encoder", *(() if manifest.architecture.encoder_alone else DECODERS[manifest.cache]))
 
 
 def engine_path(folder: Path, target: str, capability: str, graph: str) -> Path:

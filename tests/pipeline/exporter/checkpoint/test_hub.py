@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.hub import Repository
 from t5edge.exporter.checkpoint.open import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,6 +64,20 @@ def test_cached_checkpoint_opens_offline(offline: Path) -> None:
     assert checkpoint.architecture == TINY.architecture
     assert open_checkpoint(NAME, revision=COMMIT).folder == folder
     assert checkpoint.differences[0] == "vocab_size: table 32128, checkpoint 131"
+
+
+def test_a_subfolder_of_a_cached_repository_opens_offline(offline: Path) -> None:
+    folder = fill_cache(offline, "someone/pipeline")
+    inside = Path(shutil.copytree(folder, folder / "text_encoder_2"))
+    (folder / "model.safetensors").unlink()
+    (folder / "tokenizer_2").mkdir()
+    (folder / "tokenizer_2" / "spiece.model").write_bytes(b"")
+    checkpoint = open_checkpoint("someone/pipeline", subfolder="text_encoder_2")
+    assert (checkpoint.source, checkpoint.folder, checkpoint.revision) == ("someone/pipeline", inside, COMMIT)
+    assert checkpoint.tokenizer_folder == folder / "tokenizer_2"
+    asked = Repository("someone/pipeline", subfolder="text_encoder_2").small_files
+    assert {"text_encoder_2/config.json", "tokenizer_2/spiece.model"} <= set(asked)
+    assert "in the cache only without its weights" in refusal("someone/pipeline")
 
 
 def test_cached_checkpoint_opens_when_the_network_is_down(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
