@@ -24,7 +24,7 @@ def test_a_quantized_rows_unit_is_fixed_and_amplified_as_pytorchs_error_is(expor
     subject = replace(exports.subject(GATED, "bf16", "6"), precision=QUANTIZED)
     granted = quantized_unit(QUALITY)
     assert subject.unit("texts") == granted
-    assert subject.repeated == OwnErrors(*[QUALITY.repeated] * 6)
+    assert subject.repeated == OwnErrors(*[QUALITY.repeated] * len(fields(OwnErrors)))
     unit = subject.unit("source 1")
     assert unit is not None
     own = subject.reference.own

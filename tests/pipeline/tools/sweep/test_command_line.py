@@ -37,6 +37,8 @@ OTHER: dict[str, Any] = {
     "vocabulary_floor": 3,
     "texts": "judged.jsonl",
     "time_budget": 30.0,
+    "task": "encode",
+    "subfolder": "text_encoder_2",
 }
 """A value for every option that has no other than its default; switches are turned on."""
 
