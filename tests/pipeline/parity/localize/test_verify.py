@@ -198,10 +198,11 @@ def watch():
         time.sleep(0.01)
 
 folder, checkpoint = Path(sys.argv[1]), open_checkpoint(sys.argv[2], random_weights=0)
-results = locate(Opener(folder, Manifest.read(folder), "onnxruntime"), checkpoint)
+opener = Opener(folder, Manifest.read(folder), "onnxruntime", mapped=True)
+results = locate(opener, checkpoint)
 located = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 threading.Thread(target=watch, daemon=True).start()
-results += run_ladder(folder, checkpoint, "onnxruntime", Silent(), CHECKS, blockwise=True).results
+results += run_ladder(opener, checkpoint, Silent(), CHECKS).results
 assert not [result for result in results if result.verdict == "fail"], results
 print(located, peak)
 """
