@@ -123,8 +123,9 @@ def decoder_ports(decoder_layers: int, num_heads: int, d_kv: int, vocab_size: in
 def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
     """Ports of the decoder whose cache is written in place: ``ports`` of the concatenating one, with buffers as caches.
 
-    Caches are [batch, heads, capacity, d_kv] in and out, meant to share memory; ``past_length`` int64 [1] says how many
-    positions are filled, and ``past_length + target`` must not exceed ``capacity``: a size, or the name of a free axis.
+    Caches are [batch, heads, capacity, d_kv] in and out, meant to share memory; ``past_length`` int64 says how many
+    positions are filled, and ``past_length + target`` must not exceed ``capacity``: a size, and then ``past_length`` is
+    [1], or the name of a free axis, and then it is [batch] (bundles written before 0.3: [1]).
     """
 
     def fixed(port: Port) -> Port:
@@ -132,5 +133,5 @@ def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
         return Port(port.name, port.dtype, (*port.axes[:2], capacity, port.axes[3])) if own else port
 
     ids, mask, *caches = (fixed(port) for port in ports.inputs)
-    length = Port("past_length", "int64", (1,))
+    length = Port("past_length", "int64", (1,) if isinstance(capacity, int) else ("batch",))
     return GraphPorts((ids, mask, length, *caches), tuple(fixed(port) for port in ports.outputs))

@@ -67,12 +67,15 @@ class DecoderAssembler(Assembler):
         total = self.tape.op("Add", [past, self.length(self.inputs["input_ids"], 1)])
         return self.look_up_biases(distances(self.tape, total, total, past))
 
+    by_row = False
+    """Whether distances have an axis of rows in front."""
+
     def look_up_biases(self, distance: ir.Value) -> list[ir.Value]:
         """The biases for ``distance`` [target, keys]: one, or one per layer where every layer has its own."""
         a = self.architecture
         index = table_index(self.tape, distance, a.max_distance, 1)
         owners = a.decoder_layers if a.per_layer_bias else 1
-        return [look_up(self.tape, self.bias_table(layer), index) for layer in range(owners)]
+        return [look_up(self.tape, self.bias_table(layer), index, by_row=self.by_row) for layer in range(owners)]
 
     def cross_shapes(self) -> tuple[ir.Value, ir.Value]:
         """Shapes in cross-attention: queries [sentences, beams * target, heads, d_kv], output [batch, target, _]."""

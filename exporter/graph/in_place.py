@@ -2,12 +2,13 @@
 
 For engines the capacity is fixed, so that every shape is; for ONNX Runtime it is an axis of its own, and buffers grow.
 
-    cache : [batch, heads, capacity, d_kv], in and out at one address   past_length : [1] int64
+    cache : [batch, heads, capacity, d_kv], in and out at one address   past_length : [1] or [batch] int64
     before : present = Concat(past, new);            attention over past + target keys
     after  : present = TensorScatter(cache, new) at past_length; attention over all ``capacity`` keys
 
 Keys that are not written yet stand later than every query, so the causal column of the distance table hides them: the
 lengths need no mask of their own. ``past_length`` is data and never a shape, so that a CUDA graph can replay the step.
+Where the capacity is free every row has its own, so that rows may keep unlike numbers of drafted tokens, or start later.
 
 Source: ONNX ``TensorScatter`` (opset 24); TensorRT ``IKVCacheUpdateLayer``.
 """
@@ -27,7 +28,7 @@ from t5edge.exporter.graph.decoder import DecoderAssembler
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.kernels.position_bias.fusion import distances
-from t5edge.kernels.values import constant_value
+from t5edge.kernels.values import as_int64, constant_value
 
 CAPACITY = "capacity"
 """Name of the caches' axis where it is free."""
@@ -60,7 +61,7 @@ class _InPlaceAssembler(DecoderAssembler):
     ir_version = 11
 
     def self_biases(self) -> list[ir.Value]:
-        """[1, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
+        """[1 or batch, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
         cache = self.inputs["past_key_values.0.decoder.key"]
         assert cache.shape is not None
         capacity = cache.shape[LENGTH_AXIS]
@@ -70,12 +71,24 @@ class _InPlaceAssembler(DecoderAssembler):
             keys = self.length(cache, LENGTH_AXIS)
         queries = self.length(self.inputs["input_ids"], 1)
         distance = distances(self.tape, queries, keys, None)
-        return self.look_up_biases(self.tape.op("Sub", [distance, self.inputs["past_length"]]))
+        length = self.inputs["past_length"]
+        if self.by_row:
+            length = self.tape.op("Unsqueeze", [length, constant_value(as_int64(1, 2), "axes_1_2")])
+        return self.look_up_biases(self.tape.op("Sub", [distance, length]))
 
     def build(self) -> None:
-        batch = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 0, "end": 1})
-        self.write_indices = self.tape.op("Expand", [self.inputs["past_length"], batch])
+        self.write_indices = length = self.inputs["past_length"]
+        if not self.by_row:
+            batch = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 0, "end": 1})
+            self.write_indices = self.tape.op("Expand", [length, batch])
         super().build()
+
+    @property
+    def by_row(self) -> bool:
+        """Whether every row has a length of its own."""
+        shape = self.inputs["past_length"].shape
+        assert shape is not None
+        return not isinstance(shape[0], int)
 
     def template(self, kind: BlockKind) -> ir.Graph:
         """Past and new keys and values are not concatenated: the new ones are written at ``past_length``."""

@@ -34,7 +34,12 @@ def table_index(tape: ir.tape.Tape, distance: ir.Value, max_distance: int, last:
     return tape.op("Add", [clipped, constant_value(np.array(max_distance, np.int64), "max_distance")])
 
 
-def look_up(tape: ir.tape.Tape, table: ir.Value, index: ir.Value) -> ir.Value:
-    """Bias [1, heads, query, key] from ``table`` [heads, distances] and ``index`` [query, key]."""
+def look_up(tape: ir.tape.Tape, table: ir.Value, index: ir.Value, *, by_row: bool = False) -> ir.Value:
+    """Bias [1, heads, query, key] from ``table`` [heads, distances] and ``index`` [query, key].
+
+    ``by_row``: [batch, heads, query, key] from ``index`` [batch, query, key].
+    """
     bias = tape.op("Gather", [table, index], {"axis": 1})
+    if by_row:
+        return tape.op("Transpose", [bias], {"perm": [1, 0, 2, 3]})
     return tape.op("Unsqueeze", [bias, constant_value(as_int64(0), "axis_0")])

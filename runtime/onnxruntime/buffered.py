@@ -17,6 +17,7 @@ import numpy as np
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel, State
 
 if TYPE_CHECKING:
+    from t5edge.bundle.ports import GraphPorts
     from t5edge.runtime.generation.step import Scores, Tokens
 
 GRAPH = "decoder_buffered"
@@ -26,29 +27,44 @@ FIRST_CAPACITY = 64
 
 @dataclass
 class BufferedState(State):
-    """``caches`` by the name of the decoder's input; the first ``length`` positions are filled."""
+    """``caches`` by the name of the decoder's input; of each row the first ``past_length`` positions are filled.
+
+    ``past_length`` int64 is [rows], or [1] where the graph has one length for all. ``tokens`` and ``logits`` are bound
+    as they are; ``memory`` is what ``logits`` of any number of positions lie in.
+    """
 
     binding: Any
     caches: dict[str, np.ndarray]
-    length: int = 0
-    past_length: Tokens = field(default_factory=lambda: np.zeros(1, np.int64))
+    past_length: Tokens
     tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     logits: Scores = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    memory: Scores = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def capacity(self) -> int:
         return next(iter(self.caches.values())).shape[2]
 
+    @property
+    def length(self) -> int:
+        """Positions of the longest row."""
+        return int(self.past_length.max())
+
 
 class BufferedModel(OnnxRuntimeModel):
     """``OnnxRuntimeModel`` for the decoder with buffers. Logits of a step are overwritten by the next one."""
+
+    def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
+        super().__init__(encoder, decoder, ports, rows_share_cross=rows_share_cross)
+        (length,) = (port for port in decoder.get_inputs() if port.name == "past_length")
+        self.rows_differ = not isinstance(length.shape[0], int)
 
     def start(self, feeds: dict[str, Any], rows: int) -> State:
         """A state with empty buffers for ``rows`` rows; everything is bound as the decoder's input and output."""
         heads, d_kv = self._own_shape
         shape = (rows, heads, self._fixed_capacity or FIRST_CAPACITY, d_kv)
         caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
-        state = BufferedState(feeds, self.decoder.io_binding(), caches)
+        length = np.zeros(rows if self.rows_differ else 1, np.int64)
+        state = BufferedState(feeds, self.decoder.io_binding(), caches, length)
         for name, value in feeds.items():
             state.binding.bind_ortvalue_input(name, value)
         state.binding.bind_ortvalue_input("past_length", _value(state.past_length))
@@ -62,15 +78,16 @@ class BufferedModel(OnnxRuntimeModel):
         if length > state.capacity:
             self._grow(state, length)
         if tokens.shape != state.tokens.shape:
-            state.tokens = np.empty(tokens.shape, np.int64)
-            state.logits = np.empty((*tokens.shape, self._vocab_size), np.float32)
-            state.binding.bind_ortvalue_input("input_ids", _value(state.tokens))
-            state.binding.bind_ortvalue_output("logits", _value(state.logits))
+            self._bind_target(state, tokens.shape)
         state.tokens[...] = tokens
-        state.past_length[0] = state.length
         self.decoder.run_with_iobinding(state.binding)
-        state.length = length
+        state.past_length += tokens.shape[1]
         return state.logits
+
+    def keep(self, state: State, lengths: Tokens) -> None:
+        """Row ``r`` goes on behind its first ``lengths[r]`` positions. See ``DraftModel.keep``."""
+        assert isinstance(state, BufferedState)
+        state.past_length[...] = lengths if self.rows_differ else lengths.max()
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
@@ -78,6 +95,16 @@ class BufferedModel(OnnxRuntimeModel):
         (moved,) = np.nonzero(rows != np.arange(len(rows)))
         for cache in state.caches.values():
             cache[moved, :, : state.length] = cache[rows[moved], :, : state.length]
+
+    def _bind_target(self, state: BufferedState, shape: tuple[int, ...]) -> None:
+        """Tokens and logits for ``shape`` [rows, target]; memory that was larger serves again."""
+        size = int(np.prod(shape)) * self._vocab_size
+        if size > state.memory.size:
+            state.memory = np.empty(size, np.float32)
+        state.tokens = np.empty(shape, np.int64)
+        state.logits = state.memory[:size].reshape(*shape, self._vocab_size)
+        state.binding.bind_ortvalue_input("input_ids", _value(state.tokens))
+        state.binding.bind_ortvalue_output("logits", _value(state.logits))
 
     def _grow(self, state: BufferedState, length: int) -> None:
         """Move the caches into buffers for at least ``length`` positions."""

@@ -107,7 +107,7 @@ def shift_past(graph: ir.Graph) -> None:
     one = ir.val("one_more", const_value=ir.tensor(np.array([1], np.int64), name="one_more"))
     graph.register_initializer(one)
     tape = ir.tape.Tape()
-    users = [(use.node, use.idx) for use in list(past.uses()) if use.node.op_type == "Sub"]
+    users = [(use.node, use.idx) for use in list(past.uses()) if use.node.op_type in ("Sub", "Unsqueeze")]
     shifted = tape.op("Add", [past, one])
     shifted.name = "shifted"
     graph.insert_before(graph[0], tape.nodes)

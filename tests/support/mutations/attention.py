@@ -63,7 +63,9 @@ def positions_frozen(last: int, graph: ir.Graph) -> None:
     """The position of a query never exceeds ``last``: a bias of the traced length."""
     for node in nodes(graph, "Sub", "decoder/stem"):
         query = input_of(node, 1)
-        if query.name == "past_length" or "past_length" not in {value.name for value in graph.inputs}:
+        producer = query.producer()
+        lengths = {query.name, input_of(producer, 0).name} if producer is not None else {query.name}
+        if "past_length" in lengths or "past_length" not in {value.name for value in graph.inputs}:
             node.replace_input_with(1, insert(node, "Min", query, long(last)))
 
 

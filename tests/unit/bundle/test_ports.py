@@ -51,6 +51,7 @@ def test_a_cache_written_in_place_has_one_size_in_and_out() -> None:
     assert {port.axes for port in caches} == {("batch", HEADS, 144, D_KV)}
     assert len(caches) == 4 * LAYERS
     assert ports.inputs[2] == Port("past_length", "int64", (1,))
+    assert in_place_ports(decoder(), "capacity").inputs[2] == Port("past_length", "int64", ("batch",))
     assert [port for port in ports.inputs if ".encoder." in port.name] == [
         port for port in decoder().inputs if ".encoder." in port.name
     ]
