@@ -13,7 +13,9 @@ from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
+from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions, read_options
+from t5edge.runtime.generation.pace import Pace
 from t5edge.runtime.generation.search import OnToken, generate, generate_with_scores
 from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choices, score_targets
 from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
@@ -36,7 +38,7 @@ class BundleModel:
     """What ``t5edge.load`` returns. Arrays are numpy, batch first."""
 
     def __init__(self, folder: Path, manifest: Manifest, step_model: Any) -> None:
-        self.folder, self.manifest, self.step_model = folder, manifest, step_model
+        self.folder, self.manifest, self.step_model, self.pace = folder, manifest, step_model, Pace()
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +124,7 @@ class BundleModel:
         *,
         on_token: OnToken | None = None,
         return_scores: Literal[False] = False,
+        assistant: BundleModel | None = None,
         **options: Any,
     ) -> Tokens: ...
 
@@ -134,6 +137,7 @@ class BundleModel:
         on_token: OnToken | None = None,
         return_scores: Literal[True],
         normalize_logits: bool = False,
+        assistant: BundleModel | None = None,
         **options: Any,
     ) -> Generated: ...
 
@@ -145,6 +149,7 @@ class BundleModel:
         on_token: OnToken | None = None,
         return_scores: bool = False,
         normalize_logits: bool = False,
+        assistant: BundleModel | None = None,
         **options: Any,
     ) -> Tokens | Generated:
         """Token ids int64 [batch * num_return_sequences, length], decoder start token first.
@@ -152,7 +157,7 @@ class BundleModel:
         ``options`` are those of ``GenerationOptions`` (max_new_tokens, num_beams, ...) over the bundle's own.
         ``return_scores``: a ``Generated``, whose ``transition_scores`` and ``sequences_scores`` are those of
         transformers; ``normalize_logits`` is that of its ``compute_transition_scores``: log-probabilities without beams
-        too.
+        too. ``assistant``: a smaller bundle of the same vocabulary that drafts tokens.
 
         Raises:
             UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
@@ -161,9 +166,11 @@ class BundleModel:
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask, chosen = as_mask(attention_mask, ids), self.options(**options)
         check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
+        drafting = Drafting(self.pace, assistant and self._checked_assistant(assistant))
         if return_scores:
-            return generate_with_scores(self.step_model, ids, mask, chosen, on_token, normalize_logits=normalize_logits)
-        return generate(self.step_model, ids, mask, chosen, on_token)
+            normal = {"normalize_logits": normalize_logits}
+            return generate_with_scores(self.step_model, ids, mask, chosen, on_token, drafting, **normal)
+        return generate(self.step_model, ids, mask, chosen, on_token, drafting)
 
     def score(self, input_ids: np.ndarray, attention_mask: np.ndarray | None, target_ids: np.ndarray) -> TargetScores:
         """Natural-log probability of every target token and of every target, teacher-forced.
@@ -275,6 +282,15 @@ class BundleModel:
         """Rows whose logits of one position stay within ``LOGITS``, and that engines take."""
         limits = getattr(self.step_model, "limits", None)
         return max(1, min(LOGITS // self.vocab_size, limits.max_batch if limits else LOGITS))
+
+    def _checked_assistant(self, assistant: BundleModel) -> Any:
+        assistant.require_decoder("tokens to draft")
+        if assistant.vocab_size != self.vocab_size:
+            raise UserError(
+                f"the assistant '{assistant.folder}' has {assistant.vocab_size} ids and '{self.folder}' has "
+                f"{self.vocab_size}; it must share the vocabulary."
+            )
+        return assistant.step_model
 
     def _token(self, choice: str | int, ends: tuple[int, ...]) -> int:
         if not isinstance(choice, str):

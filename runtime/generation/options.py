@@ -53,7 +53,8 @@ class GenerationOptions:
     and ``min_length``, which do. Without any, 20 new tokens. ``top_k=0`` and ``top_p=1.0`` switch those
     filters off. ``early_stopping``: True stops a sentence at ``num_beams`` finished hypotheses, False when
     the best open beam at its present length cannot win, "never" when it cannot win at any length.
-    ``seed=None`` draws a fresh one.
+    ``seed=None`` draws a fresh one. ``prompt_lookup_num_tokens`` and ``num_assistant_tokens`` are the most tokens that
+    a pass checks of a draft; they change no answer.
 
     Raises ``UserError`` with every invalid setting at once.
     """
@@ -78,6 +79,9 @@ class GenerationOptions:
     eos_token_id: int | tuple[int, ...] | None = 1
     pad_token_id: int | None = 0
     decoder_start_token_id: int = 0
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    num_assistant_tokens: int = 20
 
     def __post_init__(self) -> None:
         problems = [*_wrong_types(self)] or [*_wrong_values(self), *_wrong_pairs(self)]
@@ -200,6 +204,7 @@ def _wrong_types(options: GenerationOptions) -> Iterator[str]:
 
 def _wrong_values(options: GenerationOptions) -> Iterator[str]:
     lowest = {"max_new_tokens": 1, "max_length": 2, "num_beams": 1, "num_return_sequences": 1}
+    lowest |= dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens"), 1)
     lowest |= dict.fromkeys(("min_new_tokens", "min_length", "top_k", "seed", "no_repeat_ngram_size"), 0)
     lowest |= dict.fromkeys(("forced_bos_token_id", "pad_token_id", "decoder_start_token_id"), 0)
     for name, least in lowest.items():

@@ -97,11 +97,18 @@ def top_candidates(scores: Scores, k: int) -> tuple[Scores, Tokens]:
 def draw_tokens(scores: Scores, random: np.random.Generator) -> Tokens:
     """One token per row with probability softmax(``scores``): float32 [rows, vocab] -> int64 [rows].
 
-    Inverts the cumulative distribution with one uniform number per row and step, so a row's draws do not
-    depend on when other rows finish. Draws differ from torch.multinomial's; the distribution does not.
+    With one uniform number per row and step, so a row's draws do not depend on when other rows finish.
+    """
+    return invert_draws(scores, random.random(len(scores)))
+
+
+def invert_draws(scores: Scores, uniforms: NDArray[np.float64]) -> Tokens:
+    """The tokens at ``uniforms`` [rows] of the cumulative distributions of ``scores`` float32 [rows, vocab].
+
+    Draws differ from torch.multinomial's; the distribution does not.
     """
     drawn = np.empty(len(scores), np.int64)
-    for row, (values, uniform) in enumerate(zip(scores, random.random(len(scores)), strict=True)):
+    for row, (values, uniform) in enumerate(zip(scores, uniforms, strict=True)):
         tokens = _allowed(values)
         finite = values[tokens].astype(np.float64)
         cumulative = np.cumsum(np.exp(finite - finite.max()))

@@ -14,6 +14,8 @@ import numpy as np
 
 from t5edge.errors import UserError
 from t5edge.runtime.generation.beam import search_beams
+from t5edge.runtime.generation.drafted import DraftedSearch
+from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.processors import Rule, build_rules
 from t5edge.runtime.generation.scores import (
@@ -37,6 +39,7 @@ def generate(
     attention_mask: Tokens,
     options: GenerationOptions,
     on_token: OnToken | None = None,
+    drafting: Drafting | None = None,
 ) -> Tokens:
     """Generate from ``input_ids`` and ``attention_mask``, both int64 [batch, source].
 
@@ -47,10 +50,12 @@ def generate(
     ``on_token(step, tokens)`` streams greedy search and sampling: step counts from 0, tokens are int64
     [rows], the padding id for rows that are finished.
 
+    ``drafting``: with what tokens may be drafted, see ``drafted``.
+
     Raises ``UserError`` for inputs of the wrong shape or type and for streaming with beams,
     ``FloatingPointError`` when the model's logits are NaN or infinite.
     """
-    return _search(model, input_ids, attention_mask, options, on_token, None).sequences
+    return _search(model, input_ids, attention_mask, options, on_token, None, drafting).sequences
 
 
 def generate_with_scores(
@@ -59,6 +64,7 @@ def generate_with_scores(
     attention_mask: Tokens,
     options: GenerationOptions,
     on_token: OnToken | None = None,
+    drafting: Drafting | None = None,
     *,
     normalize_logits: bool = False,
 ) -> Generated:
@@ -68,7 +74,7 @@ def generate_with_scores(
     log-probability over the tokens that the rules left.
     """
     pick = pick_log_probabilities if normalize_logits else pick_scores
-    return _search(model, input_ids, attention_mask, options, on_token, pick)
+    return _search(model, input_ids, attention_mask, options, on_token, pick, drafting)
 
 
 def _search(
@@ -78,11 +84,15 @@ def _search(
     options: GenerationOptions,
     on_token: OnToken | None,
     pick: Pick | None,
+    drafting: Drafting | None,
 ) -> Generated:
     _check_inputs(input_ids, attention_mask)
     if on_token is not None and options.num_beams > 1:
         raise UserError("generate: on_token cannot stream beams, they change until the end; set num_beams=1")
+    drafter = drafting and drafting.drafter(model, input_ids, attention_mask, options)
     state = model.encode(input_ids, attention_mask, options.copies)
+    if drafter:
+        return DraftedSearch(model, state, len(input_ids) * options.copies, options, drafter).run(on_token, pick)
     random = np.random.default_rng(options.seed)
     if options.num_beams > 1:
         return search_beams(model, state, len(input_ids), options, random, pick)

@@ -3,6 +3,7 @@
     encode : input_ids, attention_mask [batch, source] -> state of batch * copies rows, empty self-attention
     step   : tokens [rows, target]                     -> logits [rows, target, vocab], cache longer by target
     reorder: row r continues as old row rows[r]        -> beams that win replace beams that lose
+    keep   : lengths per row                           -> drafted tokens that were wrong are forgotten
 
 Rows are sentence-major: row ``r`` belongs to sentence ``r // copies`` from ``encode`` to the end, because
 ``reorder`` never moves a row to another sentence. A backend may therefore hold cross keys and values once per
@@ -60,5 +61,24 @@ class BestModel(Protocol):
         """As ``step`` for ``tokens`` int64 [rows, 1]; returns the likeliest next tokens int64 and their logits, [rows].
 
         A logit that is NaN or infinite tells the loop that the row's logits are.
+        """
+        ...
+
+
+@runtime_checkable
+class DraftModel(Protocol):
+    """A ``StepModel`` that can forget the end of its self-attention cache.
+
+    Attributes:
+        rows_differ: rows may go on from unlike lengths.
+    """
+
+    rows_differ: bool
+
+    def keep(self, state: object, lengths: Tokens) -> None:
+        """Go on behind the first ``lengths[r]`` positions of row ``r``, int64 [rows]; equal unless ``rows_differ``.
+
+        Called between steps; a length lies between that of the cache before the last step and that behind it. Where
+        the keys lie in buffers a shorter length of any kind will do.
         """
         ...

@@ -25,7 +25,7 @@ FIRST_CAPACITY = 64
 """Positions of a new cache, where the graph leaves them open."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BufferedState(State):
     """``caches`` by the name of the decoder's input; of each row the first ``past_length`` positions are filled.
 
@@ -64,7 +64,7 @@ class BufferedModel(OnnxRuntimeModel):
         shape = (rows, heads, self._fixed_capacity or FIRST_CAPACITY, d_kv)
         caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
         length = np.zeros(rows if self.rows_differ else 1, np.int64)
-        state = BufferedState(feeds, self.decoder.io_binding(), caches, length)
+        state = BufferedState(feeds=feeds, binding=self.decoder.io_binding(), caches=caches, past_length=length)
         for name, value in feeds.items():
             state.binding.bind_ortvalue_input(name, value)
         state.binding.bind_ortvalue_input("past_length", _value(state.past_length))

@@ -6,7 +6,7 @@ Keys and values stay in ONNX Runtime's own buffers between steps; Python only ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """One batch under way: mask and cross keys/values, and the self-attention cache of every row."""
+    """One batch under way: mask and cross keys/values, and the self-attention cache of every row.
+
+    A growing cache cannot shrink without a copy, so the one before a step of several tokens is held until the next:
+    ``before`` with the tokens ``fed`` to it. ``pending`` are those of them that stay, to be fed again.
+    """
 
     feeds: dict[str, Any]
+    before: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    fed: Tokens | None = field(default=None, kw_only=True)
+    pending: Tokens | None = field(default=None, kw_only=True)
 
 
 class OnnxRuntimeEncoder:
@@ -56,6 +63,8 @@ class OnnxRuntimeEncoder:
 
 class OnnxRuntimeModel(OnnxRuntimeEncoder):
     """Both sessions of a bundle behind the generation loop's ``StepModel`` protocol."""
+
+    rows_differ = False
 
     def __init__(self, encoder: Any, decoder: Any, ports: GraphPorts, *, rows_share_cross: bool = False) -> None:
         """``ports`` are the decoder's; ``encoder`` and ``decoder`` are ``onnxruntime.InferenceSession``.
@@ -99,13 +108,38 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
         from onnxruntime import OrtValue
 
-        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tokens))
+        again = 0 if state.pending is None else state.pending.shape[1]
+        fed = tokens if state.pending is None else np.concatenate((state.pending, tokens), axis=1)
+        state.pending, state.fed = None, fed
+        state.before = {name: state.feeds[name] for name in self._present.values()} if tokens.shape[1] > 1 else {}
+        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fed))
         outputs = self.execute(self.decoder, self._decoder_outputs, state.feeds)
         for name, value in zip(self._decoder_outputs, outputs, strict=True):
             if name in self._present:
                 state.feeds[self._present[name]] = value
         logits: Scores = outputs[0].numpy()
-        return logits
+        return logits[:, again:]
+
+    def keep(self, state: State, lengths: Tokens) -> None:
+        """Go on behind the first ``lengths`` positions, all alike. See ``DraftModel.keep``."""
+        length, name = int(lengths[0]), next(iter(self._present.values()))
+        held = _positions(state.feeds[name])
+        if length >= held:
+            state.pending = None if state.pending is None else state.pending[:, : length - held]
+        elif state.before and state.fed is not None and length >= _positions(state.before[name]):
+            state.pending = state.fed[:, : length - held + state.fed.shape[1]]
+            state.feeds |= state.before
+        else:
+            state.pending = None
+            state.feeds |= {name: self._shortened(state.feeds[name], length) for name in self._present.values()}
+        state.before = {}
+
+    @staticmethod
+    def _shortened(cache: Any, length: int) -> Any:
+        """A copy of the first positions."""
+        from onnxruntime import OrtValue
+
+        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(cache.numpy()[:, :, :length]))
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
@@ -119,3 +153,8 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
         from onnxruntime import OrtValue
 
         return value if copies == 1 else OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), copies, axis=0))
+
+
+def _positions(cache: Any) -> int:
+    """Positions in a cache, an ``OrtValue`` [rows, heads, positions, d_kv]."""
+    return int(cache.shape()[2])

@@ -96,6 +96,9 @@ class State:
     Attributes:
         rows, source: sizes of the batch.
         length: positions in the cache.
+        before: positions that it had before the last step.
+        fed: the last step's tokens.
+        pending: tokens to be fed again, in front of the next ones: drafted ones that stay where a cache cannot shrink.
         fixed: mask and cross keys/values, by the decoder's port name.
         past, spare: the cache, by ``past_key_values`` name; ``spare`` is empty for the in-place form.
         outputs: logits and best tokens, for ``target`` positions.
@@ -108,6 +111,9 @@ class State:
     past: Buffers
     spare: Buffers
     length: int = 0
+    before: int = 0
+    fed: Tokens | None = None
+    pending: Tokens | None = None
     outputs: Buffers = field(default_factory=dict)
     target: int = 0
     steps: int = 0
@@ -119,6 +125,8 @@ class State:
 
 class EngineModel:
     """The engines of a bundle as a ``StepModel``."""
+
+    rows_differ = False
 
     def __init__(
         self,
@@ -172,16 +180,32 @@ class EngineModel:
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
         self._advance(state, tokens)
-        return self._fetched(state.outputs["logits"], (*tokens.shape, self._vocab), "float")
+        logits: Scores = self._fetched(state.outputs["logits"], (state.rows, state.target, self._vocab), "float")
+        return logits[:, -tokens.shape[1] :]
 
     def best(self, state: State, tokens: Tokens) -> tuple[Tokens, Scores]:
         """Advance by ``tokens`` [rows, 1]; returns the likeliest next tokens int64 and their logits float32, [rows]."""
         self._advance(state, tokens)
-        shape = (len(tokens),)
+        shape = (state.rows, state.target)
         return (
-            self._fetched(state.outputs[BEST_TOKENS], shape, "int64"),
-            self._fetched(state.outputs[BEST_SCORES], shape, "float"),
+            self._fetched(state.outputs[BEST_TOKENS], shape, "int64")[:, -1],
+            self._fetched(state.outputs[BEST_SCORES], shape, "float")[:, -1],
         )
+
+    def keep(self, state: State, lengths: Tokens) -> None:
+        """Go on behind the first ``lengths`` positions, all alike; a growing cache goes back by one step at most.
+
+        Raises:
+            UserError: a growing cache should go back further.
+        """
+        length = int(lengths[0])
+        if self.in_place or length == state.length:
+            state.length = length
+            return
+        if length < state.before or state.fed is None:
+            raise UserError("engines whose cache grows cannot draft; export the assistant with --cache in-place.")
+        state.past, state.spare = state.spare, state.past
+        state.pending, state.length = state.fed[:, : length - state.before], state.before
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; copies on the device, moved rows only."""
@@ -200,7 +224,9 @@ class EngineModel:
 
     def _advance(self, state: State, tokens: Tokens) -> None:
         """Queue one decoder run over ``tokens`` [rows, target] and move the state on."""
-        target = tokens.shape[1]
+        if state.pending is not None:
+            tokens = np.concatenate((state.pending, tokens), axis=1)
+        state.fed, state.pending, target = tokens, None, tokens.shape[1]
         self._check_length(state, target)
         if state.target != target:
             self._new_outputs(state, target)
@@ -212,6 +238,7 @@ class EngineModel:
         else:
             self.decoder.run(state.sizes(target), self._addresses(state), _profile_of(target))
             state.past, state.spare = state.spare, state.past
+        state.before = state.length
         state.length += target
 
     def _queue_in_place(self, state: State, target: int) -> None:

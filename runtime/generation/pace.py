@@ -1,0 +1,112 @@
+"""How many drafted tokens a pass should carry: as many as pay, by measured times and measured acceptance.
+
+    seconds of a pass over n tokens : a line through the passes seen so far, later ones weigh more
+    tokens that a pass yields       : 1 + r + r^2 + ... + r^k for k drafted ones that are each accepted with rate r
+
+``k`` is chosen that yields most tokens per second; 0 where drafts do not pay. Rates drift back to where they began, so
+that a kind of draft that did not pay is tried again some time.
+
+Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FORGET = 0.97
+"""Weight of what was seen, per pass."""
+FIRST_RATE, FIRST_COUNT = 0.75, 2.0
+"""Rate of acceptance that is believed before any draft, and how many drafts it counts as."""
+FIRST_SLOPE = 0.1
+"""Cost of one more token in a pass over that of the first, before two lengths have been seen."""
+
+
+@dataclass
+class PassCost:
+    """Seconds of a pass over ``n`` tokens: least squares, exponentially weighted.
+
+    ``slope`` is what one more token costs over the first, from when passes of unlike lengths were last seen.
+    """
+
+    weight: float = 0.0
+    tokens: float = 0.0
+    squares: float = 0.0
+    seconds: float = 0.0
+    products: float = 0.0
+    slope: float = FIRST_SLOPE
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """One pass over ``tokens`` took ``seconds``."""
+        self.weight = FORGET * self.weight + 1
+        self.tokens = FORGET * self.tokens + tokens
+        self.squares = FORGET * self.squares + tokens * tokens
+        self.seconds = FORGET * self.seconds + seconds
+        self.products = FORGET * self.products + tokens * seconds
+
+    def ratios(self, most: int) -> np.ndarray:
+        """Seconds of passes over 1 to ``most`` tokens over those of one token, float64 [most], never falling."""
+        spread = self.weight * self.squares - self.tokens**2
+        if self.weight and spread > 1e-2 * self.weight**2:
+            per_token = (self.weight * self.products - self.tokens * self.seconds) / spread
+            first = (self.seconds - per_token * (self.tokens - self.weight)) / self.weight
+            self.slope = max(per_token, 0.0) / first if first > 0 else 1.0
+        return 1 + self.slope * np.arange(most)
+
+
+@dataclass
+class Acceptance:
+    """How often drafts of one kind are accepted."""
+
+    accepted: float = 0.0
+    tried: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Share of drafted tokens that are accepted where all before them were."""
+        return (self.accepted + FIRST_RATE * FIRST_COUNT) / (self.tried + FIRST_COUNT)
+
+    def fade(self) -> None:
+        """Forget a little."""
+        self.accepted *= FORGET
+        self.tried *= FORGET
+
+    def saw(self, accepted: int, drafted: int) -> None:
+        """``accepted`` of ``drafted`` tokens were right; the first wrong one was tried, those behind it were not."""
+        self.accepted += accepted
+        self.tried += min(accepted + 1, drafted)
+
+
+@dataclass
+class Pace:
+    """Costs and rates of one model; kept from call to call. ``draft_seconds``: what one drafted token takes."""
+
+    costs: dict[int, PassCost] = field(default_factory=dict)
+    kinds: dict[Hashable, Acceptance] = field(default_factory=dict)
+    draft_seconds: float = 0.0
+
+    def cost(self, rows: int) -> PassCost:
+        """What a pass over ``rows`` rows costs."""
+        return self.costs.setdefault(rows, PassCost())
+
+    def kind(self, name: Hashable) -> Acceptance:
+        """How often drafts of this kind are accepted."""
+        return self.kinds.setdefault(name, Acceptance())
+
+    def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
+        """Drafted tokens per row that pay most.
+
+        ``rates`` float64 and ``most`` int64, [drafting rows]: rate of acceptance and drafted tokens at hand of each row.
+        """
+        longest = int(most.max(initial=0))
+        if not longest:
+            return 0
+        cost = self.cost(rows)
+        powers = np.cumprod(np.broadcast_to(rates[:, None], (len(rates), longest)), axis=1)
+        powers = powers * (np.arange(longest) < most[:, None])
+        yields = rows + np.concatenate(([0.0], np.cumsum(powers.sum(axis=0))))
+        first = cost.seconds / cost.weight if cost.weight else 1.0
+        times = cost.ratios(longest + 1) + self.draft_seconds / first * np.arange(longest + 1)
+        return int(np.argmax(yields / times))
