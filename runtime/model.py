@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
+from t5edge.runtime.batches import BATCH_TOKENS, batches, check_pairs, listed
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.pace import Pace
@@ -20,19 +21,13 @@ from t5edge.runtime.generation.search import OnToken, generate, generate_with_sc
 from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choices, score_targets
 from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 from t5edge.runtime.intact import check_intact
+from t5edge.runtime.stream import stream_text
 from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.scores import Generated
     from t5edge.runtime.generation.step import Scores, Tokens
     from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
-
-TextT = TypeVar("TextT", str, str | int)
-
-BATCH_TOKENS = 4096
-"""Most source tokens of a batch of ``generate_text``, padding included, beams counted as rows; of scores target tokens
-too."""
-
 
 class BundleModel:
     """What ``t5edge.load`` returns. Arrays are numpy, batch first."""
@@ -185,7 +180,7 @@ class BundleModel:
         self.require_decoder("score()")
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask, targets = as_mask(attention_mask, ids), as_labels("target_ids", target_ids, self.vocab_size)
-        _check_pairs("target_ids", len(targets), "input_ids", len(ids))
+        check_pairs("target_ids", len(targets), "input_ids", len(ids))
         options = self.options()
         most = max(1, min(BATCH_TOKENS // max(ids.shape[1], targets.shape[1]), self._most_rows))
         positions = max(1, LOGITS // (min(most, len(ids)) * self.vocab_size))
@@ -204,7 +199,7 @@ class BundleModel:
         Raises:
             UserError: as many targets as sources are needed; as ``score`` and the tokenizer.
         """
-        _check_pairs("targets", len(_listed(targets)), "sources", len(_listed(sources)))
+        check_pairs("targets", len(listed(targets)), "sources", len(listed(sources)))
         rows, answers = self.tokenizer.ids(sources), self.tokenizer.ids(targets)
         shape = (len(rows), max(1, *map(len, answers)))
         found = TargetScores(np.full(shape, IGNORED, np.int64), np.zeros(shape, np.float32))
@@ -229,8 +224,8 @@ class BundleModel:
             UserError: a choice that is not one token, or an id outside the vocabulary; as the tokenizer.
         """
         self.require_decoder("score_first()")
-        rows, options = self.tokenizer.ids(_listed(sources)), self.options()
-        among = as_ids("choices", [[self._token(choice, options.eos) for choice in _listed(choices)]], self.vocab_size)
+        rows, options = self.tokenizer.ids(listed(sources)), self.options()
+        among = as_ids("choices", [[self._token(choice, options.eos) for choice in listed(choices)]], self.vocab_size)
         found = np.empty((len(rows), among.size), np.float32)
         least = -(-BATCH_TOKENS // self._most_rows)  # as many tokens does a row count at least
         for batch in batches([max(least, len(row)) for row in rows], BATCH_TOKENS):
@@ -264,7 +259,7 @@ class BundleModel:
         ``on_batch`` is told how many texts each batch has answered.
         """
         self.require_decoder("generate_text()")
-        rows, chosen = self.tokenizer.ids(_listed(texts)), self.options(**options)
+        rows, chosen = self.tokenizer.ids(listed(texts)), self.options(**options)
         answers: dict[int, list[str]] = {}
         for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
@@ -276,6 +271,27 @@ class BundleModel:
             if on_batch is not None:
                 on_batch(len(batch))
         return [answer for index in range(len(texts)) for answer in answers[index]]
+
+    def stream_text(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 16,
+        skip_special_tokens: bool = True,
+        on_answer: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> Iterator[list[str]]:
+        """``generate_text`` for a list of any length: the answers of each text, in order, as soon as they are there.
+
+        ``batch_size`` rows are under way at a time. With ``decoder_buffered.onnx`` and without beams a row that has
+        ended is given the next text at once. Texts are read some hundreds ahead. ``on_answer`` is told how many answers
+        have been finished, in whatever order.
+
+        Raises:
+            UserError: as ``generate_text``, when the first answer is asked for.
+        """
+        self.require_decoder("text to generate")
+        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, on_answer)
 
     @property
     def _most_rows(self) -> int:
@@ -309,39 +325,9 @@ class BundleModel:
         self.require_decoder("logits")
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         targets = as_ids("decoder_input_ids", decoder_input_ids, self.vocab_size)
-        _check_pairs("decoder_input_ids", len(targets), "input_ids", len(ids))
+        check_pairs("decoder_input_ids", len(targets), "input_ids", len(ids))
         check_memory(self.architecture, len(ids), ids.shape[1], targets.shape[1])
         return ids, as_mask(attention_mask, ids), targets
-
-
-def _check_pairs(name: str, count: int, other: str, expected: int) -> None:
-    if count != expected:
-        raise UserError(f"{name} has {count} rows and {other} {expected}; give both as many.")
-
-
-def _listed(texts: Sequence[TextT]) -> Sequence[TextT]:
-    if isinstance(texts, str):
-        raise UserError("this takes a list of texts, not one string; pass [text].")
-    return texts
-
-
-def batches(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of texts in batches whose padded size, rows times the longest, stays within ``most`` tokens.
-
-    All of them in one batch, in their order, where that fits; else by length. A longer text stands alone.
-
-    >>> batches([3, 9, 2], most=12)
-    [[2, 0], [1]]
-    """
-    if len(lengths) * max(lengths, default=0) <= most:
-        return [[*range(len(lengths))]] if lengths else []
-    found: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if found and (len(found[-1]) + 1) * lengths[index] <= most:
-            found[-1].append(index)
-        else:
-            found.append([index])
-    return found
 
 
 def load(folder: str | Path, target: str = "onnxruntime", *, check: bool = True, **settings: Any) -> BundleModel:

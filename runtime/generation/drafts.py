@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,20 +67,29 @@ class Drafting:
         if not isinstance(model, DraftModel):
             raise UserError("generate: this backend takes no drafted tokens; use target onnxruntime.")
         if self.assistant is None:
-            return LookupDrafter(input_ids, attention_mask, options, self.pace)
+            sources = [ids[seen != 0].tolist() for ids, seen in zip(input_ids, attention_mask, strict=True)]
+            return LookupDrafter([ids for ids in sources for _ in range(options.copies)], options, self.pace)
         return AssistantDrafter(self.assistant, input_ids, attention_mask, options, self.pace)
 
 
 class LookupDrafter:
     """Prompt lookup: a ``Lookup`` per row."""
 
-    def __init__(self, input_ids: Tokens, attention_mask: Tokens, options: GenerationOptions, pace: Pace) -> None:
-        longest = options.max_matching_ngram_size or DEFAULT_NGRAM
-        sources = [ids[seen != 0] for ids, seen in zip(input_ids, attention_mask, strict=True)]
-        self.rows = [Lookup(ids.tolist(), longest) for ids in sources for _ in range(options.copies)]
+    def __init__(self, sources: Sequence[Sequence[int]], options: GenerationOptions, pace: Pace) -> None:
+        """``sources``: every row's ids, without padding."""
+        self.options, self.pace = options, pace
+        self.longest = options.max_matching_ngram_size or DEFAULT_NGRAM
+        self.rows = [Lookup(ids, self.longest) for ids in sources]
         self.seen = [1] * len(self.rows)  # the decoder's start token is no text
-        self.most, self.pace = options.prompt_lookup_num_tokens or 0, pace
         self.kinds: list[Acceptance | None] = []
+
+    def restart(self, row: int, source: Sequence[int]) -> None:
+        """Another source for a row, and no output yet."""
+        self.rows[row], self.seen[row] = Lookup(source, self.longest), 1
+
+    def take(self, rows: Tokens) -> None:
+        """Go on with these rows alone."""
+        self.rows, self.seen = [self.rows[row] for row in rows], [self.seen[row] for row in rows]
 
     def draft(self, output: Tokens, lengths: Tokens, most: Tokens) -> Draft:
         """See ``Drafter``."""
@@ -88,7 +98,8 @@ class LookupDrafter:
         for row, lookup in enumerate(self.rows):
             lookup.extend(output[row, self.seen[row] : lengths[row]].tolist())
             self.seen[row] = int(lengths[row])
-            tokens, size = lookup.draft(min(self.most, int(most[row]))) if most[row] > 0 else ([], 0)
+            limit = min(self.options.prompt_lookup_num_tokens or 0, int(most[row]))
+            tokens, size = lookup.draft(limit) if limit > 0 else ([], 0)
             found.append(tokens)
             self.kinds.append(self.pace.kind(size) if tokens else None)
         return self._worth(found)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
 
 GRAPH = "decoder_buffered"
+MASK = "encoder_attention_mask"
 FIRST_CAPACITY = 64
 """Positions of a new cache, where the graph leaves them open."""
 
@@ -30,12 +31,14 @@ class BufferedState(State):
     """``caches`` by the name of the decoder's input; of each row the first ``past_length`` positions are filled.
 
     ``past_length`` int64 is [rows], or [1] where the graph has one length for all. ``tokens`` and ``logits`` are bound
-    as they are; ``memory`` is what ``logits`` of any number of positions lie in.
+    as they are; ``memory`` is what ``logits`` of any number of positions lie in, ``arrays`` what ``feeds`` do if not
+    in ONNX Runtime's own memory.
     """
 
     binding: Any
     caches: dict[str, np.ndarray]
     past_length: Tokens
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     logits: Scores = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     memory: Scores = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -96,6 +99,40 @@ class BufferedModel(OnnxRuntimeModel):
         for cache in state.caches.values():
             cache[moved, :, : state.length] = cache[rows[moved], :, : state.length]
 
+    def refill(self, state: State, row: int, feeds: dict[str, Any], place: int) -> None:
+        """Row ``row`` starts anew with source ``place`` of ``feeds``, see ``RefillModel``; sources are padded right."""
+        assert isinstance(state, BufferedState)
+        source = feeds[MASK].shape()[1]
+        if source > state.feeds[MASK].shape()[1]:
+            self._bind_cross(state, {name: _widened(value.numpy(), source) for name, value in state.feeds.items()})
+        for name, value in state.feeds.items():
+            held, new = value.numpy(), feeds[name].numpy()[place]
+            if name == MASK:
+                held[row, source:] = 0
+                held[row, :source] = new
+            else:
+                held[row, :, :source] = new
+        state.past_length[row] = 0
+
+    def take(self, state: State, rows: Tokens) -> State:
+        """A state of these rows alone; their cross keys, values and mask are one for each row."""
+        assert isinstance(state, BufferedState)
+        taken = self.start({}, len(rows))
+        assert isinstance(taken, BufferedState)
+        taken.past_length[...] = state.past_length[rows]
+        taken.caches = {name: cache[rows] for name, cache in state.caches.items()}
+        self._bind_caches(taken)
+        self._bind_cross(taken, {name: value.numpy()[rows] for name, value in state.feeds.items()})
+        return taken
+
+    @staticmethod
+    def _bind_cross(state: BufferedState, arrays: dict[str, np.ndarray]) -> None:
+        """Cross keys, values and mask in memory of our own."""
+        state.arrays = arrays
+        state.feeds = {name: _value(array) for name, array in arrays.items()}
+        for name, value in state.feeds.items():
+            state.binding.bind_ortvalue_input(name, value)
+
     def _bind_target(self, state: BufferedState, shape: tuple[int, ...]) -> None:
         """Tokens and logits for ``shape`` [rows, target]; memory that was larger serves again."""
         size = int(np.prod(shape)) * self._vocab_size
@@ -121,6 +158,13 @@ class BufferedModel(OnnxRuntimeModel):
             value = _value(state.caches[past])
             state.binding.bind_ortvalue_input(past, value)
             state.binding.bind_ortvalue_output(present, value)
+
+
+def _widened(array: np.ndarray, source: int) -> np.ndarray:
+    """A mask [rows, old] or keys [rows, heads, old, d_kv] with room for ``source`` positions."""
+    axis = 1 if array.ndim == 2 else 2
+    missing = source - array.shape[axis]
+    return np.pad(array, [(0, missing if place == axis else 0) for place in range(array.ndim)])
 
 
 def _value(array: np.ndarray) -> Any:

@@ -84,6 +84,10 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
 
     def encode(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> State:
         """Run the encoder once; start ``copies`` rows per sentence. See ``StepModel.encode``."""
+        return self.start(self.cross(input_ids, attention_mask, copies), len(input_ids) * copies)
+
+    def cross(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> dict[str, Any]:
+        """Run the encoder: mask, cross keys and values as the decoder's inputs, for ``copies`` rows per sentence."""
         from onnxruntime import OrtValue
 
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -94,7 +98,7 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
         for name, value in outputs.items():
             if name.startswith("present."):
                 feeds[name.replace("present", "past_key_values")] = self._repeated(value, repeats)
-        return self.start(feeds, len(input_ids) * copies)
+        return feeds
 
     def start(self, feeds: dict[str, Any], rows: int) -> State:
         """The state of ``rows`` rows with an empty cache; ``feeds`` holds what the decoder takes besides."""

@@ -10,7 +10,7 @@ import pytest
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
 from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
-from t5edge.runtime.model import batches
+from t5edge.runtime.batches import batches
 
 SMALL = Architecture(
     vocab_size=100,

@@ -1,0 +1,96 @@
+"""Answers to a long list of texts, in order, with bounded memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from t5edge.errors import UserError
+from t5edge.runtime.batches import listed
+from t5edge.runtime.generation.drafts import Drafting
+from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.refill import Prompt, RefillModel, stream
+from t5edge.runtime.generation.search import generate
+from t5edge.runtime.inputs import as_ids, check_memory
+
+if TYPE_CHECKING:
+    from t5edge.runtime.generation.step import Tokens
+    from t5edge.runtime.model import BundleModel
+
+WINDOW = 16
+"""Texts that are sorted by length, and whose answers may wait for their turn, over the rows of a batch."""
+
+OnAnswer = Callable[[int], None]
+
+
+def stream_text(
+    model: BundleModel,
+    texts: Iterable[str],
+    options: GenerationOptions,
+    batch_size: int,
+    skip_special_tokens: bool,
+    on_answer: OnAnswer | None,
+) -> Iterator[list[str]]:
+    """See ``BundleModel.stream_text``."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}.")
+    each, following = options.num_return_sequences, 0
+    held: dict[int, list[str]] = defaultdict(list)
+    for number, row in _rows(model, _windows(model, texts, batch_size), options, batch_size):
+        held[number] += model.tokenizer.decode(row[None], skip_special_tokens)
+        if on_answer is not None:
+            on_answer(1)
+        while len(held[following]) == each:
+            yield held.pop(following)
+            following += 1
+
+
+def _windows(model: BundleModel, texts: Iterable[str], batch_size: int) -> Iterator[list[Prompt]]:
+    """Some hundreds of texts at a time as ids, by falling length."""
+    source, number = iter(listed(texts)), 0
+    while window := list(islice(source, WINDOW * batch_size)):
+        rows = model.tokenizer.ids(window)
+        for row in rows:
+            as_ids("the tokenizer's ids", [row], model.vocab_size)
+        prompts = [Prompt(number + index, row) for index, row in enumerate(rows)]
+        number += len(prompts)
+        yield sorted(prompts, key=lambda prompt: -len(prompt.ids))
+
+
+def _rows(
+    model: BundleModel, windows: Iterable[list[Prompt]], options: GenerationOptions, batch_size: int
+) -> Iterator[tuple[int, Tokens]]:
+    """The number and the answer, int64 [length], of every prompt, as many times as answers are wanted."""
+    each, step_model = options.num_return_sequences, model.step_model
+    if options.num_beams > 1 or not isinstance(step_model, RefillModel) or not step_model.rows_differ:
+        for window in windows:
+            yield from _by_batch(model, window, options, batch_size)
+        return
+
+    def prompts() -> Iterator[Prompt]:
+        for window in windows:
+            check_memory(model.architecture, batch_size, len(window[0].ids), options.total_length)
+            for prompt in window:
+                yield from (Prompt(prompt.number * each + copy, prompt.ids) for copy in range(each))
+
+    for number, row in stream(step_model, prompts(), options, batch_size, Drafting(model.pace)):
+        yield number // each, row
+
+
+def _by_batch(
+    model: BundleModel, window: list[Prompt], options: GenerationOptions, batch_size: int
+) -> Iterator[tuple[int, Tokens]]:
+    """One batch after another, of as many rows with their beams as the backend takes."""
+    limits = getattr(model.step_model, "limits", None)
+    most = batch_size if limits is None else max(1, min(batch_size, limits.max_batch // options.copies))
+    for start in range(0, len(window), most):
+        batch = window[start : start + most]
+        ids, mask = model.tokenizer.pad([prompt.ids for prompt in batch])
+        check_memory(model.architecture, len(ids) * options.copies, ids.shape[1], options.total_length)
+        seeded = options if options.seed is None else replace(options, seed=options.seed + batch[0].number)
+        found = generate(model.step_model, ids, mask, seeded, None, Drafting(model.pace))
+        for index, row in enumerate(found):
+            yield batch[index // options.num_return_sequences].number, row
