@@ -6,14 +6,16 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from itertools import tee
+from pathlib import Path
 from typing import IO, Any, TextIO
 
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, shown
 from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
 
-NO_SETTINGS = ("bundle", "text", "target", "keep_special_tokens")
+NO_SETTINGS = ("bundle", "text", "target", "keep_special_tokens", "file", "out", "force", "batch_size", "assistant")
 QUIET = 32
 """Prompts up to which no progress is shown."""
 
@@ -36,6 +38,24 @@ class GenerateOptions:
     seed: int | None = option("seed of the sampling", None, metavar="N")
     repetition_penalty: float | None = option("penalty on tokens already there", None, metavar="X")
     no_repeat_ngram_size: int | None = option("no n-gram of this length twice", None, metavar="N")
+    prompt_lookup_num_tokens: int | None = option(
+        "check up to N tokens a pass that are copied from the prompt or the answer; answers stay the same",
+        None,
+        metavar="N",
+    )
+    max_matching_ngram_size: int | None = option("longest match that tokens are copied behind", None, metavar="N")
+    assistant: str | None = option(
+        "a smaller bundle of the same vocabulary that drafts tokens to check", None, metavar="BUNDLE"
+    )
+    num_assistant_tokens: int | None = option("most tokens that the assistant drafts for a pass", None, metavar="N")
+    file: str | None = option("read prompts from this file, one per line", None, metavar="FILE")
+    out: str | None = option(
+        "with --file: write JSON lines with index, source and target; the same command goes on where it was cut off",
+        None,
+        metavar="FILE",
+    )
+    batch_size: int = option("with --file: rows under way at a time", 16, metavar="N")
+    force: bool = option("with --out: replace what is there", False)
     keep_special_tokens: bool = option("show end, padding and sentinel tokens in the answers", False)
 
     @property
@@ -50,13 +70,20 @@ def run(options: GenerateOptions, progress: Progress) -> Result:
     """Answer every prompt, a line for each."""
     from t5edge.runtime.model import load
 
+    if options.file is not None:
+        return run_file(options, progress)
+    if options.out is not None:
+        raise UserError("--out goes with --file; without it answers are printed.")
     texts = list(options.text) if options.text and options.text != ("-",) else read_lines(sys.stdin)
     model = load(options.bundle, options.target)
     model.require_decoder("text to generate")
+    settings = options.settings
+    if options.assistant is not None:
+        settings["assistant"] = load(options.assistant, options.target)
     skipped = not options.keep_special_tokens
     with progress.stage("generate", len(texts), "prompts") if len(texts) > QUIET else nullcontext() as stage:
         told = None if stage is None else stage.advance
-        answers = model.generate_text(texts, skip_special_tokens=skipped, on_batch=told, **options.settings)
+        answers = model.generate_text(texts, skip_special_tokens=skipped, on_batch=told, **settings)
     per_text = len(answers) // len(texts)
     data = [
         {"source": text, "target": answers[index * per_text : (index + 1) * per_text]}
@@ -65,6 +92,40 @@ def run(options: GenerateOptions, progress: Progress) -> Result:
         for index, text in enumerate(texts)
     ]
     return Result({"outputs": data}, lambda console: write_lines(console.file, answers))
+
+
+def run_file(options: GenerateOptions, progress: Progress) -> Result:
+    """Answer every line of a file; see ``answers``."""
+    from t5edge.bundle.files import sha256_of
+    from t5edge.bundle.manifest import MANIFEST
+    from t5edge.runtime.model import load
+    from t5edge.tools.answers import answers_to, count_lines, read_prompts
+
+    if options.text:
+        raise UserError("prompts come from --file or from the command line, not both.")
+    if options.assistant is not None:
+        raise UserError("--file answers many prompts at once and takes no --assistant; leave it out.")
+    if options.out is None:
+        raise UserError("--file needs --out FILE for the answers.")
+    source, out = Path(options.file or ""), Path(options.out)
+    total = count_lines(source)
+    model = load(options.bundle, options.target)
+    model.require_decoder("text to generate")
+    settings, skipped = options.settings, not options.keep_special_tokens
+    run = {"bundle": sha256_of(Path(options.bundle) / MANIFEST), "settings": settings, "special_tokens": not skipped}
+    with answers_to(source, out, run, force=options.force) as answers, progress.stage(out.name, total, "prompts") as stage:
+        if answers.done:
+            progress.message(f"{answers.done} of {total} prompts are answered already; going on")
+        stage.advance(answers.done)
+        texts, asked = tee(read_prompts(source, answers.done))
+        found = model.stream_text(
+            texts, batch_size=options.batch_size, skip_special_tokens=skipped, first=answers.done, **settings
+        )
+        for number, (text, targets) in enumerate(zip(asked, found, strict=True), start=answers.done):
+            answers.write(number, text, targets)
+            stage.advance()
+    data = {"file": str(out), "answers": total, "resumed": answers.done}
+    return Result(data, lambda console: console.print(f"{total} answers in {shown(out)}", highlight=False))
 
 
 def read_lines(stream: TextIO | None) -> list[str]:

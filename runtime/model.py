@@ -278,20 +278,20 @@ class BundleModel:
         *,
         batch_size: int = 16,
         skip_special_tokens: bool = True,
-        on_answer: Callable[[int], None] | None = None,
+        first: int = 0,
         **options: Any,
     ) -> Iterator[list[str]]:
         """``generate_text`` for a list of any length: the answers of each text, in order, as soon as they are there.
 
         ``batch_size`` rows are under way at a time. With ``decoder_buffered.onnx`` and without beams a row that has
-        ended is given the next text at once. Texts are read some hundreds ahead. ``on_answer`` is told how many answers
-        have been finished, in whatever order.
+        ended is given the next text at once. Texts are read some hundreds ahead. ``first`` is the number of the first
+        text, which with the seed decides what is drawn for it.
 
         Raises:
             UserError: as ``generate_text``, when the first answer is asked for.
         """
         self.require_decoder("text to generate")
-        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, on_answer)
+        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, first)
 
     @property
     def _most_rows(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,34 +23,29 @@ if TYPE_CHECKING:
 WINDOW = 16
 """Texts that are sorted by length, and whose answers may wait for their turn, over the rows of a batch."""
 
-OnAnswer = Callable[[int], None]
-
-
 def stream_text(
     model: BundleModel,
     texts: Iterable[str],
     options: GenerationOptions,
     batch_size: int,
     skip_special_tokens: bool,
-    on_answer: OnAnswer | None,
+    first: int,
 ) -> Iterator[list[str]]:
     """See ``BundleModel.stream_text``."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}.")
-    each, following = options.num_return_sequences, 0
+    each, following = options.num_return_sequences, first
     held: dict[int, list[str]] = defaultdict(list)
-    for number, row in _rows(model, _windows(model, texts, batch_size), options, batch_size):
+    for number, row in _rows(model, _windows(model, texts, batch_size, first), options, batch_size):
         held[number] += model.tokenizer.decode(row[None], skip_special_tokens)
-        if on_answer is not None:
-            on_answer(1)
         while len(held[following]) == each:
             yield held.pop(following)
             following += 1
 
 
-def _windows(model: BundleModel, texts: Iterable[str], batch_size: int) -> Iterator[list[Prompt]]:
+def _windows(model: BundleModel, texts: Iterable[str], batch_size: int, first: int) -> Iterator[list[Prompt]]:
     """Some hundreds of texts at a time as ids, by falling length."""
-    source, number = iter(listed(texts)), 0
+    source, number = iter(listed(texts)), first
     while window := list(islice(source, WINDOW * batch_size)):
         rows = model.tokenizer.ids(window)
         for row in rows:

@@ -45,14 +45,14 @@ class PassCost:
         self.squares = FORGET * self.squares + tokens * tokens
         self.seconds = FORGET * self.seconds + seconds
         self.products = FORGET * self.products + tokens * seconds
-
-    def ratios(self, most: int) -> np.ndarray:
-        """Seconds of passes over 1 to ``most`` tokens over those of one token, float64 [most], never falling."""
         spread = self.weight * self.squares - self.tokens**2
-        if self.weight and spread > 1e-2 * self.weight**2:
+        if spread > 1e-2 * self.weight**2:
             per_token = (self.weight * self.products - self.tokens * self.seconds) / spread
             first = (self.seconds - per_token * (self.tokens - self.weight)) / self.weight
             self.slope = max(per_token, 0.0) / first if first > 0 else 1.0
+
+    def ratios(self, most: int) -> np.ndarray:
+        """Seconds of passes over 1 to ``most`` tokens over those of one token, float64 [most], never falling."""
         return 1 + self.slope * np.arange(most)
 
 
