@@ -10,14 +10,8 @@ prompt lookup in turn: on sentences of the task, and on random weights of the sa
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +46,11 @@ def train(out: Path, steps: int, seed: int = 0) -> None:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     config = T5Config(
-        vocab_size=FIRST_WORD + 2 * WORDS + 5, dropout_rate=0.0, decoder_start_token_id=0, tie_word_embeddings=True, **SHAPE
+        vocab_size=FIRST_WORD + 2 * WORDS + 5,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        tie_word_embeddings=True,
+        **SHAPE,
     )
     model = T5ForConditionalGeneration(config)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01)

@@ -96,8 +96,7 @@ def run(options: GenerateOptions, progress: Progress) -> Result:
 
 def run_file(options: GenerateOptions, progress: Progress) -> Result:
     """Answer every line of a file; see ``answers``."""
-    from t5edge.bundle.files import sha256_of
-    from t5edge.bundle.manifest import MANIFEST
+    from t5edge.bundle.files import MANIFEST, sha256_of
     from t5edge.runtime.model import load
     from t5edge.tools.answers import answers_to, count_lines, read_prompts
 
@@ -113,7 +112,10 @@ def run_file(options: GenerateOptions, progress: Progress) -> Result:
     model.require_decoder("text to generate")
     settings, skipped = options.settings, not options.keep_special_tokens
     run = {"bundle": sha256_of(Path(options.bundle) / MANIFEST), "settings": settings, "special_tokens": not skipped}
-    with answers_to(source, out, run, force=options.force) as answers, progress.stage(out.name, total, "prompts") as stage:
+    with (
+        answers_to(source, out, run, force=options.force) as answers,
+        progress.stage(out.name, total, "prompts") as stage,
+    ):
         if answers.done:
             progress.message(f"{answers.done} of {total} prompts are answered already; going on")
         stage.advance(answers.done)
@@ -121,9 +123,15 @@ def run_file(options: GenerateOptions, progress: Progress) -> Result:
         found = model.stream_text(
             texts, batch_size=options.batch_size, skip_special_tokens=skipped, first=answers.done, **settings
         )
-        for number, (text, targets) in enumerate(zip(asked, found, strict=True), start=answers.done):
-            answers.write(number, text, targets)
-            stage.advance()
+        try:
+            for number, (text, targets) in enumerate(zip(asked, found, strict=True), start=answers.done):
+                answers.write(number, text, targets)
+                stage.advance()
+        except KeyboardInterrupt:
+            progress.message(
+                f"the answers so far are kept in {shown(out)}.partial; the same command goes on from there"
+            )
+            raise
     data = {"file": str(out), "answers": total, "resumed": answers.done}
     return Result(data, lambda console: console.print(f"{total} answers in {shown(out)}", highlight=False))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
     from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
 
+
 class BundleModel:
     """What ``t5edge.load`` returns. Arrays are numpy, batch first."""
 
@@ -250,6 +251,7 @@ class BundleModel:
         *,
         skip_special_tokens: bool = True,
         on_batch: Callable[[int], None] | None = None,
+        assistant: BundleModel | None = None,
         **options: Any,
     ) -> list[str]:
         """Texts for texts, in their order, ``num_return_sequences`` for each; see ``generate`` for the options.
@@ -265,7 +267,7 @@ class BundleModel:
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
             if chosen.seed is not None:
                 options["seed"] = chosen.seed + number
-            found = self.tokenizer.decode(self.generate(ids, mask, **options), skip_special_tokens)
+            found = self.tokenizer.decode(self.generate(ids, mask, assistant=assistant, **options), skip_special_tokens)
             each = len(found) // len(batch)
             answers |= {index: found[place * each : (place + 1) * each] for place, index in enumerate(batch)}
             if on_batch is not None:

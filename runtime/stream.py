@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from t5edge.errors import UserError
 from t5edge.runtime.batches import listed
@@ -17,14 +17,34 @@ from t5edge.runtime.generation.search import generate
 from t5edge.runtime.inputs import as_ids, check_memory
 
 if TYPE_CHECKING:
+    from t5edge.bundle.architecture import Architecture
+    from t5edge.runtime.generation.pace import Pace
     from t5edge.runtime.generation.step import Tokens
-    from t5edge.runtime.model import BundleModel
+    from t5edge.runtime.tokenizer import BundleTokenizer
+
+
+class TextModel(Protocol):
+    """What is needed of a loaded bundle."""
+
+    step_model: Any
+    pace: Pace
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def tokenizer(self) -> BundleTokenizer: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
 
 WINDOW = 16
 """Texts that are sorted by length, and whose answers may wait for their turn, over the rows of a batch."""
 
+
 def stream_text(
-    model: BundleModel,
+    model: TextModel,
     texts: Iterable[str],
     options: GenerationOptions,
     batch_size: int,
@@ -43,7 +63,7 @@ def stream_text(
             following += 1
 
 
-def _windows(model: BundleModel, texts: Iterable[str], batch_size: int, first: int) -> Iterator[list[Prompt]]:
+def _windows(model: TextModel, texts: Iterable[str], batch_size: int, first: int) -> Iterator[list[Prompt]]:
     """Some hundreds of texts at a time as ids, by falling length."""
     source, number = iter(listed(texts)), first
     while window := list(islice(source, WINDOW * batch_size)):
@@ -56,7 +76,7 @@ def _windows(model: BundleModel, texts: Iterable[str], batch_size: int, first: i
 
 
 def _rows(
-    model: BundleModel, windows: Iterable[list[Prompt]], options: GenerationOptions, batch_size: int
+    model: TextModel, windows: Iterable[list[Prompt]], options: GenerationOptions, batch_size: int
 ) -> Iterator[tuple[int, Tokens]]:
     """The number and the answer, int64 [length], of every prompt, as many times as answers are wanted."""
     each, step_model = options.num_return_sequences, model.step_model
@@ -76,7 +96,7 @@ def _rows(
 
 
 def _by_batch(
-    model: BundleModel, window: list[Prompt], options: GenerationOptions, batch_size: int
+    model: TextModel, window: list[Prompt], options: GenerationOptions, batch_size: int
 ) -> Iterator[tuple[int, Tokens]]:
     """One batch after another, of as many rows with their beams as the backend takes."""
     limits = getattr(model.step_model, "limits", None)

@@ -1,8 +1,8 @@
 """Answers to a file of prompts, a JSON line each, written as they come; a run that was cut off goes on where it was.
 
-    OUT.partial      the answers so far, in order
-    OUT.partial.json what they answer: the bundle's and the file's hashes and the settings
-    OUT              all answers, once they are there
+partial : OUT.partial, the answers so far, in order
+record  : OUT.partial.json, what they answer: the bundle's and the file's hashes and the settings
+out     : all answers, once they are there
 """
 
 from __future__ import annotations

@@ -67,8 +67,10 @@ class DecoderAssembler(Assembler):
         total = self.tape.op("Add", [past, self.length(self.inputs["input_ids"], 1)])
         return self.look_up_biases(distances(self.tape, total, total, past))
 
-    by_row = False
-    """Whether distances have an axis of rows in front."""
+    @property
+    def by_row(self) -> bool:
+        """Whether distances have an axis of rows in front."""
+        return False
 
     def look_up_biases(self, distance: ir.Value) -> list[ir.Value]:
         """The biases for ``distance`` [target, keys]: one, or one per layer where every layer has its own."""

@@ -8,7 +8,7 @@ For engines the capacity is fixed, so that every shape is; for ONNX Runtime it i
 
 Keys that are not written yet stand later than every query, so the causal column of the distance table hides them: the
 lengths need no mask of their own. ``past_length`` is data and never a shape, so that a CUDA graph can replay the step.
-Where the capacity is free every row has its own, so that rows may keep unlike numbers of drafted tokens, or start later.
+Where the capacity is free each row has its own: rows may keep unlike numbers of drafted tokens, or start later.
 
 Source: ONNX ``TensorScatter`` (opset 24); TensorRT ``IKVCacheUpdateLayer``.
 """
@@ -60,8 +60,15 @@ class _InPlaceAssembler(DecoderAssembler):
     opset = 24
     ir_version = 11
 
+    @property
+    def by_row(self) -> bool:
+        """Whether every row has a length of its own."""
+        shape = self.inputs["past_length"].shape
+        assert shape is not None
+        return not isinstance(shape[0], int)
+
     def self_biases(self) -> list[ir.Value]:
-        """[1 or batch, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later ones."""
+        """[1 or batch, heads, target, capacity] each; keys from ``past_length + target`` on are hidden as later."""
         cache = self.inputs["past_key_values.0.decoder.key"]
         assert cache.shape is not None
         capacity = cache.shape[LENGTH_AXIS]
@@ -82,13 +89,6 @@ class _InPlaceAssembler(DecoderAssembler):
             batch = self.tape.op("Shape", [self.inputs["input_ids"]], {"start": 0, "end": 1})
             self.write_indices = self.tape.op("Expand", [length, batch])
         super().build()
-
-    @property
-    def by_row(self) -> bool:
-        """Whether every row has a length of its own."""
-        shape = self.inputs["past_length"].shape
-        assert shape is not None
-        return not isinstance(shape[0], int)
 
     def template(self, kind: BlockKind) -> ir.Graph:
         """Past and new keys and values are not concatenated: the new ones are written at ``past_length``."""

@@ -182,7 +182,7 @@ class AssistantDrafter:
         return logits
 
     def _choose(self, text: Tokens, lengths: Tokens, logits: Scores) -> tuple[Tokens, Scores | None]:
-        """The assistant's next tokens [rows]; when sampling also the probabilities [rows, vocab] they are drawn from."""
+        """The assistant's next tokens [rows]; when sampling also what they are drawn from, [rows, vocab]."""
         scores = logits.copy()
         for row, length in enumerate(lengths):
             for rule in self.rules:

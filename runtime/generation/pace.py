@@ -98,7 +98,7 @@ class Pace:
     def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
         """Drafted tokens per row that pay most.
 
-        ``rates`` float64 and ``most`` int64, [drafting rows]: rate of acceptance and drafted tokens at hand of each row.
+        ``rates`` float64 and ``most`` int64, [drafting rows]: each row's rate of acceptance and tokens at hand.
         """
         longest = int(most.max(initial=0))
         if not longest:

@@ -25,7 +25,9 @@ class ToyModel:
     ``blur`` moves all logits at random a little, as a smaller model's would be.
     """
 
-    def __init__(self, *, rows_differ: bool = True, copying: bool = False, blur: float = 0.0, scale: float = 3.0) -> None:
+    def __init__(
+        self, *, rows_differ: bool = True, copying: bool = False, blur: float = 0.0, scale: float = 3.0
+    ) -> None:
         self.rows_differ, self.copying, self.steps = rows_differ, copying, 0
         random = np.random.default_rng(0)
         self.table = random.normal(0, scale, (VOCAB, VOCAB, VOCAB)).astype(np.float32)

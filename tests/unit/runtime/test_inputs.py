@@ -9,8 +9,8 @@ import pytest
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
-from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 from t5edge.runtime.batches import batches
+from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 
 SMALL = Architecture(
     vocab_size=100,

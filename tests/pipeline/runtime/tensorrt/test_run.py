@@ -78,6 +78,31 @@ def test_generated_tokens_are_those_of_onnxruntime(demo: Workshop, form: str, op
     assert model.generate_text(texts, max_new_tokens=60, **options) == expected
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drafted_tokens_leave_the_answers_as_they_are(demo: Workshop, form: str, rows: int) -> None:
+    """Also with an assistant that is itself an engine, where its cache is written in place."""
+    folder = demo.bundle("fp32")
+    reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
+    ids, mask = reference.tokenizer.encode(
+        ["read one thousand, nine hundred and eighty-four", "spell 1984", "spell 7"][:rows]
+    )
+    expected = reference.generate(ids, mask, max_new_tokens=40)
+    assert np.array_equal(model.generate(ids, mask, max_new_tokens=40, prompt_lookup_num_tokens=5), expected)
+    assistant = BundleModel(folder, Manifest.read(folder), open_on_host(folder, "in-place"))
+    assert np.array_equal(model.generate(ids, mask, max_new_tokens=40, assistant=assistant), expected)
+
+
+def test_an_engine_whose_cache_grows_goes_back_one_step_only(demo: Workshop) -> None:
+    model = open_on_host(demo.bundle("fp32"), "concat")
+    state = model.encode(*batch(1))
+    for _ in range(3):
+        model.step(state, np.array([[5]]))
+    model.keep(state, np.array([2]))
+    model.step(state, np.array([[5]]))
+    with pytest.raises(UserError, match="export the assistant with --cache in-place"):
+        model.keep(state, np.array([1]))
+
+
 def test_beams_of_a_batch_keep_their_own_cross_attention(demo: Workshop, form: str) -> None:
     folder = demo.bundle("fp32")
     reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))

@@ -15,7 +15,6 @@ from t5edge.runtime.generation.scores import softmax
 from t5edge.runtime.generation.search import generate, generate_with_scores
 
 
-
 class Eager(Pace):
     """Drafts as much as there is, whatever it costs."""
 

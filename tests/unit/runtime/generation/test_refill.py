@@ -75,7 +75,9 @@ def test_rows_stay_busy_and_the_rest_is_packed() -> None:
     assert sum(model.widths) <= 1.15 * needed
     assert model.widths[0] == 5
     assert model.widths[-1] <= 2
-    waiting = [max(len(answers[number]) - 1 for number in range(start, min(start + 5, 43))) for start in range(0, 43, 5)]
+    waiting = [
+        max(len(answers[number]) - 1 for number in range(start, min(start + 5, 43))) for start in range(0, 43, 5)
+    ]
     assert len(model.widths) < 0.8 * sum(waiting)
 
 
@@ -85,7 +87,9 @@ def test_draws_hang_on_the_seed_and_the_number_alone() -> None:
     forward = dict(stream(ToyRefill(), wanted, options, 5, Drafting(Pace())))
     backward = dict(stream(ToyRefill(), wanted[::-1], options, 3, Drafting(Pace())))
     assert [forward[number].tolist() for number in range(20)] == [backward[number].tolist() for number in range(20)]
-    other = dict(stream(ToyRefill(), wanted, GenerationOptions(max_new_tokens=25, do_sample=True, seed=4), 5, Drafting(Pace())))
+    other = dict(
+        stream(ToyRefill(), wanted, GenerationOptions(max_new_tokens=25, do_sample=True, seed=4), 5, Drafting(Pace()))
+    )
     assert any(forward[number].tolist() != other[number].tolist() for number in range(20))
 
 
