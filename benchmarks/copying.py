@@ -7,8 +7,9 @@
 
 The task: a sentence of made-up words, one in twenty of them misspelled; the answer is the sentence spelled right.
 Growing adds layers, heads and units that compute zero: the answers stay those of the small model, the work is that of
-the large one. ``lookup`` compares plain greedy search with prompt lookup in turn, on sentences of the task, and while sampling
-from them at a temperature at which nothing is copied. ``list`` compares ``stream_text`` with fixed batches of 16.
+the large one. ``lookup`` compares plain greedy search with prompt lookup in turn, on sentences of the task, and
+while sampling from them at a temperature at which nothing is copied. ``list`` compares ``stream_text`` with
+fixed batches of 16.
 """
 
 from __future__ import annotations
