@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 
-WORDS, FIRST_WORD = 100, 3
+WORDS, FIRST_WORD = 300, 3
 WRONG_SHARE = 0.05
 SHAPE = {"d_model": 128, "d_kv": 64, "num_heads": 4, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2}
 
 
 def sentences(count: int, shortest: int, longest: int, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Sources with misspelled words and targets without, both with the end token 1."""
+    """Sources with misspelled words and targets without, both with the end token 1; no word comes twice."""
     rng = np.random.default_rng(seed)
     sources, targets = [], []
     for length in rng.integers(shortest, longest + 1, count):
-        right = rng.integers(FIRST_WORD, FIRST_WORD + WORDS, length)
+        right = FIRST_WORD + rng.permutation(WORDS)[:length]
         wrong = rng.random(length) < WRONG_SHARE
         sources.append([*np.where(wrong, right + WORDS, right).tolist(), 1])
         targets.append([*right.tolist(), 1])

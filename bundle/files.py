@@ -75,15 +75,20 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON beside the file and rename, so that a reader never sees half of it.
+    """Write JSON; see ``write_bytes``."""
+    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside the file and rename, so that a reader never sees half of it.
 
     The file beside it is new and has a name of its own: in a bundle from elsewhere, no link is followed for writing.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)
     partial = Path(name)
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        with open(handle, "wb") as file:
+            file.write(data)
         partial.chmod(0o644)
         partial.replace(path)
     except BaseException:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from t5edge.exporter.graph.trace_cache import cached_numbers
+
 
 def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[int, ...]:
     """Bucket of each distance key - query, from ``-max_distance`` to ``max_distance`` (decoder: to 0).
 
     The arithmetic is transformers' own, in torch's float32.
     """
+    facts = [num_buckets, max_distance, bidirectional]
+    return cached_numbers("buckets", facts, lambda: _computed(num_buckets, max_distance, bidirectional))
+
+
+def _computed(num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[int, ...]:
     import torch
     from transformers.models.t5.modeling_t5 import T5Attention
 

@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.graph.trace_cache import cached_trace
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.fuse import fuse
@@ -33,8 +34,15 @@ from t5edge.progress import Progress
 def trace_block(architecture: Architecture, kind: BlockKind) -> Block:
     """Trace one block with ``torch.onnx.export(dynamo=True)`` and bring it into the form the fusions expect.
 
-    No weight is ever allocated: modules and inputs live on the meta device.
+    No weight is ever allocated: modules and inputs live on the meta device. What was traced is kept in the user's cache.
     """
+    model = cached_trace(architecture, kind, lambda: _traced(architecture, kind))
+    _plan_weights(model.graph)
+    simplify(model)
+    return Block(kind, model, model.clone())
+
+
+def _traced(architecture: Architecture, kind: BlockKind) -> ir.Model:
     import torch
 
     with torch.device("meta"), _quiet():
@@ -49,9 +57,7 @@ def trace_block(architecture: Architecture, kind: BlockKind) -> Block:
             verbose=False,
         )
     assert program is not None
-    _plan_weights(program.model.graph)
-    simplify(program.model)
-    return Block(kind, program.model, program.model.clone())
+    return program.model
 
 
 def simplify(model: ir.Model) -> None:

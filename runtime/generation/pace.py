@@ -17,7 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 FORGET = 0.97
-"""Weight of what was seen, per pass."""
+"""Weight of the times that were seen, per pass."""
+FADE = 0.995
+"""Weight of the drafts that were seen, per pass: what does not pay is tried again after some hundred tokens."""
+MARGIN = 1.05
+"""How much better than plain search a draft must promise to be."""
 FIRST_RATE, FIRST_COUNT = 0.75, 2.0
 """Rate of acceptance that is believed before any draft, and how many drafts it counts as."""
 FIRST_SLOPE = 0.1
@@ -70,8 +74,8 @@ class Acceptance:
 
     def fade(self) -> None:
         """Forget a little."""
-        self.accepted *= FORGET
-        self.tried *= FORGET
+        self.accepted *= FADE
+        self.tried *= FADE
 
     def saw(self, accepted: int, drafted: int) -> None:
         """``accepted`` of ``drafted`` tokens were right; the first wrong one was tried, those behind it were not."""
@@ -109,4 +113,6 @@ class Pace:
         yields = rows + np.concatenate(([0.0], np.cumsum(powers.sum(axis=0))))
         first = cost.seconds / cost.weight if cost.weight else 1.0
         times = cost.ratios(longest + 1) + self.draft_seconds / first * np.arange(longest + 1)
-        return int(np.argmax(yields / times))
+        speeds = yields / times
+        best = int(np.argmax(speeds))
+        return best if speeds[best] > MARGIN * speeds[0] else 0

@@ -30,7 +30,7 @@ def test_rates_follow_what_is_accepted_and_drift_back() -> None:
     for _ in range(30):
         kind.saw(0, 4)
     assert kind.rate < 0.1
-    for _ in range(200):
+    for _ in range(2000):
         kind.fade()
     assert kind.rate == pytest.approx(FIRST_RATE, abs=0.05)
     for _ in range(30):
