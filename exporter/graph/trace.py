@@ -34,7 +34,8 @@ from t5edge.progress import Progress
 def trace_block(architecture: Architecture, kind: BlockKind) -> Block:
     """Trace one block with ``torch.onnx.export(dynamo=True)`` and bring it into the form the fusions expect.
 
-    No weight is ever allocated: modules and inputs live on the meta device. What was traced is kept in the user's cache.
+    No weight is ever allocated: modules and inputs live on the meta device. What was traced is kept, see
+    ``trace_cache``.
     """
     model = cached_trace(architecture, kind, lambda: _traced(architecture, kind))
     _plan_weights(model.graph)

@@ -73,7 +73,7 @@ def _weights_as_inputs(model: ir.Model) -> bytes:
 
 def _weights_inside(model: ir.Model) -> ir.Model:
     for value in list(model.graph.inputs):
-        if is_weight(value.name or ""):
+        if value.name is not None and is_weight(value.name):
             model.graph.inputs.remove(value)
             model.graph.initializers[value.name] = value  # without data, as torch leaves weights on the meta device
     return model
