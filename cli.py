@@ -48,6 +48,7 @@ from t5edge.commands.doctor import DoctorOptions
 from t5edge.commands.generate import GenerateOptions
 from t5edge.commands.inspect import InspectOptions
 from t5edge.commands.report import ReportOptions
+from t5edge.commands.tune import TuneOptions
 from t5edge.commands.variants import VariantsOptions
 from t5edge.commands.verify import VerifyOptions
 from t5edge.errors import EXPORT, GateError, UserError, explain_import, printable, require_extra
@@ -76,6 +77,7 @@ COMMANDS = (
     Command("build", BuildOptions, "build engines from a bundle, on the device; needs no torch"),
     Command("generate", GenerateOptions, "answer prompts with a bundle; needs no torch"),
     Command("bench", BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
+    Command("tune", TuneOptions, "measure which kernels run a bundle fastest on this CPU, and remember them"),
     Command("inspect", InspectOptions, "what is in a bundle, what each graph costs"),
     Command("report", ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
     Command("variants", VariantsOptions, "the family as a table"),

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-WORDS, FIRST_WORD = 300, 3
+WORDS, FIRST_WORD = 100, 3
 WRONG_SHARE = 0.05
 SHAPE = {"d_model": 128, "d_kv": 64, "num_heads": 4, "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2}
 
@@ -68,7 +68,7 @@ def train(out: Path, steps: int, seed: int = 0) -> None:
     model.train()
     longest = 8
     for step in range(steps):
-        sources, targets = sentences(48, max(2, longest // 2), longest, seed + step + 1)
+        sources, targets = sentences(48, 2, longest, seed + step + 1)
         ids = torch.from_numpy(padded(sources))
         labels = torch.from_numpy(padded(targets, -100))
         loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels, use_cache=False).loss

@@ -20,10 +20,10 @@ class DoctorOptions:
 def run(options: DoctorOptions, progress: Progress) -> Result:
     """Look at every target; exit 0 whatever is found, since a missing target is a fact and no failure."""
     from t5edge.bundle.versions import tool_versions
-    from t5edge.engines.doctor import int8_report, targets_report
+    from t5edge.engines.doctor import int8_report, kernels_report, targets_report
 
-    report, int8 = targets_report(), int8_report()
-    data = {"targets": report, "int8": int8, "tools": tool_versions()}
+    report, int8, kernels = targets_report(), int8_report(), kernels_report()
+    data = {"targets": report, "int8": int8, "kernels": kernels, "tools": tool_versions()}
 
     def show(console: Console) -> None:
         from rich.markup import escape
@@ -36,5 +36,6 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
         console.print(table)
         if int8 is not None:
             console.print(f"int8 on this CPU: {int8}", highlight=False)
+            console.print(f"encoders with int8 or int4 weights alone: {kernels}", highlight=False)
 
     return Result(data, show)

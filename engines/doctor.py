@@ -38,6 +38,17 @@ def int8_report() -> str | None:
     return f"{way}; the system lists {', '.join(sets)}" if sets else str(way)
 
 
+def kernels_report() -> str | None:
+    """How encoders with int8 or int4 weights alone run on this CPU, one line; None without onnxruntime."""
+    if _load_onnxruntime()[0] is None:
+        return None
+    from t5edge.runtime.onnxruntime.kernels import multiplies_int8
+
+    if multiplies_int8():
+        return "as recorded, since this CPU multiplies int8; 't5edge tune BUNDLE' measures"
+    return "widened to float32 where they fit, since this CPU does not multiply int8; 't5edge tune BUNDLE' measures"
+
+
 def engine_targets() -> tuple[str, ...]:
     """Engine targets that build and run here: what an export builds when no target is named."""
     found = find_gpus()

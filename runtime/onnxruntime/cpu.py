@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from packaging.version import Version
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError, missing_package
+from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
 from t5edge.runtime.onnxruntime.emulation import open_rounded
+from t5edge.runtime.onnxruntime.kernels import RECORDED, Kernels, choose, has_choice, tuned
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
-
-if TYPE_CHECKING:
-    pass
+from t5edge.runtime.onnxruntime.tuning import Tuning, measure
 
 NAME = "onnxruntime"
+TUNE = ("known", "auto", "off")
 SINCE = (1, 27)
 """Found by running them: 1.24 loads no quantized bundle, 1.25 and 1.26 answer wrongly, from 1.27 on all agree."""
 
@@ -42,28 +43,55 @@ def open(
     providers: Sequence[str] = PROVIDERS,
     threads: int | None = None,
     buffers: bool = True,
+    tune: str = "known",
+    kernels: Mapping[str, Kernels] | None = None,
 ) -> OnnxRuntimeEncoder:
     """Open the encoder of a bundle, and its decoder that writes its cache in place or else ``decoder.onnx``.
 
-    ``buffers`` False: always ``decoder.onnx``.
+    ``buffers`` False: always ``decoder.onnx``. ``tune``: "known" takes what ``t5edge tune`` has found here, else what
+    suits this CPU; "auto" measures first where nothing was found; "off" runs as recorded in the bundle. ``kernels``:
+    these, by graph, and else as recorded.
 
     Raises:
         UserError: onnxruntime is missing or too old for a quantized bundle, or it cannot load a graph.
     """
     recent = _require_version(manifest)
+    if kernels is None:
+        kernels = _kernels(folder, manifest, tune, threads)
     if manifest.precision.compute in find_backend(target).emulates and tuple(providers) == PROVIDERS:
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     buffered = buffers and recent and GRAPH in manifest.ports and tuple(providers) == PROVIDERS
-    encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers)
+    encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers, kernels)
     if manifest.architecture.encoder_alone:
         _give_back_memory()
         return _with_arithmetic(OnnxRuntimeEncoder(encoder), arithmetic)
     file = f"{GRAPH if buffered else 'decoder'}.onnx"
-    decoder, _ = open_graph(folder / file, manifest, "decoder", threads, providers)
+    decoder, _ = open_graph(folder / file, manifest, "decoder", threads, providers, kernels)
     _give_back_memory()
     kind = BufferedModel if buffered else OnnxRuntimeModel
     model = kind(encoder, decoder, manifest.ports["decoder"], rows_share_cross=manifest.rows_share_cross)
     return _with_arithmetic(model, arithmetic)
+
+
+def tune_bundle(folder: Path, manifest: Manifest, progress: Progress, threads: int | None = None) -> Tuning:
+    """Measure the kernels that a bundle may run with here, and keep the fastest for every later ``open``.
+
+    Raises:
+        UserError: as ``open``.
+    """
+    return measure(manifest, lambda kernels: open(folder, manifest, threads=threads, kernels=kernels), progress)
+
+
+def _kernels(folder: Path, manifest: Manifest, tune: str, threads: int | None) -> dict[str, Kernels]:
+    """The kernels of each graph; measured first where ``tune`` asks for it and nothing is known."""
+    if tune not in TUNE:
+        raise UserError(f"tune is {tune!r}; choose one of {', '.join(TUNE)}.")
+    graphs = manifest.architecture.stacks
+    if tune == "off":
+        return {}
+    if tune == "auto" and any(has_choice(manifest, graph) for graph in graphs) and not tuned(manifest):
+        tune_bundle(folder, manifest, Silent(), threads)
+    return {graph: choose(manifest, graph)[0] for graph in graphs}
 
 
 def _with_arithmetic(model: OnnxRuntimeEncoder, arithmetic: Arithmetic | None) -> OnnxRuntimeEncoder:
@@ -96,8 +124,11 @@ def open_graph(
     graph: str,
     threads: int | None = None,
     providers: Sequence[str] = PROVIDERS,
+    kernels: Mapping[str, Kernels] | None = None,
 ) -> tuple[Any, Arithmetic | None]:
     """A session of "encoder" or "decoder" as it runs on this CPU, and how it multiplies int8 by int8, if it does.
+
+    ``kernels`` by graph, see ``kernels.choose``; None: as recorded.
 
     Of graphs in float16 ONNX Runtime multiplies nothing in integers here.
 
@@ -108,7 +139,7 @@ def open_graph(
     def start(entries: Entries) -> Any:
         return _session(path, entries, threads, providers)
 
-    entries = session_entries(manifest, graph)
+    entries = {**session_entries(manifest, graph), **(kernels or {}).get(graph, RECORDED).entries}
     if graph in manifest.precision.activations and manifest.precision.compute == "float":
         return open_exact(entries, start)
     return start(entries), None

@@ -1,0 +1,56 @@
+"""``t5edge tune``: which kernels run a bundle fastest on this CPU; ``load`` takes them from then on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5edge.commands.result import Result, shown
+from t5edge.errors import UserError
+from t5edge.options import option
+from t5edge.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What ``tune`` takes."""
+
+    bundle: str = option("a bundle written by export", "", positional=True)
+    threads: int | None = option("threads (default: one per core)", None, metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads is {self.threads}; a whole number of at least 1 is needed.")
+
+
+def run(options: TuneOptions, progress: Progress) -> Result:
+    """Measure and remember; the bundle itself is not changed."""
+    from t5edge.bundle.manifest import Manifest
+    from t5edge.runtime.intact import check_intact
+    from t5edge.runtime.onnxruntime.cpu import tune_bundle
+
+    folder = Path(options.bundle)
+    manifest = Manifest.read(folder)
+    check_intact(folder, manifest)
+    found = tune_bundle(folder, manifest, progress, options.threads)
+    data = {"timings": [asdict(timing) for timing in found.timings], "chosen": found.chosen, "file": str(found.file)}
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+
+        if not found.timings:
+            console.print("this bundle runs one way only: its precision leaves no choice of kernels", highlight=False)
+            return
+        table = Table("graph", "kernels", "fastest, ms", "chosen")
+        for timing in found.timings:
+            sizes = ", ".join(f"{what} {value:g}" for what, value in timing.milliseconds.items())
+            mark = "yes" if found.chosen[timing.graph] == timing.kernels else ""
+            table.add_row(timing.graph, timing.kernels, sizes, mark)
+        console.print(table)
+        console.print(f"kept in {shown(found.file)}", highlight=False)
+
+    return Result(data, show)
