@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,8 @@ def _compare_all(stored: StoredWeights) -> tuple[float, str, set[str], list[str]
 
 def _distance(stored: StoredWeights, name: str, values: torch.Tensor, half_step: torch.Tensor) -> float:
     """The largest distance of ``values`` from the checkpoint's, in half steps; infinite where not finite."""
-    import torch
-
-    off = (values - stored.checkpoint.read(name).float()).abs() / half_step
-    largest = float(off.max())
-    return largest if torch.isfinite(off).all() else float("inf")
+    largest = float(((values - stored.checkpoint.read(name).float()).abs_() / half_step).max())  # NaN if one is
+    return largest if math.isfinite(largest) else float("inf")
 
 
 def _is_coarse(stored: StoredWeights, name: str, key: StoredKey) -> bool:

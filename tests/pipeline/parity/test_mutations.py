@@ -14,8 +14,9 @@ from support.mutations import MUTATIONS, find_mutation
 from support.mutations.draft import Draft, packed, unpacked
 from support.mutations.effect import Probe
 from support.mutations.families import PRECISIONS, SMALL
-from support.mutations.judge import NO_EFFECT, first_failure, judge, mutated, remembered_reference
+from support.mutations.judge import NO_EFFECT, first_failure, judge, mutated
 from support.mutations.mutation import EVERY, Mutation
+from support.mutations.remembered import remembered_reference
 from support.mutations.run import run
 from support.mutations.table import misses, share
 from t5edge.parity.ladder import CHECKS

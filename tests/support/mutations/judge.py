@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from support.mutations.draft import Draft
+from support.mutations.draft import WEIGHTS, Draft
 from support.mutations.effect import Effect, Probe
 from support.mutations.mutation import Inapplicable, Mutation
 from t5edge.bundle.parity_report import CheckResult, not_run
 from t5edge.errors import UserError
-from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity import ladder
 from t5edge.parity.ladder import CHECKS, Check, verify
 
 BUNDLE_ALONE = tuple(check for check in CHECKS if check.name != "1 operators")
@@ -67,41 +63,8 @@ class Outcome:
         return Outcome(**{**data, "effect": effect})
 
 
-@contextmanager
-def remembered_reference() -> Iterator[None]:
-    """PyTorch answers each question once for all mutations of a bundle, and wrong parts are not looked for."""
-    measured: dict[Any, Any] = {}
-    generated: dict[Any, Any] = {}
-    measure, generate = ladder.measure_reference, WholeReference.generate
-
-    def measure_once(checkpoint: Any, narrow: Any, batches: Any, on_batch: Any, *rest: Any) -> Any:
-        arrays = [(name, *_key(batch.input_ids, batch.decoder_input_ids)) for name, batch in batches.items()]
-        key = (checkpoint.content_key(), narrow, tuple(arrays), rest)
-        if key not in measured:
-            measured[key] = measure(checkpoint, narrow, batches, on_batch, *rest)
-        return measured[key]
-
-    def generate_once(self: WholeReference, ids: Any, mask: Any, **settings: Any) -> Any:
-        if "logits_processor" in settings:
-            return generate(self, ids, mask, **settings)
-        key = (id(self), *_key(ids, mask), repr(sorted(settings.items())))
-        if key not in generated:
-            generated[key] = generate(self, ids, mask, **settings)
-        return generated[key].copy()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladder, "measure_reference", measure_once)
-        patch.setattr(ladder, "locate", lambda *_: [])
-        patch.setattr(WholeReference, "generate", generate_once)
-        yield
-
-
-def _key(*arrays: Any) -> tuple[Any, ...]:
-    return tuple((array.shape, array.tobytes()) for array in arrays)
-
-
 def until_failure(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """The checks, of which none is run after one that failed."""
+    """The checks; after the first failure nothing is run any more."""
     failed: list[str] = []
 
     def stopping(run: Callable[[Any, str], Iterator[CheckResult]]) -> Callable[[Any, str], Iterator[CheckResult]]:
@@ -111,9 +74,10 @@ def until_failure(checks: Sequence[Check]) -> tuple[Check, ...]:
                 return
             try:
                 for result in run(subject, name):
+                    yield result
                     if result.verdict == "fail":
                         failed.append(name)
-                    yield result
+                        return
             except FloatingPointError:
                 failed.append(name)
                 raise
@@ -124,30 +88,60 @@ def until_failure(checks: Sequence[Check]) -> tuple[Check, ...]:
 
 
 def mutated(bundle: Path, mutation: Mutation, out: Path) -> Path:
-    """A copy of ``bundle`` with the mutation in it and its hashes correct.
+    """A copy of ``bundle`` with the mutation in it and its hashes correct; weights that stay as they are, are linked.
 
     Raises:
         Inapplicable: the bundle has no such part.
     """
-    draft = Draft(Path(shutil.copytree(bundle, out, dirs_exist_ok=True)))
+    draft = Draft(Path(shutil.copytree(bundle, out, copy_function=_copy)))
     mutation.apply(draft)
     draft.finish()
     return out
 
 
-def first_failure(folder: Path, checks: Sequence[Check] = BUNDLE_ALONE) -> tuple[str, str]:
-    """The check that fails first, and its measure; both empty where none does."""
-    try:
-        failures = verify(folder, checks=until_failure(checks)).failures
-    except UserError as error:
-        return "refused", str(error)
-    except Exception as error:  # noqa: BLE001
-        return f"error: {type(error).__name__}", str(error)[:200]
-    return (failures[0].name, failures[0].describe()) if failures else ("", "")
+def _copy(source: str, target: str) -> None:
+    (os.link if Path(source).name == WEIGHTS else shutil.copy2)(source, target)
 
 
-def judge(family: str, bundle: Path, mutation: Mutation, out: Path, probe: Probe) -> Outcome | None:
-    """What comes of one mutation; None where it does not apply. ``out`` is a folder to use and remove."""
+def first_failure(folder: Path, *stages: Sequence[Check]) -> tuple[str, str]:
+    """The check that fails first, and its measure; both empty where none does.
+
+    ``stages``: checks that are run one group after the other; without any, the whole ladder in its order.
+    """
+    for checks in stages or (BUNDLE_ALONE,):
+        try:
+            failures = verify(folder, checks=until_failure(checks)).failures
+        except UserError as error:
+            return "refused", str(error)
+        except Exception as error:  # noqa: BLE001
+            return f"error: {type(error).__name__}", str(error)[:200]
+        if failures:
+            return failures[0].name, failures[0].describe()
+    return "", ""
+
+
+def sound_seconds(bundle: Path) -> dict[str, float]:
+    """How long each check of the ladder takes on a bundle in which none fails."""
+    report = verify(bundle, checks=BUNDLE_ALONE)
+    assert not report.failures, f"the sound bundle fails: {report.failures[0].describe()}"
+    found = [(result.name, result.details.get("seconds")) for result in report.results]
+    return {name: seconds for name, seconds in found if seconds is not None}
+
+
+def cheap_first(mutation: Mutation, seconds: Mapping[str, float]) -> tuple[tuple[Check, ...], ...]:
+    """Stages of the ladder for large models: the check that is made for the fault, then the others, dear ones last."""
+    made = tuple(check for check in BUNDLE_ALONE if check.name.split()[-1] == mutation.expected)
+    others = (check for check in BUNDLE_ALONE if check not in made)
+    return made, tuple(sorted(others, key=lambda check: seconds.get(check.name, 0.0)))
+
+
+def judge(
+    family: str, bundle: Path, mutation: Mutation, out: Path, probe: Probe, *stages: Sequence[Check]
+) -> Outcome | None:
+    """What comes of one mutation; None where it does not apply. ``out`` is a folder to use and remove.
+
+    ``stages``: see ``first_failure``.
+    """
     name = Draft(bundle).manifest.precision.name
     if name not in mutation.precisions:
         return None
@@ -156,7 +150,7 @@ def judge(family: str, bundle: Path, mutation: Mutation, out: Path, probe: Probe
     except Inapplicable:
         shutil.rmtree(out)
         return None
-    caught, measure = first_failure(folder)
+    caught, measure = first_failure(folder, *stages)
     effect = None
     if not caught:
         effect = probe.effect(folder)
