@@ -39,6 +39,7 @@ IN_INTEGERS = (
     "causal mask leaks 20 %",
     "logits times 1.2",
     "one weight's scales 10 % larger",
+    "one activation scale doubled",
 )
 
 
