@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 outcomes.append(outcome)
                 found = outcome.measure or outcome.effect
                 print(f"{family} {precision} | {outcome.mutation} | {outcome.caught} | {found}", flush=True)
-            if options.write is not None:
-                write(outcomes, options.write)
+                if options.write is not None:
+                    write(outcomes, options.write)
     print("\n".join(summary(outcomes)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,14 +70,6 @@ class Draft:
         found = self.manifest
         return open_checkpoint(found.variant, random_weights=found.random_weights, revision=found.revision)
 
-    @cached_property
-    def weights(self) -> Path:
-        """The weights file, to be written in; what was a link to another bundle's file is a copy from here on."""
-        path = self.folder / WEIGHTS
-        if path.stat().st_nlink > 1:
-            Path(shutil.copyfile(path, path.with_suffix(".own"))).replace(path)
-        return path
-
     def finish(self) -> None:
         """Correct the manifest's hashes."""
         fix_hashes(self.folder)
@@ -87,7 +78,7 @@ class Draft:
         """The tensor called exactly so, mapped for writing in place."""
         entry = self.header[name]
         offset = self._start + entry["data_offsets"][0]
-        return np.memmap(self.weights, DTYPES[entry["dtype"]], "r+", offset, tuple(entry["shape"]))
+        return np.memmap(self.folder / WEIGHTS, DTYPES[entry["dtype"]], "r+", offset, tuple(entry["shape"]))
 
     def find(self, fragment: str) -> list[str]:
         """Names of stored tensors that hold ``fragment``, scales and bias tables left out."""
