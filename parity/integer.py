@@ -102,7 +102,7 @@ def integer_matmuls(
 
 
 def ranges(folder: Path, batches: Sequence[Batch], manifest: Manifest | None = None) -> dict[str, float]:
-    """What 127 steps of each quantized MatMul's input reach, over the input's largest magnitude in all ``batches``."""
+    """What 127 steps of each quantized MatMul's input reach, over the input's largest magnitude in ``batches``."""
     model = ir.load(folder / f"{GRAPH}.onnx")
     sites = list(_sites(model.graph))
     exposed = _expose_largest(model.graph, sites)
@@ -112,7 +112,8 @@ def ranges(folder: Path, batches: Sequence[Batch], manifest: Manifest | None = N
         feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         seen = batch.attention_mask.astype(bool)
         largest = np.maximum(largest, [array[seen].max() for array in session.run(exposed, feeds)])
-    return {site.name: 127 * float(site.scale) / top for site, top in zip(sites, largest.tolist(), strict=True) if top}
+    reached = 127 * np.array([float(site.scale) for site in sites]) / np.where(largest == 0, np.inf, largest)
+    return dict(zip((site.name for site in sites), reached.tolist(), strict=True))
 
 
 def _open(
@@ -233,15 +234,22 @@ def arithmetic(subject: Subject, name: str) -> Iterator[CheckResult]:
     yield at_most(name, f"inexact products of {len(found)}", len(wrong), 0, wrong=wrong)
     worst = max(found, key=lambda one: one.excess)
     yield at_most(name, "rounding of an input over the least possible", worst.excess, MOST_EXCESS, worst=worst.name)
-    if batches := _calibrated_on(subject):
-        reached = ranges(opener.folder, batches, opener.manifest)
-        site = max(reached, key=lambda site: reached[site])
-        what = "range of an input over its largest value in the calibration texts"
-        yield at_most(name, what, reached[site], WIDEST, worst=site)
+    yield _ranges_fit(subject, name)
+
+
+def _ranges_fit(subject: Subject, name: str) -> CheckResult:
+    """No scale is wider than the texts need that it was calibrated on."""
+    batches = _calibrated_on(subject)
+    if not batches:
+        return not_applicable(name, "the calibration texts are neither the checkpoint's nor the bundled ones")
+    reached = ranges(subject.opener.folder, batches, subject.opener.manifest)
+    site = max(reached, key=lambda site: reached[site])
+    what = "range of an input over its largest value in the calibration texts"
+    return at_most(name, what, reached[site], WIDEST, worst=site)
 
 
 def _calibrated_on(subject: Subject) -> Sequence[Batch]:
-    """The batches that chose the scales; none where those texts were the user's, who has to name them at the export."""
+    """The batches that chose the scales; none where those texts were the user's, who names them at the export alone."""
     from t5edge.calibration.texts import read_texts
 
     opener = subject.opener
