@@ -1,7 +1,7 @@
-"""PyTorch answers each question once for all mutations of a bundle.
+"""What the mutations of a bundle have in common is computed once.
 
-Of a bundle itself nothing is remembered. PyTorch's answers are, by all that they depend on: the checkpoint, or the
-bytes of the stored weights and which of them are its two tables; and the batch.
+PyTorch's answers are remembered by all that they depend on: the checkpoint, or the bytes of the stored weights and
+which of them are its two tables; and the batch. So is how far a stored tensor lies from the checkpoint's, by its bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity import ladder
-from t5edge.parity.exact import graphs
+from t5edge.parity.exact import graphs, weights
+from t5edge.parity.exact.keys import StackKey, StoredKey
 from t5edge.parity.exact.reference import tables
 from t5edge.parity.exact.stored import StoredWeights
 
@@ -28,10 +30,11 @@ Function = Callable[..., Any]
 
 @contextmanager
 def remembered_reference() -> Iterator[None]:
-    """While this is open, no question is asked twice; nor are wrong parts looked for where a check fails."""
+    """While this is open, nothing is computed twice; nor are wrong parts looked for where a check fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "locate", lambda *_: [])
         patch.setattr(ladder, "measure_reference", _measured_once(ladder.measure_reference))
+        patch.setattr(weights, "compare_matrix", _compared_once(weights.compare_matrix))
         patch.setattr(graphs, "stored_reference", _built_when_asked(graphs.stored_reference))
         patch.setattr(WholeReference, "_outputs", _outputs_once(WholeReference._outputs))
         patch.setattr(WholeReference, "generate", _generated_once(WholeReference.generate))
@@ -78,6 +81,30 @@ def _generated_once(generate: Function) -> Function:
         return known[key].copy()
 
     return ask
+
+
+def _compared_once(compare: Function) -> Function:
+    known: dict[Any, Any] = {}
+
+    def ask(stored: StoredWeights, matrix: str, key: StoredKey) -> Any:
+        parts = [matrix, matrix.replace(".values(", ".scales(", 1)]
+        parts += [key.base.rows, key.base.columns] if isinstance(key.base, StackKey) else []
+        bytes_of = {part: _digest(stored._file.get_tensor(part)) for part in parts if part in stored.names}
+        about = (stored.checkpoint.content_key(), tuple(bytes_of.items()))
+        if about not in known:
+            before = len(stored.problems)
+            known[about] = compare(stored, matrix, key), stored.problems[before:]
+        else:
+            stored.problems += known[about][1]
+        return known[about][0]
+
+    return ask
+
+
+def _digest(tensor: Any) -> tuple[Any, ...]:
+    import torch
+
+    return str(tensor.dtype), tuple(tensor.shape), sha256(tensor.flatten().view(torch.uint8).numpy()).digest()
 
 
 def _built_when_asked(build: Function) -> Function:
