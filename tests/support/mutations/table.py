@@ -102,8 +102,8 @@ def write(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def _of_large(outcomes: Sequence[Outcome]) -> list[str]:
     return [
-        "More than 150 million parameters (a sample of the mutations; first the check that is made for the fault is "
-        "run, then the others, cheap ones first):",
+        "A sample of them on more than 150 million random weights. There the check that is made for the fault is run "
+        "first, then the others, cheap ones first:",
         "",
         *summary(outcomes),
         "",
