@@ -234,8 +234,8 @@ class _Blocks(StreamedReference):
 
     def blocks(self, stack: Any, length: int) -> Any:
         """(layer, block, bias [1, heads, length, length]) one after the other."""
-        for layer, block, biases in self._blocks(stack, [length]):
-            yield layer, block, biases[0]
+        for layer, block, bias in self._blocks(stack):
+            yield layer, block, bias(length)
 
     def run(self, *arguments: Any) -> torch.Tensor:
         """A block's hidden states [rows, length, d_model]."""

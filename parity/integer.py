@@ -11,7 +11,7 @@ rounding of two float32 multiplications. A sum that saturates is off by whole st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,11 +21,13 @@ import onnx_ir as ir
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
+from t5edge.progress import Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
 
 if TYPE_CHECKING:
+    from t5edge.exporter.reference.texts import Batch
     from t5edge.parity.subject import Subject
 
 GRAPH = "encoder"
@@ -36,6 +38,9 @@ JUDGED_ROWS = 64
 """Rows of an input that judge its scale."""
 MOST_EXCESS = 5.0
 """Calibration minds outliers and the weights, and knew other texts: 3.4 was seen. A scale 16 times too large: 8."""
+WIDEST = 1.5
+"""Times the largest input of the calibration texts that 127 steps may reach: no observer goes beyond it, and what is
+rounded in the layers before moves it by a few percent."""
 DISTURBED = 0.25
 """Steps by which a float32 sum of the same integers may be off: far below a whole one."""
 
@@ -90,19 +95,38 @@ def integer_matmuls(
     model = ir.load(folder / f"{GRAPH}.onnx")
     sites = list(_sites(model.graph))
     exposed = _expose(model.graph, sites)
+    session, arithmetic = _open(model, folder, entries, manifest)
+    mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+    found = dict(zip(exposed, session.run(exposed, {"input_ids": input_ids, "attention_mask": mask}), strict=True))
+    return [_compare(site, found, mask.astype(bool)) for site in sites], arithmetic
+
+
+def ranges(folder: Path, batches: Sequence[Batch], manifest: Manifest | None = None) -> dict[str, float]:
+    """What 127 steps of each quantized MatMul's input reach, over the input's largest magnitude in ``batches``."""
+    model = ir.load(folder / f"{GRAPH}.onnx")
+    sites = list(_sites(model.graph))
+    exposed = _expose_largest(model.graph, sites)
+    session, _ = _open(model, folder, None, manifest)
+    largest = np.zeros(len(sites))
+    for batch in batches:
+        feeds = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        seen = batch.attention_mask.astype(bool)
+        largest = np.maximum(largest, [array[seen].max() for array in session.run(exposed, feeds)])
+    reached = 127 * np.array([float(site.scale) for site in sites]) / np.where(largest == 0, np.inf, largest)
+    return dict(zip((site.name for site in sites), reached.tolist(), strict=True))
+
+
+def _open(
+    model: ir.Model, folder: Path, entries: Entries | None, manifest: Manifest | None
+) -> tuple[Any, Arithmetic | None]:
     data = ir.to_proto(model).SerializeToString()
 
     def start(chosen: Mapping[str, str]) -> Any:
         return _session(data, folder, chosen)
 
-    session, arithmetic = (
-        open_exact(session_entries(manifest or Manifest.read(folder), GRAPH), start)
-        if entries is None
-        else (start(entries), None)
-    )
-    mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
-    found = dict(zip(exposed, session.run(exposed, {"input_ids": input_ids, "attention_mask": mask}), strict=True))
-    return [_compare(site, found, mask.astype(bool)) for site in sites], arithmetic
+    if entries is not None:
+        return start(entries), None
+    return open_exact(session_entries(manifest or Manifest.read(folder), GRAPH), start)
 
 
 def _sites(graph: ir.Graph) -> Iterator[_Site]:
@@ -134,6 +158,23 @@ def _expose(graph: ir.Graph, sites: list[_Site]) -> list[str]:
             if value not in graph.outputs:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
                 graph.outputs.append(value)
+    return [str(value.name) for value in graph.outputs]
+
+
+def _expose_largest(graph: ir.Graph, sites: list[_Site]) -> list[str]:
+    """Make the largest magnitude of each position of the MatMuls' inputs the outputs, [batch, source]; their names."""
+    graph.outputs.clear()
+    axes = ir.tensor(np.array([-1]), name="largest/axes")
+    last = ir.Value(name=axes.name, type=ir.TensorType(axes.dtype), shape=ir.Shape(axes.shape), const_value=axes)
+    graph.register_initializer(last)
+    for place, site in enumerate(sites):
+        magnitude = ir.node("Abs", [site.x])
+        magnitude.outputs[0].name = f"largest/magnitude/{place}"
+        node = ir.node("ReduceMax", [magnitude.outputs[0], last], {"keepdims": 0})
+        node.outputs[0].name = f"largest/{place}"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.extend([magnitude, node])
+        graph.outputs.append(node.outputs[0])
     return [str(value.name) for value in graph.outputs]
 
 
@@ -193,3 +234,25 @@ def arithmetic(subject: Subject, name: str) -> Iterator[CheckResult]:
     yield at_most(name, f"inexact products of {len(found)}", len(wrong), 0, wrong=wrong)
     worst = max(found, key=lambda one: one.excess)
     yield at_most(name, "rounding of an input over the least possible", worst.excess, MOST_EXCESS, worst=worst.name)
+    yield _ranges_fit(subject, name)
+
+
+def _ranges_fit(subject: Subject, name: str) -> CheckResult:
+    """No scale is wider than the texts need that it was calibrated on."""
+    batches = _calibrated_on(subject)
+    if not batches:
+        return not_applicable(name, "the calibration texts are neither the checkpoint's nor the bundled ones")
+    reached = ranges(subject.opener.folder, batches, subject.opener.manifest)
+    site = max(reached, key=lambda site: reached[site])
+    what = "range of an input over its largest value in the calibration texts"
+    return at_most(name, what, reached[site], WIDEST, worst=site)
+
+
+def _calibrated_on(subject: Subject) -> Sequence[Batch]:
+    """The batches that chose the scales; none where those texts were the user's, who names them at the export alone."""
+    from t5edge.calibration.texts import read_texts
+
+    opener = subject.opener
+    texts = read_texts(subject.checkpoint, None, opener.limits, Silent())
+    known = (opener.manifest.quantization or {}).get("text_keys", ())
+    return texts.batches if set(texts.keys) == set(known) else ()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.parity_report import CheckResult, at_least
 from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
 from t5edge.parity.limits import judge_logits
@@ -25,6 +26,8 @@ BATCH_TOKENS = 4096
 """Padded source tokens of a batch."""
 BATCH_LOGITS = 1 << 25
 """Padded logits of a batch: 128 MiB of float32 on either side."""
+BATCH_CACHE = 1 << 27
+"""Bytes of a batch's keys and values: the encoder's graph hands over those of all decoder layers at once."""
 NEW_TOKENS = 64
 """Tokens that the reference generates for a text without a target."""
 
@@ -105,16 +108,20 @@ def _with_targets(subject: Subject, rows: Sequence[Row]) -> list[Row]:
 
 def _batches(subject: Subject, rows: Sequence[Row]) -> Iterator[Batch]:
     """Batches of rows of similar lengths, none larger than the bounds unless it is one row."""
-    vocab = subject.checkpoint.architecture.vocab_size
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: (len(row[1]), len(row[0]))):
-        longest = [max(len(other[side]) for other in (*batch, row)) for side in (0, 1)]
-        count = len(batch) + 1
-        if batch and (count * longest[0] > BATCH_TOKENS or count * longest[1] * vocab > BATCH_LOGITS):
+        if batch and _fill(subject.checkpoint.architecture, [*batch, row]) > 1:
             yield _padded(batch, subject.pad)
             batch = []
         batch.append(row)
     yield _padded(batch, subject.pad)
+
+
+def _fill(a: Architecture, rows: Sequence[Row]) -> float:
+    """What rows take, padded, of what a batch may hold."""
+    source, target = (len(rows) * max(len(row[side]) for row in rows) for side in (0, 1))
+    cache = 2 * 4 * a.decoder_layers * a.inner_dim * (source + target)
+    return max(source / BATCH_TOKENS, target * a.vocab_size / BATCH_LOGITS, cache / BATCH_CACHE)
 
 
 def _padded(rows: Sequence[Row], pad_token_id: int) -> Batch:

@@ -13,7 +13,7 @@ from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_applicable, not_run
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
-from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.checkpoint.open import Checkpoint, names_adapter, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity import generation, integer, judged, numeric, text
@@ -194,7 +194,7 @@ def find_checkpoint(
             subfolder=None if named else manifest.subfolder,
             vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
             task=manifest.task if manifest.task == "encode" else None,
-            adapters=[str(name) for name in adapters] or [facts.spelled for facts in manifest.adapters or ()],
+            adapters=[str(name) for name in adapters] or _merged(manifest, variant),
         )
     except UserError as error:
         places = "--checkpoint or --adapter" if manifest.adapters else "--checkpoint"
@@ -209,6 +209,12 @@ def find_checkpoint(
             "name its own checkpoint with --checkpoint."
         )
     return checkpoint
+
+
+def _merged(manifest: Manifest, variant: str | Path | None) -> list[str]:
+    """The adapters of the bundle that are not merged by opening ``variant``: an adapter there stands for the first."""
+    spelled = [facts.spelled for facts in manifest.adapters or ()]
+    return spelled[1:] if variant is not None and names_adapter(str(variant)) else spelled
 
 
 def _facts(manifest: Manifest, target: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from t5edge.exporter.checkpoint.trimmed import Corpus, choose_vocabulary, stored
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "names_adapter", "open_checkpoint"]
 
 
 def open_checkpoint(
@@ -60,6 +60,15 @@ def open_checkpoint(
     if isinstance(vocabulary, Corpus):
         return with_vocabulary(checkpoint, choose_vocabulary(checkpoint, vocabulary))
     return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
+
+
+def names_adapter(variant: str) -> bool:
+    """Whether ``variant`` is the folder of a PEFT adapter, which ``open_checkpoint`` merges into the model it names.
+
+    Raises:
+        UserError: no path can be spelled so.
+    """
+    return is_adapter(_as_path(variant))
 
 
 def _for_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:

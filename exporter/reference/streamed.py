@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
     from t5edge.exporter.reference.texts import Batch
 
+Bias = Callable[[int], "torch.Tensor"]
 OnBlock = Callable[[Stack, int, Any], None]
 """Called with each block after its weights are in and before it runs: the place for hooks."""
 VOCABULARY_ROWS = 8192
@@ -67,10 +69,9 @@ class StreamedReference:
         """``encode`` for several batches; each layer is loaded once."""
         masks = [self._padding(batch.attention_mask) for batch in batches]
         hidden = [self._embed(batch.input_ids) for batch in batches]
-        lengths = [batch.input_ids.shape[1] for batch in batches]
-        for layer, block, biases in self._blocks("encoder", lengths):
-            for index, (bias, mask) in enumerate(zip(biases, masks, strict=True)):
-                hidden[index] = self._run(block, hidden[index], bias + mask)
+        for layer, block, bias in self._blocks("encoder"):
+            for index, mask in enumerate(masks):
+                hidden[index] = self._run(block, hidden[index], bias(hidden[index].shape[1]) + mask)
                 self._after("encoder", layer, hidden[index])
             del block  # before the next is read
         return [self._norm("encoder", states) for states in hidden]
@@ -79,11 +80,11 @@ class StreamedReference:
         """``decode`` for several batches; each layer is loaded once."""
         masks = [self._padding(batch.attention_mask) for batch in batches]
         hidden = [self._embed(batch.decoder_input_ids) for batch in batches]
-        lengths = [batch.decoder_input_ids.shape[1] for batch in batches]
-        for layer, block, biases in self._blocks("decoder", lengths):
-            for index, bias in enumerate(biases):
-                own = bias + self._causal(lengths[index])
-                hidden[index] = self._run(block, hidden[index], own, encoded[index], masks[index])
+        for layer, block, bias in self._blocks("decoder"):
+            for index, states in enumerate(hidden):
+                length = states.shape[1]
+                own = bias(length) + self._causal(length)
+                hidden[index] = self._run(block, states, own, encoded[index], masks[index])
                 self._after("decoder", layer, hidden[index])
             del block
         return [self._norm("decoder", states) for states in hidden]
@@ -127,16 +128,15 @@ class StreamedReference:
         with torch.inference_mode():
             return block(hidden, None, bias, encoded, None, cross)[0]
 
-    def _blocks(self, stack: Stack, lengths: Sequence[int]) -> Iterator[tuple[int, Any, list[torch.Tensor]]]:
+    def _blocks(self, stack: Stack) -> Iterator[tuple[int, Any, Bias]]:
+        """Layer by layer its block, and its position bias by length, which is made when asked for: batches are many."""
         architecture = self.checkpoint.architecture
-        biases: list[Any] = []
         for layer in range(architecture.layers(stack)):
-            if layer == 0 or architecture.per_layer_bias:
-                biases = [self._bias(stack, layer, length) for length in lengths]
+            bias = partial(self._bias, stack, layer if architecture.per_layer_bias else 0)
             block = self._block(stack, layer)
             if self.on_block is not None:
                 self.on_block(stack, layer, block)
-            yield layer, block, biases
+            yield layer, block, bias
             del block
 
     def _block(self, stack: Stack, layer: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -53,23 +54,26 @@ def _compare_all(stored: StoredWeights) -> tuple[float, str, set[str], list[str]
     """The largest distance in half steps and where, the checkpoint's tensors that are stored, and coarse scales."""
     worst, where, seen, coarse = 0.0, "none", set[str](), list[str]()
     for matrix, key in stored.matrices():
-        for found in stored.recover(matrix, key):
-            distance = _distance(stored, found.name, found.values, found.half_step)
+        distances, is_coarse = compare_matrix(stored, matrix, key)
+        for name, distance in distances.items():
             if not distance <= worst:
-                worst, where = distance, found.name
-            seen.add(found.name)
-        if key.part and _is_coarse(stored, matrix, key):
-            coarse.append(matrix)
+                worst, where = distance, name
+        seen |= set(distances)
+        coarse += [matrix] if is_coarse else []
     return worst, where, seen, coarse
+
+
+def compare_matrix(stored: StoredWeights, matrix: str, key: StoredKey) -> tuple[dict[str, float], bool]:
+    """Half steps from each of the checkpoint's tensors that ``matrix`` holds, and whether its scales are coarse."""
+    found = stored.recover(matrix, key)
+    distances = {one.name: _distance(stored, one.name, one.values, one.half_step) for one in found}
+    return distances, bool(key.part) and _is_coarse(stored, matrix, key)
 
 
 def _distance(stored: StoredWeights, name: str, values: torch.Tensor, half_step: torch.Tensor) -> float:
     """The largest distance of ``values`` from the checkpoint's, in half steps; infinite where not finite."""
-    import torch
-
-    off = (values - stored.checkpoint.read(name).float()).abs() / half_step
-    largest = float(off.max())
-    return largest if torch.isfinite(off).all() else float("inf")
+    largest = float(((values - stored.checkpoint.read(name).float()).abs_() / half_step).max())  # NaN if one is
+    return largest if math.isfinite(largest) else float("inf")
 
 
 def _is_coarse(stored: StoredWeights, name: str, key: StoredKey) -> bool:

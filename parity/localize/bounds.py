@@ -37,9 +37,14 @@ def as_array(tensor: Any) -> np.ndarray:
     return array
 
 
-def error_of(found: np.ndarray, exact: Any) -> float:
-    """Relative L2 error against a torch tensor of the same shape."""
-    return relative_error(found, as_array(exact))
+def error_of(found: np.ndarray, exact: Any, text: np.ndarray | None = None) -> float:
+    """Relative L2 error against a torch tensor of the same shape.
+
+    ``text`` bool [batch, length]: the positions that count, of [batch, length, ...]; None for all. Padding holds
+    numbers that no answer depends on and that calibration never saw.
+    """
+    wanted = as_array(exact)
+    return relative_error(found, wanted) if text is None else relative_error(found[text], wanted[text])
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:

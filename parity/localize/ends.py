@@ -28,7 +28,7 @@ STEM_PADDING = 20
 STEM_PAST = 100
 """Of the stems' batch: padded source tokens, and target tokens that are in the cache."""
 POSITIONS = 8
-"""Target positions whose logits are compared: the last ones."""
+"""Target positions whose logits are compared: the first ones, which most rows have."""
 
 
 @dataclass
@@ -85,36 +85,47 @@ class EndChecks:
         yield self._judge(name, f"position bias {layer}", found[visible], kept)
         yield self._mask(name, f"mask of bias {layer}", np.where(visible, 0, found), visible)
 
-    def encoder_head(self, hidden: torch.Tensor, encoded: torch.Tensor) -> Iterator[CheckResult]:
-        """The final norm: ``last_hidden_state`` from the residual stream, both [batch, source, d_model]."""
+    def encoder_head(self, hidden: torch.Tensor, encoded: torch.Tensor, text: np.ndarray) -> Iterator[CheckResult]:
+        """The final norm: ``last_hidden_state`` from the residual stream, both [batch, source, d_model].
+
+        ``text`` bool [batch, source]: where no padding is.
+        """
         graph = self.graphs["encoder"]
         feeds = {graph.last_hidden: as_array(hidden) / graph.scale}
         (found,) = graph.run(feeds, [graph.values["last_hidden_state"]])
         own = self.reference.norm("encoder", hidden.to(torch_dtype(self.precision)))
-        yield self._judge("encoder head", "last_hidden_state", found, encoded, own)
+        yield self._judge("encoder head", "last_hidden_state", found, encoded, own, text)
 
-    def logits(self, hidden: torch.Tensor, ids: np.ndarray) -> Iterator[CheckResult]:
-        """Logits of the last positions, from the residual stream [batch, target, d_model] and ids [batch, target]."""
+    def logits(self, hidden: torch.Tensor, ids: np.ndarray, text: np.ndarray) -> Iterator[CheckResult]:
+        """Logits of some positions, from the residual stream [batch, target, d_model] and ids [batch, target].
+
+        ``text`` bool [batch, target]: where no padding is.
+        """
         graph = self.graphs["decoder"]
-        hidden, ids = hidden[:, -POSITIONS:].contiguous(), np.ascontiguousarray(ids[:, -POSITIONS:])
+        hidden, ids = hidden[:, :POSITIONS].contiguous(), np.ascontiguousarray(ids[:, :POSITIONS])
         feeds = {graph.last_hidden: as_array(hidden) / graph.scale, graph.values["input_ids"]: ids}
         (found,) = graph.run(feeds, [graph.values["logits"]])
         exact, own = (
             self.reference.logits(self.reference.norm("decoder", hidden.to(dtype)), stored)
             for dtype, stored in ((hidden.dtype, lambda rows: rows), (torch_dtype(self.precision), self._stored))
         )
-        yield self._judge("decoder head", "logits", found, exact, own)
+        yield self._judge("decoder head", "logits", found, exact, own, text[:, :POSITIONS])
 
     def _stored(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the output layer as the precision stores them."""
         round_rows = round_embedding if self.checkpoint.architecture.tied else round_weight
         return round_rows(rows, self.precision)
 
-    def _judge(self, name: str, what: str, found: np.ndarray, exact: Any, own: Any = None) -> CheckResult:
-        """Against the rounding of ``own`` (PyTorch at the compute dtype), or of the result itself."""
+    def _judge(
+        self, name: str, what: str, found: np.ndarray, exact: Any, own: Any = None, text: np.ndarray | None = None
+    ) -> CheckResult:
+        """Against the rounding of ``own`` (PyTorch at the compute dtype), or of the result itself.
+
+        ``text``: see ``error_of``.
+        """
         rounded = exact.to(torch_dtype(self.precision)) if own is None else own
-        bound = error_bound(self.precision, error_of(as_array(rounded), exact))
-        return judge_error(name, what, error_of(found, exact), bound)
+        bound = error_bound(self.precision, error_of(as_array(rounded), exact, text))
+        return judge_error(name, what, error_of(found, exact, text), bound)
 
     def _mask(self, name: str, what: str, found: np.ndarray, visible: np.ndarray) -> CheckResult:
         """How many entries hide what should be seen, or show what should be hidden."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class LayerChecks:
     """One layer. ``run`` is PyTorch's; its block is rounded to the precision on the way, so this runs once.
 
     ``source_hidden``: in the decoder, the encoder's residual stream before its final norm, float32.
+    ``text``: bool [batch, length] of each stack, False at padding, which does not count; all counts without it.
     """
 
     precision: Precision
@@ -43,6 +44,7 @@ class LayerChecks:
     layer: int
     run: LayerRun
     source_hidden: torch.Tensor | None = None
+    text: Mapping[Stack, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph, self.name = self.graphs[self.stack], f"{self.stack} block {self.layer}"
@@ -102,11 +104,12 @@ class LayerChecks:
         step = self.run.steps[index]
         feeds = {cut.hidden: as_array(step.hidden[:, self.queries]) / self.graph.scale, **feeds}
         found = [array * self.graph.scale for array in self.graph.run(feeds, [cut.added, cut.out])]
+        text = self.text[self.stack][:, self.queries] if self.text else None
         errors = {}
         for what, array, exact, rounded in zip(("added", "out"), found, (step.added, step.out), rerun, strict=True):
             wanted = exact[:, self.queries]
-            own = error_of(as_array(rounded[:, self.queries]), wanted)
-            errors[what] = (error_of(array, wanted), error_bound(self.precision, own))
+            own = error_of(as_array(rounded[:, self.queries]), wanted, text)
+            errors[what] = (error_of(array, wanted, text), error_bound(self.precision, own))
         worst = max(errors, key=lambda what: errors[what][0] / errors[what][1])
         return judge_error(self.name, kind, *errors[worst], where=worst, errors=errors)
 
@@ -123,6 +126,8 @@ class LayerChecks:
             feeds[encoder.last_hidden] = as_array(self.source_hidden) / encoder.scale
         found = encoder.run(feeds, outputs)
         rounded = self.run.keys_values(cross=True)
+        text = self.text.get("encoder")
         for half, array, wanted, own in zip(("keys", "values"), found, exact, rounded, strict=True):
-            bound = error_bound(self.precision, error_of(as_array(own), wanted))
-            yield judge_error(self.name, f"cross {half}", error_of(array, wanted), bound)
+            by_position = wanted.transpose(1, 2)
+            bound = error_bound(self.precision, error_of(as_array(own.transpose(1, 2)), by_position, text))
+            yield judge_error(self.name, f"cross {half}", error_of(array.swapaxes(1, 2), by_position, text), bound)

@@ -14,8 +14,9 @@ from support.mutations import MUTATIONS, find_mutation
 from support.mutations.draft import Draft, packed, unpacked
 from support.mutations.effect import Probe
 from support.mutations.families import PRECISIONS, SMALL
-from support.mutations.judge import NO_EFFECT, first_failure, judge, mutated, remembered_reference
+from support.mutations.judge import NO_EFFECT, Sound, first_failure, judge, mutated
 from support.mutations.mutation import EVERY, Mutation
+from support.mutations.remembered import remembered_reference
 from support.mutations.run import run
 from support.mutations.table import misses, share
 from t5edge.parity.ladder import CHECKS
@@ -38,6 +39,7 @@ IN_INTEGERS = (
     "causal mask leaks 20 %",
     "logits times 1.2",
     "one weight's scales 10 % larger",
+    "one activation scale doubled",
 )
 
 
@@ -91,7 +93,7 @@ def test_another_start_token_fails_generation(demo: Workshop, tmp_path: Path) ->
 def test_what_changes_nothing_is_not_counted(demo: Workshop, tmp_path: Path) -> None:
     bundle = demo.bundle("fp32")
     nothing = Mutation("nothing", "weights", "weights", lambda draft: None, EVERY)
-    outcome = judge("t5-demo", bundle, nothing, tmp_path / "mutated", Probe(bundle))
+    outcome = judge("t5-demo", Sound(bundle), nothing, tmp_path / "mutated", Probe(bundle))
     assert outcome is not None
     assert outcome.caught == NO_EFFECT
     assert share([outcome]) == (0, 0)

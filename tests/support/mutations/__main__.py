@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", action="append")
     parser.add_argument("--only", default="", help="part of a mutation's name")
     parser.add_argument("--every", type=int, default=1, help="of the mutations only each so many: for large models")
+    parser.add_argument("--resume", action="store_true", help="leave out what the written table has already")
     parser.add_argument("--root", type=Path, help="where bundles are kept between runs")
     parser.add_argument(
         "--write", type=Path, help="the table, as Markdown, with JSON beside it; kept for bundles that are not run"
@@ -35,13 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     outcomes = read(options.write) if options.write else []
     for family in options.family or SMALL:
         for precision in options.precision or PRECISIONS:
-            outcomes = [known for known in outcomes if (known.family, known.precision) != (family, precision)]
-            for outcome in run(family, precision, root, options.only, options.every):
+            own = [known for known in outcomes if (known.family, known.precision) == (family, precision)]
+            outcomes = [known for known in outcomes if options.resume or known not in own]
+            known = {outcome.mutation for outcome in own if options.resume}
+            for outcome in run(family, precision, root, options.only, options.every, known):
                 outcomes.append(outcome)
                 found = outcome.measure or outcome.effect
                 print(f"{family} {precision} | {outcome.mutation} | {outcome.caught} | {found}", flush=True)
-            if options.write is not None:
-                write(outcomes, options.write)
+                if options.write is not None:
+                    write(outcomes, options.write)
     print("\n".join(summary(outcomes)))
 
 

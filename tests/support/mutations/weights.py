@@ -7,8 +7,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from support.mutations.draft import GRAPHS, Draft
-from support.mutations.draft import WEIGHTS as FILE
+from support.mutations.draft import GRAPHS, WEIGHTS, Draft
 from support.mutations.mutation import FLOAT, QUANTIZED, Mutation, require
 
 
@@ -73,8 +72,7 @@ def zero_column(draft: Draft) -> None:
 
 def page(place: float, copy: bool, draft: Draft) -> None:
     """4096 bytes of the file, at a share of its length, are zero or those of the page before."""
-    path = draft.folder / FILE
-    data = np.memmap(path, np.uint8, "r+")
+    data = np.memmap(draft.folder / WEIGHTS, np.uint8, "r+")
     begin = max(draft._start, int(len(data) * place)) // 4096 * 4096 + 4096
     data[begin : begin + 4096] = data[begin - 4096 : begin] if copy else 0
 

@@ -267,6 +267,7 @@ def test_a_bundle_is_verified_from_what_its_manifest_says(
     assert manifest.variant == str(exports.root / GATED)
     few = checks("2 encoder", "3 logits")
     assert verify(folder, checks=few).passed
+    assert verify(folder, adapter, checks=few).passed
     moved = shutil.move(adapter, tmp_path / "moved")
     try:
         with pytest.raises(UserError, match="name another place with --checkpoint or --adapter"):

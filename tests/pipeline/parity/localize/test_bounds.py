@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,3 +36,15 @@ def test_every_row_has_a_torch_dtype() -> None:
 def test_errors_are_relative() -> None:
     exact = torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16)
     assert error_of(as_array(exact) * 1.1, exact) == pytest.approx(0.1)
+
+
+def test_padding_does_not_count() -> None:
+    """An outlier there is beyond what calibration saw, and no answer depends on it."""
+    exact = torch.ones(2, 3, 4)
+    found = as_array(exact).copy()
+    text = np.array([[True, True, False], [True, True, True]])
+    found[0, 2] = 1e6
+    assert error_of(found, exact, text) == 0
+    found[1, 2] = 1.1
+    assert error_of(found, exact, text) == pytest.approx(0.1 / 5**0.5)
+    assert error_of(found, exact) > 1e5
