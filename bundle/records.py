@@ -61,26 +61,27 @@ class Layout:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one encoder run and of one decoder step."""
+    """Milliseconds of one encoder run and of one decoder step, where there is a decoder."""
 
     encoder_ms: float
-    step_ms: float
+    step_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
     """A quantized bundle against float32 on the exporting machine's CPU.
 
-    One text: ``source_tokens`` are encoded, then ``steps`` are taken. Speedups are times of float32 over the bundle's.
+    One text: ``source_tokens`` are encoded, then ``steps`` are taken, none where there is no decoder. Speedups are times
+    of float32 over the bundle's.
     """
 
     source_tokens: Size
-    steps: Size
+    steps: Count
     threads: Count | None
     quantized: Times
     fp32: Times
     encoder_speedup: float
-    step_speedup: float
+    step_speedup: float | None
     speedup: float
 
 

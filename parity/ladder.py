@@ -63,7 +63,7 @@ CHECKS: tuple[Check, ...] = (
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
     Check("3 logits", ("texts",), numeric.logits, of_decoder=True),
-    Check("3 texts", ("texts",), judged.judged, of_decoder=True),
+    Check("3 texts", ("texts",), judged.judged),
     Check("3 range", ("texts", "lengths"), numeric.value_range),
     Check("4 cache", ("texts",), numeric.cache, of_decoder=True),
     Check("5 padding", ("texts",), numeric.padding),
