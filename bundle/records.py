@@ -71,8 +71,8 @@ class Times:
 class Speed:
     """A quantized bundle against float32 on the exporting machine's CPU.
 
-    One text: ``source_tokens`` are encoded, then ``steps`` are taken, none where there is no decoder. Speedups are times
-    of float32 over the bundle's.
+    One text: ``source_tokens`` are encoded, then ``steps`` are taken, none without a decoder. Speedups are times of
+    float32 over the bundle's.
     """
 
     source_tokens: Size

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def measure_speed(folder: Path, manifest: Manifest) -> Speed | None:
     if 4 * manifest.architecture.parameters > MEMORY_SHARE * _memory():
         return None
     sides = {
-        side: _opened(lambda graph, session=session: session(folder, manifest, graph), manifest)
+        side: _opened(partial(session, folder, manifest), manifest)
         for side, session in (("quantized", _quantized), ("fp32", _float32))
     }
     best: dict[str, dict[str, float]] = {side: {} for side in sides}

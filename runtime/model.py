@@ -64,7 +64,7 @@ class BundleModel:
         if isinstance(texts, str):
             raise UserError("encode takes a list of texts, not one string; pass [text].")
         rows, found = self.tokenizer.ids(texts), dict[int, np.ndarray]()
-        for batch in batches([len(row) for row in rows], BATCH_TOKENS):
+        for batch in batches([max(self._least_tokens, len(row)) for row in rows], BATCH_TOKENS):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
             hidden = self.encode_ids(ids, mask)
             found |= {index: hidden[place, : len(rows[index])] for place, index in enumerate(batch)}
@@ -309,6 +309,12 @@ class BundleModel:
                 f"{self.vocab_size}; it must share the vocabulary."
             )
         return assistant.step_model
+
+    @property
+    def _least_tokens(self) -> int:
+        """What a row counts at least in a batch of ``BATCH_TOKENS``, so that engines take the batch."""
+        limits = getattr(self.step_model, "limits", None)
+        return -(-BATCH_TOKENS // limits.max_batch) if limits else 1
 
     def _token(self, choice: str | int, ends: tuple[int, ...]) -> int:
         if not isinstance(choice, str):
