@@ -154,6 +154,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,
         vocabulary=None if checkpoint.vocabulary is None else checkpoint.vocabulary.facts,
+        sentence=None if checkpoint.sentence is None else checkpoint.sentence.facts,
         architecture=checkpoint.architecture,
         precision=row,
         rescale=parts.rescale.facts(),

@@ -1,9 +1,10 @@
-"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, rescale, layout, speed."""
+"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, pooling, rescale, layout, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from t5edge.bundle.schema import Count, Size
 
@@ -134,3 +135,44 @@ class VocabularyFacts:
     parameters: Size
     held_out_texts: Count
     held_out_same: Count
+
+
+@dataclass(frozen=True)
+class SentenceStep:
+    """A module behind the pooling: ``dense`` or ``normalize`` (to length 1).
+
+    Attributes:
+        size: of its output.
+        weights: what the names of a dense layer's weights begin with; ``bias``: whether it has one.
+        activation: behind a dense layer, by the name of torch's class; None for none.
+    """
+
+    kind: Literal["dense", "normalize"]
+    size: Size
+    weights: str = ""
+    bias: bool = False
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class SentenceFacts:
+    """What makes one vector of a text's hidden states, as sentence-transformers does.
+
+    Attributes:
+        pooling: how; several are joined in this order.
+        steps: what follows, in order.
+        dimension: of the embedding.
+        max_length: tokens of a text, the end token included; longer ones are cut. None for no limit.
+        lower_case: whether texts are lower-cased first.
+        prompts: texts that are put before every text, by their names; ``default_prompt`` is the name of the usual one.
+        include_prompt: whether a prompt's tokens are pooled; where not, ``attention_mask`` is 2 at them.
+    """
+
+    pooling: Sequence[str]
+    steps: Sequence[SentenceStep]
+    dimension: Size
+    max_length: Size | None = None
+    lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    include_prompt: bool = True

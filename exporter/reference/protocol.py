@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from t5edge.bundle.architecture import Architecture
+    from t5edge.exporter.checkpoint.sentence import SentenceModules
     from t5edge.exporter.reference.texts import Batch
 
 
@@ -23,6 +24,9 @@ class Weights(Protocol):
 
     @property
     def generation_config(self) -> dict[str, Any]: ...
+
+    @property
+    def sentence(self) -> SentenceModules | None: ...
 
     def names(self) -> list[str]: ...
 
