@@ -37,7 +37,9 @@ class BundleModel(BundleEncoder):
     def require_decoder(self, what: str) -> None:
         """Raises: UserError when the bundle is an encoder alone and has no ``what``."""
         if self.architecture.encoder_alone:
-            raise UserError(f"'{self.folder}' is an encoder alone and has no {what}; call encode() or encode_ids().")
+            raise UserError(
+                f"'{self.folder}' is an encoder alone and has no {what}; call encode(), or run t5edge encode."
+            )
 
     def logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
