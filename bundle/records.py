@@ -137,6 +137,12 @@ class VocabularyFacts:
     held_out_same: Count
 
 
+SENTENCE = "sentence."
+"""What the names of weights behind the pooling of a sentence encoder begin with."""
+ACTIVATIONS = ("Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
+"""Behind dense layers, by the names of torch's classes, with their default settings."""
+
+
 @dataclass(frozen=True)
 class SentenceStep:
     """A module behind the pooling: ``dense`` or ``normalize`` (to length 1).

@@ -30,7 +30,7 @@ class EncodeOptions:
     text: tuple[str, ...] = option("texts; '-' or none reads one per line from standard input", (), positional=True)
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
     out: str | None = option(
-        "file to write: embeddings as one .npy array, hidden states as .npz, an array for each text",
+        "file to write: embeddings as one .npy array, hidden states as .npz, arr_0 for the first text",
         None,
         metavar="FILE",
     )
@@ -64,7 +64,7 @@ def _hidden_states(model: BundleModel, texts: list[str], out: Path | None, optio
         raise UserError(f"'{model.folder}' gives the hidden states of every token; name a file for them with --out.")
     found = model.encode(texts)
     with out.open("wb") as file:
-        np.savez(file, **{str(index): states for index, states in enumerate(found)})
+        np.savez(file, *found)
     return _written(out, f"hidden states of {len(found)} texts", [list(states.shape) for states in found])
 
 

@@ -11,8 +11,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-SENTENCE = "sentence."
-"""What the names of weights behind the pooling of a sentence encoder begin with; they stay in float32."""
+from t5edge.bundle.records import SENTENCE
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def planned_value(expression: WeightExpression, dtype: ir.DataType, name: str) -
 
 
 def is_behind_pooling(expression: StackedWeight) -> bool:
-    """Whether a weight is read by what follows the pooling of a sentence encoder."""
+    """Whether a weight is read by what follows the pooling of a sentence encoder, and so stays in float32."""
     return expression.sources[0].name.startswith(SENTENCE)
 
 

@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from t5edge.bundle.records import SentenceFacts, SentenceStep
+from t5edge.bundle.records import ACTIVATIONS, SENTENCE, SentenceFacts, SentenceStep
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.checkpoint import read_json
 from t5edge.exporter.checkpoint.sentence import SentenceModules
 from t5edge.exporter.checkpoint.stores import open_folder_store
-from t5edge.exporter.graph.sentence import ACTIVATIONS
-from t5edge.kernels.weights import SENTENCE
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.stores import Tensors
@@ -99,12 +97,12 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
     path = folder / MODULES
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        found = [
-            {"idx": int(entry["idx"]), "path": _inside(entry["path"]), "type": str(entry["type"])} for entry in entries
-        ]
+        found = [(int(entry["idx"]), _inside(entry["path"]), str(entry["type"])) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error!r:.80}); copy or download it again.") from error
-    modules = [{**module, "kind": module["type"].rpartition(".")[2]} for module in found]
+    modules: list[dict[str, Any]] = [
+        {"idx": idx, "path": inside, "type": kind, "kind": kind.rpartition(".")[2]} for idx, inside, kind in found
+    ]
     if not modules or modules[0]["kind"] != "Transformer":
         raise UserError(f"{path} does not begin with a Transformer; only T5's encoders are exported.")
     return modules
@@ -139,9 +137,9 @@ def _pooling(settings: Mapping[str, Any], source: str, d_model: int) -> tuple[tu
 
 def _require_embedding(settings: Mapping[str, Any], source: str, what: str) -> None:
     """Refuse a module that works on something else than the embedding."""
-    places = {settings.get("module_input_name"), settings.get("module_output_name")} - {None, "sentence_embedding"}
-    if places:
-        raise UserError(f"'{source}' has a {what} of {sorted(places)[0]}, which is not exported; {KEPT}")
+    for place in (settings.get("module_input_name"), settings.get("module_output_name")):
+        if place not in (None, "sentence_embedding"):
+            raise UserError(f"'{source}' has a {what} of {place}, which is not exported; {KEPT}")
 
 
 def _dense(settings: Mapping[str, Any], store: Tensors, prefix: str, source: str, size: int) -> SentenceStep:

@@ -138,7 +138,7 @@ def _dense(tape: ir.tape.Tape, vectors: ir.Value, step: SentenceStep, width: int
     planned = [stack_of(f"{step.weights}{name}", shape) for name, shape in names.items()]
     weights = [planned_value(expression, ir.DataType.FLOAT, expression.key) for expression in planned]
     found = tape.op("Gemm", [vectors, *weights], {"transB": 1})
-    return found if step.activation is None else ACTIVATIONS[step.activation](tape, found)
+    return found if step.activation is None else OPERATORS[step.activation](tape, found)
 
 
 def _number(value: float) -> ir.Value:
@@ -153,11 +153,11 @@ def _op(name: str) -> Activation:
     return lambda tape, value: tape.op(name, [value])
 
 
-ACTIVATIONS: Mapping[str, Activation] = {
+OPERATORS: Mapping[str, Activation] = {
     "Tanh": _op("Tanh"),
     "ReLU": lambda tape, value: tape.op("Max", [value, _number(0.0)]),
     "GELU": _op("Gelu"),
     "Sigmoid": _op("Sigmoid"),
     "SiLU": lambda tape, value: tape.op("Mul", [value, tape.op("Sigmoid", [value])]),
 }
-"""By the name of torch's class, with its default settings."""
+"""Of ``ACTIVATIONS``."""
