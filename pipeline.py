@@ -107,13 +107,11 @@ def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
     """Refuse what an encoder alone cannot have.
 
     Raises:
-        UserError: another layout, or best tokens.
+        UserError: best tokens.
     """
     if not checkpoint.architecture.encoder_alone:
         return
     name = f"'{checkpoint.source}' is exported as an encoder alone"
-    if options.layout != "t5edge":
-        raise UserError(f"{name}, and --layout {options.layout} is for models that generate; leave it out.")
     if options.count_ties:
         raise UserError(f"{name}, and --count-ties is about tokens, which it has none of; leave it out.")
 

@@ -233,7 +233,6 @@ def test_what_needs_a_decoder_is_refused_in_one_line(encoders: Bundles, capsys: 
     ("options", "said"),
     [
         ({"task": "generate"}, "is an encoder without a decoder and generates nothing"),
-        ({"layout": "optimum"}, "--layout optimum is for models that generate"),
         ({"precision": "int8", "count_ties": True}, "--count-ties is about tokens, which it has none of"),
         ({"task": "translate"}, "choose one of generate, encode"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from support.encoders import GATED, PER_LAYER_BIAS, RELU
@@ -27,6 +30,7 @@ from t5edge.bundle.records import SentenceStep
 from t5edge.cli import main
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.checkpoint.sentence_files import read_modules
 from t5edge.parity.ladder import CHECKS, verify
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.tensorrt.flavor import TensorRT
@@ -180,8 +184,6 @@ def test_a_prompt_that_is_not_pooled(tmp_path: Path, pooling: str) -> None:
 
 def test_older_folders_are_read_alike(sentences: Sentences, tmp_path: Path) -> None:
     """As versions before 6 wrote them: other names and settings, weights by ``torch.save``, the encoder in a folder."""
-    import torch
-
     folder = Path(shutil.copytree(sentences(RELU), tmp_path / "old"))
     modules = json.loads((folder / "modules.json").read_text())
     for module, kind in zip(modules, ("Transformer", "Pooling", "Dense", "Normalize"), strict=True):
@@ -338,3 +340,59 @@ def test_the_manifest_states_how_and_an_encoder_alone_is_another_model(sentences
     model = BundleModel(folder, Manifest.read(folder), load(folder).step_model)
     with pytest.raises(UserError, match=r"pass \[text\]"):
         model.embed("a")
+
+
+OLD_CLIENT = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+request = json.load(sys.stdin)
+model = SentenceTransformer(sys.argv[1], backend="onnx", model_kwargs={"provider": "CPUExecutionProvider"})
+print(json.dumps(model.encode(request["texts"]).tolist()))
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_layout_for_optimum_is_a_folder_of_the_library(
+    sentences: Sentences, tmp_path: Path, precision: str
+) -> None:
+    """Its own loaders read the modules; the encoder's graph gives the hidden states that they pool."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+    out = export(sentences(GATED), precision, tmp_path / "b", layout="optimum", no_verify=False)
+    model = load(out)
+    layout = model.manifest.layout
+    assert layout is not None
+    assert layout.parity is not None
+    assert layout.parity.errors["encoder"] <= layout.parity.limit
+    kinds = [module["type"].rpartition(".")[2] for module in json.loads((out / "modules.json").read_text())]
+    assert kinds == ["Transformer", "Pooling", "Dense", "Normalize"]
+    ids, mask = model.tokenizer.encode(list(TEXTS[:3]))
+    features: dict[str, Any] = {"attention_mask": torch.from_numpy(mask)}
+    features["token_embeddings"] = torch.from_numpy(model.encode_ids(ids, mask))
+    for kind, path in zip((Pooling, Dense, Normalize), ("1_Pooling", "2_Dense", "3_Normalize"), strict=True):
+        features = kind.load(str(out), subfolder=path)(features)
+    np.testing.assert_allclose(features["sentence_embedding"].detach().numpy(), model.embed(TEXTS[:3]), atol=1e-6)
+    source = open_checkpoint(str(sentences(GATED)))
+    assert source.sentence is not None
+    assert read_modules(out, "b", source.architecture.d_model).facts == source.sentence.facts  # type: ignore[union-attr]
+
+
+@pytest.mark.peer
+def test_sentence_transformers_opens_the_folder_with_its_onnx_backend(sentences: Sentences, tmp_path: Path) -> None:
+    python = os.environ.get("T5EDGE_PEER_PYTHON")
+    if python is None:
+        pytest.skip("T5EDGE_PEER_PYTHON is not set; point it at the peers' python (see benchmarks/README.md)")
+    out = export(sentences(GATED), "int8", tmp_path / "b", layout="optimum")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [python, "-c", OLD_CLIENT, str(out)],
+        input=json.dumps({"texts": TEXTS}),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.array(json.loads(done.stdout.splitlines()[-1]))
+    np.testing.assert_allclose(found, load(out).embed(TEXTS), atol=2e-2)  # int8 runs in another form there
+    assert cosines(found, load(out).embed(TEXTS)).min() > 0.999
