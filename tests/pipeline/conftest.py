@@ -8,6 +8,7 @@ from support.fixtures import (
     exports,
     one_thread,
     optimum_demo,
+    sentences,
     shipped_judging,
     traces,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "exports",
     "one_thread",
     "optimum_demo",
+    "sentences",
     "shipped_judging",
     "traces",
 ]

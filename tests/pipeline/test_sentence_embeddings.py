@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from support.encoders import GATED, PER_LAYER_BIAS, RELU
 from support.exports import fix_hashes, stored_tensor
 from support.gpus import SetGpus
 from support.host_device import pretend_gpu
-from support.sentences import MAX_LENGTH, TEXTS, dense, reference, save_sentence_model
-from support.shared import once, shared_folder
+from support.sentences import MAX_LENGTH, TEXTS, Sentences, dense, export, reference, save_sentence_model
 from t5edge import pipeline
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import PRECISIONS
-from t5edge.bundle.records import SentenceStep
+from t5edge.bundle.records import ACTIVATIONS, SentenceStep
 from t5edge.cli import main
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
@@ -45,26 +43,6 @@ LEAST_COSINE = {
     "int4-weight": 0.97,
 }
 """Cosines that tiny models keep, by precision: measured on the three structures, with headroom."""
-Sentences = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> Sentences:
-    """A sentence-t5-like model of a tiny structure; with a precision its unverified bundle. To be read only."""
-    root = shared_folder(tmp_path_factory, "sentences")
-
-    def made(name: str = GATED, precision: str | None = None) -> Path:
-        folder = once(root / name, lambda path: save_sentence_model(path, name))
-        if precision is None:
-            return folder
-        return once(root / f"{name}-{precision}", lambda out: export(folder, precision, out))
-
-    return made
-
-
-def export(source: Path, precision: str, out: Path, **options: Any) -> Path:
-    settings = {"no_verify": True, "target": ("onnxruntime",), **options}
-    return pipeline.export(str(source), precision, out=out, **settings).folder
 
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -182,87 +160,6 @@ def test_a_prompt_that_is_not_pooled(tmp_path: Path, pooling: str) -> None:
         model.embed_ids(ids, np.where(mask == 2, 3, mask))
 
 
-def test_older_folders_are_read_alike(sentences: Sentences, tmp_path: Path) -> None:
-    """As versions before 6 wrote them: other names and settings, weights by ``torch.save``, the encoder in a folder."""
-    folder = Path(shutil.copytree(sentences(RELU), tmp_path / "old"))
-    modules = json.loads((folder / "modules.json").read_text())
-    for module, kind in zip(modules, ("Transformer", "Pooling", "Dense", "Normalize"), strict=True):
-        module["type"] = f"sentence_transformers.models.{kind}"
-    modules[0]["path"] = "0_Transformer"
-    (folder / "0_Transformer").mkdir()
-    for path in [path for path in folder.iterdir() if path.is_file() and "modules" not in path.name]:
-        path.rename(folder / "0_Transformer" / path.name)
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "0_Transformer" / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": true}')
-    pooling = {"word_embedding_dimension": 72, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    (folder / "3_Normalize" / "config.json").unlink()
-    torch.save(load_file(folder / "2_Dense" / "model.safetensors"), folder / "2_Dense" / "pytorch_model.bin")
-    (folder / "2_Dense" / "model.safetensors").unlink()
-    model = load(export(folder, "fp32", tmp_path / "b"))
-    np.testing.assert_allclose(model.embed(TEXTS), reference(folder).encode(list(TEXTS)), atol=1e-6)
-    assert verify(model.folder, checks=[check for check in CHECKS if check.name in ("weights", "2 encoder")]).passed
-
-
-def changed(folder: Path, name: str, **settings: Any) -> None:
-    path = folder / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
-
-
-@pytest.mark.parametrize(
-    ("file", "settings", "said"),
-    [
-        ("1_Pooling/config.json", {"pooling_mode": "attention"}, "pools by attention; known are cls, max, mean"),
-        ("1_Pooling/config.json", {"embedding_dimension": 8}, "pools vectors of 8, its encoder gives 72"),
-        (
-            "2_Dense/config.json",
-            {"activation_function": "torch.nn.modules.activation.Mish"},
-            "known are Identity, Tanh",
-        ),
-        ("2_Dense/config.json", {"activation_function": "mine.ReLU"}, "with the activation mine.ReLU"),
-        ("2_Dense/config.json", {"use_residual": True}, "a Dense with a residual"),
-        ("2_Dense/config.json", {"out_features": 47}, r"a Dense of .*48, 72.*expected .*47, 72"),
-        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "a Dense of token_embeddings"),
-        (
-            "config_sentence_transformers.json",
-            {"default_prompt_name": "q"},
-            "prompt 'q' before every text and has no such",
-        ),
-    ],
-)
-def test_what_is_not_exact_is_refused_by_name(
-    sentences: Sentences, tmp_path: Path, file: str, settings: dict[str, Any], said: str
-) -> None:
-    folder = Path(shutil.copytree(sentences(RELU), tmp_path / "model"))
-    changed(folder, file, **settings)
-    with pytest.raises(UserError, match=said) as caught:
-        open_checkpoint(str(folder))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("kind", "place", "said"),
-    [
-        ("sentence_transformers.models.LayerNorm", 3, "a module sentence_transformers.models.LayerNorm, which is not"),
-        ("sentence_transformers.models.CNN", 1, "has no Pooling behind its transformer"),
-        ("sentence_transformers.models.WordEmbeddings", 0, "does not begin with a Transformer"),
-    ],
-)
-def test_other_modules_are_refused_by_name(
-    sentences: Sentences, tmp_path: Path, kind: str, place: int, said: str
-) -> None:
-    folder = Path(shutil.copytree(sentences(RELU), tmp_path / "model"))
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[place]["type"] = kind
-    (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match=said):
-        open_checkpoint(str(folder))
-    modules[1]["path"] = "../elsewhere"
-    (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match=r"modules.json cannot be read .*leaves the folder"):
-        open_checkpoint(str(folder))
-
-
 def test_the_engine_gives_embeddings_too(
     sentences: Sentences, tmp_path: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,21 +174,20 @@ def test_the_engine_gives_embeddings_too(
     np.testing.assert_allclose(load(folder, target="tensorrt-rtx").embed(TEXTS), load(folder).embed(TEXTS), atol=1e-6)
 
 
-def test_a_whole_checkpoint_is_cut_or_generates_on_request(sentences: Sentences, tmp_path: Path) -> None:
-    """Some folders hold the decoder too: sentence-transformers leaves it out."""
-    from t5edge.exporter.checkpoint.random_weights import RandomStore
+@pytest.mark.slow
+@pytest.mark.parametrize("include_prompt", [False, True])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_engines_are_built_of_every_pooling_and_activation(
+    tmp_path: Path, rtx: TensorRT, no_gpu: None, precision: str, include_prompt: bool
+) -> None:
+    def modules(size: int) -> list[Any]:
+        sizes = [size, *range(40, 40 - 6 * len(ACTIVATIONS), -6)]
+        return [dense(*pair, name, bias=True) for *pair, name in zip(sizes, sizes[1:], ACTIVATIONS, strict=False)]
 
-    folder = Path(shutil.copytree(sentences(RELU), tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text())
-    changed(folder, "config.json", num_decoder_layers=2, architectures=["T5ForConditionalGeneration"])
-    whole = replace(open_checkpoint(str(folder)).architecture, decoder_layers=2)
-    store = RandomStore(whole, 0)
-    save_file({name: store.read(name) for name in whole.tensor_shapes()}, folder / "model.safetensors")
-    assert config["model_type"] == "t5"
-    assert open_checkpoint(str(folder)).architecture.encoder_alone
-    assert open_checkpoint(str(folder)).sentence is not None
-    full = open_checkpoint(str(folder), task="generate")
-    assert (full.architecture.decoder_layers, full.sentence) == (2, None)
+    source = save_sentence_model(tmp_path / "model", RELU, POOLINGS, modules, include_prompt=include_prompt)
+    options = {"target": ("tensorrt-rtx",), "compute_capability": ("8.6",)}
+    entries = Manifest.read(export(source, precision, tmp_path / "b", **options)).engines["tensorrt-rtx"]
+    assert list(entries["8.6"].graphs) == ["encoder"]
 
 
 def test_the_command_writes_an_array(
@@ -304,6 +200,8 @@ def test_the_command_writes_an_array(
     assert main(["encode", str(folder), TEXTS[0], "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     np.testing.assert_allclose(shown["embeddings"], load(folder).embed(TEXTS[:1]), atol=1e-6)
+    assert main(["inspect", str(folder)]) == 0
+    assert "sentence embeddings of 48 numbers: mean, dense 48, normalize" in capsys.readouterr().out
     assert main(["generate", str(folder), "a"]) == 2
     assert "t5edge encode" in capsys.readouterr().err
     alone = encoders(RELU, "fp32")

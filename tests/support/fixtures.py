@@ -14,6 +14,7 @@ from support.deep_models import LAYERS, Exported, deep_model
 from support.encoders import Bundles, encoder_bundles
 from support.exports import Exports
 from support.optimum_layout import write_layout
+from support.sentences import Sentences, sentence_models
 from support.shared import once, shared_folder
 from support.tiny_models import save_tiny_model
 from support.traces import shared_traces
@@ -83,6 +84,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Tiny encoders alone, in any precision; to be read only."""
     return encoder_bundles(shared_folder(tmp_path_factory, "encoders"))
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Sentences:
+    """Sentence-t5-like models and their bundles, in any precision; to be read only."""
+    return sentence_models(shared_folder(tmp_path_factory, "sentences"))
 
 
 @pytest.fixture(scope="session")

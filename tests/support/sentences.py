@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from support.encoders import encoder_model
+from support.encoders import GATED, encoder_model
+from support.shared import once
+from t5edge import pipeline
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
 
@@ -23,6 +25,28 @@ MAX_LENGTH = 20
 """Tokens; the last of ``TEXTS`` is longer."""
 Modules = Callable[[int], Sequence[Any]]
 """The modules behind the pooling, of the size of a hidden state."""
+
+
+Sentences = Callable[..., Path]
+"""Of a tiny model's name (and a precision) a sentence-t5-like model (its unverified bundle)."""
+
+
+def sentence_models(root: Path) -> Sentences:
+    """What the fixture ``sentences`` gives: everything is made once, in ``root``."""
+
+    def made(name: str = GATED, precision: str | None = None) -> Path:
+        folder = once(root / name, lambda path: save_sentence_model(path, name))
+        if precision is None:
+            return folder
+        return once(root / f"{name}-{precision}", lambda out: export(folder, precision, out))
+
+    return made
+
+
+def export(source: Path, precision: str, out: Path, **options: Any) -> Path:
+    """Unverified, for ONNX Runtime, unless ``options`` say otherwise."""
+    settings = {"no_verify": True, "target": ("onnxruntime",), **options}
+    return pipeline.export(str(source), precision, out=out, **settings).folder
 
 
 def dense(size: int, out: int, activation: str = "Identity", bias: bool = False) -> Any:
