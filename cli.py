@@ -45,6 +45,7 @@ if __name__ == "__main__":
 from t5edge.commands.bench import BenchOptions
 from t5edge.commands.build import BuildOptions
 from t5edge.commands.doctor import DoctorOptions
+from t5edge.commands.encode import EncodeOptions
 from t5edge.commands.generate import GenerateOptions
 from t5edge.commands.inspect import InspectOptions
 from t5edge.commands.report import ReportOptions
@@ -76,6 +77,7 @@ COMMANDS = (
     Command("verify", VerifyOptions, "run the parity ladder on a finished bundle", EXPORT),
     Command("build", BuildOptions, "build engines from a bundle, on the device; needs no torch"),
     Command("generate", GenerateOptions, "answer prompts with a bundle; needs no torch"),
+    Command("encode", EncodeOptions, "sentence embeddings or hidden states of texts; needs no torch"),
     Command("bench", BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
     Command("tune", TuneOptions, "measure which kernels run a bundle fastest on this CPU, and remember them"),
     Command("inspect", InspectOptions, "what is in a bundle, what each graph costs"),

@@ -39,9 +39,6 @@ from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
-ENCODER_QUANTIZED = ("int8-weight",)
-"""Quantized precisions of an encoder alone: those in which every matrix may be rounded."""
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -82,7 +79,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     integers = [f"int{row.weight_bits}"] if row.quantized else []
     targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
-    check_task(checkpoint, row, options)
+    check_task(checkpoint, options)
     for difference in checkpoint.differences:
         progress.message(difference)
     with writing(out, options.force) as folder:
@@ -106,24 +103,17 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     return Bundle(out, manifest)
 
 
-def check_task(checkpoint: Checkpoint, row: Precision, options: ExportOptions) -> None:
+def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
     """Refuse what an encoder alone cannot have.
 
     Raises:
-        UserError: another layout, rounded activations, which are placed by logits, or a speed that is not measured.
+        UserError: best tokens.
     """
     if not checkpoint.architecture.encoder_alone:
         return
     name = f"'{checkpoint.source}' is exported as an encoder alone"
-    if options.layout != "t5edge":
-        raise UserError(f"{name}, and --layout {options.layout} is for models that generate; leave it out.")
-    if row.quantized and row.name not in ENCODER_QUANTIZED:
-        raise UserError(
-            f"{name}, and {row.name} decides by logits which layers stay in float; "
-            f"use fp32, fp16, bf16 or {', '.join(ENCODER_QUANTIZED)}."
-        )
-    if row.quantized and options.require_speedup:
-        raise UserError(f"{name}, and --require-speedup times models that generate; leave it out.")
+    if options.count_ties:
+        raise UserError(f"{name}, and --count-ties is about tokens, which it has none of; leave it out.")
 
 
 def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
@@ -137,8 +127,6 @@ def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, p
     graphs = assemble_graphs(checkpoint, blocks, row, rescale, options.form)
     if texts is not None:
         settings = Settings() if options.observer is None else Settings(options.observer)
-        if checkpoint.architecture.encoder_alone:
-            settings = replace(settings, gate=False)  # there are no logits to place by; parity judges hidden states
         plan = make_plan(checkpoint, graphs, row, texts, progress, settings)
         apply_plan(plan, graphs)
     return Parts(checkpoint, blocks, rescale, graphs, plan)
@@ -164,6 +152,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,
         vocabulary=None if checkpoint.vocabulary is None else checkpoint.vocabulary.facts,
+        sentence=None if checkpoint.sentence is None else checkpoint.sentence.facts,
         architecture=checkpoint.architecture,
         precision=row,
         rescale=parts.rescale.facts(),
@@ -217,8 +206,6 @@ def compare_layout(folder: Path, manifest: Manifest, options: ExportOptions, pro
 def time_bundle(folder: Path, manifest: Manifest, options: ExportOptions, progress: Progress) -> Speed | None:
     """Quantized against float32 on this machine, with a warning where it is slower; None where that says nothing."""
     if manifest.quantization is None or (options.no_verify and not options.require_speedup):
-        return None
-    if manifest.architecture.encoder_alone:
         return None
     with progress.stage("speed against float32"):
         speed = measure_speed(folder, manifest)

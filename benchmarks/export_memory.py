@@ -1,13 +1,14 @@
 """Peak memory of an fp16 export, and its time against copying the checkpoint, for checkpoints from 0.9 to 45 GB.
 
-    python benchmarks/export_memory.py --work /big/disk [--shapes base large 3b 11b] [--plot memory.png]
+    python benchmarks/export_memory.py --work /big/disk [--shapes base large 3b 11b xxl-encoder] [--plot memory.png]
 
 For each shape a float32 checkpoint is written, a child process exports it without verification, and its peak resident
 memory (``resource.getrusage``, pages of mapped files included) is held against 1.5 GiB + 2 x the largest tensor. The 3b
 checkpoint is also copied on the same disk; the export may take twice as long. Both times end with the data on the disk
 and begin with the checkpoint out of the page cache. Values do not matter, except that the embedding is so large that
-the fp16 rescale has to scale tensors. 11b is a sparse file: its time is no measurement. With --adapter-rank a LoRA
-adapter of every linear layer is merged while they are read.
+the fp16 rescale has to scale tensors. 11b and xxl-encoder, T5 v1.1 XXL's encoder alone (4.8 B parameters, as diffusion
+pipelines have it), are sparse files: their times are no measurements. With --adapter-rank a LoRA adapter of every
+linear layer is merged while they are read.
 
 Finished shapes are kept in ``results.json`` in the work folder; --again measures them anew. Checkpoints and bundles are
 deleted. Needs free disk of 2.5 x the checkpoint (11b: 23 GB), and matplotlib for --plot.
@@ -49,11 +50,21 @@ LARGE_EMBEDDING = 1e4
 
 @dataclass(frozen=True)
 class Shape:
-    """A published size. ``sparse`` checkpoints hold zeros that take no disk; ``copied`` ones are timed."""
+    """A published size. ``sparse`` checkpoints hold zeros that take no disk; ``copied`` ones are timed.
+
+    ``encoder``: without the decoder.
+    """
 
     variant: str
     sparse: bool = False
     copied: bool = False
+    encoder: bool = False
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor by its name."""
+        architecture = find_variant(self.variant).architecture
+        return (architecture.without_decoder() if self.encoder else architecture).tensor_shapes()
 
 
 SHAPES = {
@@ -61,6 +72,7 @@ SHAPES = {
     "large": Shape("google-t5/t5-large"),
     "3b": Shape("google-t5/t5-3b", copied=True),
     "11b": Shape("google-t5/t5-11b", sparse=True),
+    "xxl-encoder": Shape("google/t5-v1_1-xxl", sparse=True, encoder=True),
 }
 
 
@@ -106,7 +118,7 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
     made = export_bundle(options, progress)
     sync(bundle / "weights.safetensors")
     seconds = time.monotonic() - begin
-    k = [stack.k for stack in (made.manifest.rescale.encoder, made.manifest.rescale.decoder)]
+    k = [getattr(made.manifest.rescale, stack).k for stack in made.manifest.architecture.stacks]
     assert min(k) > 0, f"no tensor was scaled: {k}"
     size = (bundle / "weights.safetensors").stat().st_size
     print(json.dumps({"peak": peak_bytes(), "seconds": seconds, "stages": progress.stages, "bundle": size, "k": k}))
@@ -115,9 +127,8 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
 def write_checkpoint(shape: Shape, folder: Path) -> Path:
     """config.json and one float32 safetensors file; returns that file."""
     folder.mkdir(parents=True)
-    row = find_variant(shape.variant)
-    (folder / "config.json").write_text(json.dumps(row.config()))
-    path, shapes = folder / "model.safetensors", row.architecture.tensor_shapes()
+    (folder / "config.json").write_text(json.dumps(find_variant(shape.variant).config()))
+    path, shapes = folder / "model.safetensors", shape.tensors
     header: dict[str, Any] = {}
     offset = 0
     for name, sizes in shapes.items():
@@ -147,7 +158,7 @@ def write_adapter(shape: Shape, folder: Path, rank: int) -> None:
     facts = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "base_model_name_or_path": shape.variant}
     (folder / "adapter_config.json").write_text(json.dumps(facts))
     random, tensors = np.random.default_rng(0), {}
-    for name, sizes in find_variant(shape.variant).architecture.tensor_shapes().items():
+    for name, sizes in shape.tensors.items():
         if ".block." in name and len(sizes) == 2 and "bias" not in name:
             module = f"base_model.model.{name.removesuffix('.weight')}"
             tensors[f"{module}.lora_A.weight"] = random.standard_normal((rank, sizes[1]), np.float32) * 0.01
@@ -196,9 +207,7 @@ def measure(name: str, work: Path, rank: int) -> dict[str, Any]:
         forget(path)
         command = [sys.executable, __file__, "--child", str(path.parent), str(folder / "bundle")]
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        largest = max(
-            4 * math.prod(sizes) for sizes in find_variant(shape.variant).architecture.tensor_shapes().values()
-        )
+        largest = max(4 * math.prod(sizes) for sizes in shape.tensors.values())
         facts = {
             "checkpoint": path.stat().st_size,
             "largest_tensor": largest,

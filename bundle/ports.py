@@ -85,8 +85,17 @@ class Limits:
         }
 
 
-def encoder_ports(decoder_layers: int, num_heads: int, d_kv: int, d_model: int, dtype: str) -> GraphPorts:
-    """Ports of the encoder graph; ``dtype`` is the compute dtype (float, float16, bfloat16)."""
+EMBEDDING = "sentence_embedding"
+"""The output of a sentence encoder that has one vector for each text."""
+
+
+def encoder_ports(
+    decoder_layers: int, num_heads: int, d_kv: int, d_model: int, dtype: str, embedding: int | None = None
+) -> GraphPorts:
+    """Ports of the encoder graph; ``dtype`` is the compute dtype (float, float16, bfloat16).
+
+    ``embedding``: size of the sentence embeddings, where it makes them; they are float32.
+    """
     hidden = Port("last_hidden_state", dtype, ("batch", "source", d_model))
     cross = tuple(
         Port(f"present.{layer}.encoder.{half}", dtype, ("batch", num_heads, "source", d_kv))
@@ -98,7 +107,7 @@ def encoder_ports(decoder_layers: int, num_heads: int, d_kv: int, d_model: int, 
             Port("input_ids", "int64", ("batch", "source")),
             Port("attention_mask", "int64", ("batch", "source")),
         ),
-        (hidden, *cross),
+        (hidden, *cross, *([] if embedding is None else [Port(EMBEDDING, "float", ("batch", embedding))])),
     )
 
 

@@ -29,6 +29,11 @@ class QuantizedLimits:
     repeated: float
     score_lost: float
 
+    @property
+    def token(self) -> float:
+        """Of an encoder alone: distance of one token's hidden state, the worst, scaled to length 1."""
+        return 2 * self.hidden
+
 
 @dataclass(frozen=True)
 class Precision:

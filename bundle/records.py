@@ -1,9 +1,10 @@
-"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, rescale, layout, speed."""
+"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, pooling, rescale, layout, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from t5edge.bundle.schema import Count, Size
 
@@ -61,26 +62,27 @@ class Layout:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one encoder run and of one decoder step."""
+    """Milliseconds of one encoder run and of one decoder step, where there is a decoder."""
 
     encoder_ms: float
-    step_ms: float
+    step_ms: float | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
     """A quantized bundle against float32 on the exporting machine's CPU.
 
-    One text: ``source_tokens`` are encoded, then ``steps`` are taken. Speedups are times of float32 over the bundle's.
+    One text: ``source_tokens`` are encoded, then ``steps`` are taken, none without a decoder. Speedups are times of
+    float32 over the bundle's.
     """
 
     source_tokens: Size
-    steps: Size
+    steps: Count
     threads: Count | None
     quantized: Times
     fp32: Times
     encoder_speedup: float
-    step_speedup: float
+    step_speedup: float | None
     speedup: float
 
 
@@ -133,3 +135,50 @@ class VocabularyFacts:
     parameters: Size
     held_out_texts: Count
     held_out_same: Count
+
+
+SENTENCE = "sentence."
+"""What the names of weights behind the pooling of a sentence encoder begin with."""
+ACTIVATIONS = ("Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
+"""Behind dense layers, by the names of torch's classes, with their default settings."""
+
+
+@dataclass(frozen=True)
+class SentenceStep:
+    """A module behind the pooling: ``dense`` or ``normalize`` (to length 1).
+
+    Attributes:
+        size: of its output.
+        weights: what the names of a dense layer's weights begin with; ``bias``: whether it has one.
+        activation: behind a dense layer, by the name of torch's class; None for none.
+    """
+
+    kind: Literal["dense", "normalize"]
+    size: Size
+    weights: str = ""
+    bias: bool = False
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class SentenceFacts:
+    """What makes one vector of a text's hidden states, as sentence-transformers does.
+
+    Attributes:
+        pooling: how; several are joined in this order.
+        steps: what follows, in order.
+        dimension: of the embedding.
+        max_length: tokens of a text, the end token included; longer ones are cut. None for no limit.
+        lower_case: whether texts are lower-cased first.
+        prompts: texts that are put before every text, by their names; ``default_prompt`` is the name of the usual one.
+        include_prompt: whether a prompt's tokens are pooled; where not, ``attention_mask`` is 2 at them.
+    """
+
+    pooling: Sequence[str]
+    steps: Sequence[SentenceStep]
+    dimension: Size
+    max_length: Size | None = None
+    lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+    include_prompt: bool = True

@@ -2,6 +2,7 @@
 compute dtype until the gate holds.
 
     gate      KL <= half of the precision's max_kl     top-1 >= half way from the precision's min_top1 to 1
+              of an encoder alone: errors of the hidden states <= half of the precision's limits on them
     order     points by the divergence that each causes on its own, largest first
     search    0, 1, 2, 3, 4, 6, 8, ... points excluded, tried side by side in one pass; the fewest that pass are taken
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.precision import Precision
 from t5edge.calibration.points import QuantizationPoint
-from t5edge.calibration.variants import Divergence, Rounding, measure_variants
+from t5edge.calibration.variants import Divergence, Found, Rounding, measure_variants
 
 if TYPE_CHECKING:
     from t5edge.calibration.texts import CalibrationTexts
@@ -29,32 +30,43 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Gate:
-    """The limits, and what was tried: (points excluded, divergence), the chosen one last.
+    """The limits by their names, and what was tried: (points excluded, divergence), the chosen one last."""
 
-    ``tie``: nats within which two tokens count as equal.
-    """
-
-    max_kl: float
-    min_top1: float
-    tie: float
-    tried: tuple[tuple[int, Divergence], ...]
+    limits: Mapping[str, float]
+    tried: tuple[tuple[int, Found], ...]
 
     @property
-    def result(self) -> Divergence:
+    def result(self) -> Found:
         return self.tried[-1][1]
 
+    @property
+    def tie(self) -> float:
+        """Nats within which two tokens count as equal."""
+        return self.limits.get("tie", 0.0)
+
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "max_kl": self.max_kl,
-            "min_top1": self.min_top1,
-            "tie": self.tie,
-            "tried": [{"kept": excluded, **asdict(found)} for excluded, found in self.tried],
-        }
+        tried = [{"kept": excluded, **asdict(found)} for excluded, found in self.tried]
+        return {**self.limits, "tried": tried}
 
 
-def holds(precision: Precision, found: Divergence) -> bool:
+def holds(precision: Precision, found: Found) -> bool:
     """Whether a divergence is within the part of the precision's allowance that calibration may use."""
-    return found.kl <= max_kl(precision) and found.top1 >= min_top1(precision)
+    if isinstance(found, Divergence):
+        return found.kl <= max_kl(precision) and found.top1 >= min_top1(precision)
+    limits = hidden_limits(precision)
+    return found.hidden <= limits["max_hidden"] and found.token <= limits["max_token"]
+
+
+def logit_limits(precision: Precision) -> dict[str, float]:
+    """What the gate asks of next-token distributions."""
+    return {"max_kl": max_kl(precision), "min_top1": min_top1(precision), "tie": tie_margin(precision)}
+
+
+def hidden_limits(precision: Precision) -> dict[str, float]:
+    """What the gate asks of an encoder alone (``HiddenDivergence``)."""
+    limits = precision.quality
+    assert limits is not None, f"{precision.name} is not quantized"
+    return {"max_hidden": SHARE * limits.hidden, "max_token": SHARE * limits.token}
 
 
 def max_kl(precision: Precision) -> float:
@@ -79,7 +91,7 @@ def measure_sensitivity(
     points: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
     on_layer: Callable[[], None] | None = None,
-) -> dict[str, Divergence]:
+) -> dict[str, Found]:
     """The divergence that each point causes when nothing else is quantized, by its name."""
     names = [point.name for point in points if point.name in roundings]
     variants = [frozenset({name}) for name in names]
@@ -93,20 +105,20 @@ def place(
     precision: Precision,
     points: Sequence[QuantizationPoint],
     roundings: Mapping[str, Rounding],
-    sensitivity: Mapping[str, Divergence],
+    sensitivity: Mapping[str, Found],
     on_layer: Callable[[], None] | None = None,
 ) -> tuple[frozenset[str], Gate]:
     """Names of the points to exclude, and how the gate was passed."""
-    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name].kl)
-    tried: list[tuple[int, Divergence]] = []
+    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name].rank)
+    limits = hidden_limits if checkpoint.architecture.encoder_alone else logit_limits
+    tried: list[tuple[int, Found]] = []
     for counts in _rounds(len(ranked)):
         variants = [frozenset(ranked[count:]) for count in counts]
         found = measure_variants(checkpoint, texts.gate, points, roundings, variants, tie_margin(precision), on_layer)
         for count, divergence in zip(counts, found, strict=True):
             tried.append((count, divergence))
             if holds(precision, divergence):
-                gate = Gate(max_kl(precision), min_top1(precision), tie_margin(precision), tuple(tried))
-                return frozenset(ranked[:count]), gate
+                return frozenset(ranked[:count]), Gate(limits(precision), tuple(tried))
     raise AssertionError("a model with nothing quantized diverges from itself")
 
 

@@ -17,7 +17,7 @@ from t5edge.calibration.placement import Gate, measure_sensitivity, place
 from t5edge.calibration.points import QuantizationPoint, find_points
 from t5edge.calibration.quantize import quantize_weights
 from t5edge.calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
-from t5edge.calibration.variants import Divergence, Rounding
+from t5edge.calibration.variants import Divergence, Found, Rounding
 from t5edge.errors import UserError
 from t5edge.exporter.graph.weight_expressions import Factors, evaluate
 from t5edge.kernels.weights import Source, StackedWeight
@@ -53,7 +53,7 @@ class QuantizationPlan:
     precision: Precision
     points: tuple[QuantizationPoint, ...]
     choices: Mapping[str, Choice]
-    sensitivity: Mapping[str, Divergence]
+    sensitivity: Mapping[str, Found]
     excluded: frozenset[str]
     gate: Gate | None
     calibration_key: CalibrationKey
@@ -106,7 +106,8 @@ class QuantizationPlan:
         if scheme is not None:
             facts |= {"bits": scheme.bits, "block": scheme.block}
         if found is not None:
-            facts |= {"kl": found.kl, "top1": found.top1}
+            names = ("kl", "top1") if isinstance(found, Divergence) else ("hidden", "token")
+            facts |= {name: getattr(found, name) for name in names}
         if choice is not None:
             facts |= {key: value for key, value in asdict(choice).items() if key != "factors"}
             if choice.scale is not None:
@@ -137,10 +138,8 @@ def make_plan(
     if cached is None:
         save_choices(calibration_key, choices)
     roundings = plan_roundings(points, precision, choices)
-    sensitivity: Mapping[str, Divergence] = {}
-    if not checkpoint.architecture.encoder_alone:
-        with progress.stage("sensitivity", None, "layers") as stage:
-            sensitivity = measure_sensitivity(checkpoint, texts, points, roundings, stage.advance)
+    with progress.stage("sensitivity", None, "layers") as stage:
+        sensitivity = measure_sensitivity(checkpoint, texts, points, roundings, stage.advance)
     excluded, gate = frozenset[str](), None
     if settings.gate:
         with progress.stage("quantization gate", None, "layers") as stage:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from t5edge.bundle.precision import Precision
 from t5edge.calibration.quantize import Scheme, scheme_for, table_scheme
 from t5edge.exporter.graph.assemble import Graphs
-from t5edge.kernels.weights import PlannedTensor, StackedWeight
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, is_behind_pooling
 
 ROLES = {
     ("SelfAttention", "q"): "qkv",
@@ -91,11 +91,16 @@ def _points(graph: str, model: ir.Model) -> Iterator[QuantizationPoint]:
 
 
 def matrix_of(node: ir.Node) -> StackedWeight | None:
-    """The expression of a node's weight: [in, out] of a MatMul or Gemm, [vocab, d_model] of the token table."""
+    """The expression of a node's weight: [in, out] of a MatMul or Gemm, [vocab, d_model] of the token table.
+
+    None where it has none that may be quantized.
+    """
     place = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
     weight = None if place is None else node.inputs[place]
     tensor = None if weight is None else weight.const_value
     if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, StackedWeight):
+        return None
+    if is_behind_pooling(tensor.expression):
         return None
     return tensor.expression.transpose() if node.op_type == "Gemm" else tensor.expression
 

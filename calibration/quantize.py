@@ -32,7 +32,7 @@ from t5edge.bundle.precision import Precision
 from t5edge.errors import UserError
 from t5edge.exporter.graph.weight_expressions import Matrix, Read, Smoothed, evaluate
 from t5edge.kernels.values import constant_value
-from t5edge.kernels.weights import PlannedTensor, StackedWeight, planned_value
+from t5edge.kernels.weights import PlannedTensor, StackedWeight, expression_of, is_behind_pooling, planned_value
 
 if TYPE_CHECKING:
     import torch
@@ -181,7 +181,7 @@ def quantize_weights(model: ir.Model, precision: Precision, excluded: frozenset[
     graph = model.graph
     quantized: list[str] = []
     for node in list(graph):
-        if node.op_type == "Gemm":
+        if node.op_type == "Gemm" and not _is_behind_pooling(node):
             node = _gemm_to_matmul(graph, node)
         elif node.op_type == "Relu":
             _relu_to_max(graph, node)
@@ -199,6 +199,11 @@ def quantize_weights(model: ir.Model, precision: Precision, excluded: frozenset[
     quantized += _quantize_embeddings(graph, precision, excluded)
     _drop_unused_weights(graph)
     return quantized
+
+
+def _is_behind_pooling(gemm: ir.Node) -> bool:
+    expression = expression_of(gemm.inputs[1])
+    return isinstance(expression, StackedWeight) and is_behind_pooling(expression)
 
 
 def dequantize(graph: ir.Graph, node: ir.Node, base: Matrix, scheme: Scheme, compute: ir.DataType) -> ir.Value:

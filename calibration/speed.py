@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ import psutil
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.records import Speed, Times
 from t5edge.runtime.onnxruntime.cpu import open_graph
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_entries, session_options
 
 SOURCE, STEPS = 64, 16
-"""What is timed: encoding so many tokens, then so many decoder steps, one text."""
+"""What is timed: encoding so many tokens, then so many decoder steps where there is a decoder, one text."""
 PARTS = {"encoder": "encoder_ms", "decoder step": "step_ms"}
 """What the user calls a part, and its time."""
 NOTICEABLE = 0.95
@@ -43,9 +45,8 @@ def measure_speed(folder: Path, manifest: Manifest) -> Speed | None:
         return None
     if 4 * manifest.architecture.parameters > MEMORY_SHARE * _memory():
         return None
-    ports = manifest.ports["decoder"]
     sides = {
-        side: OnnxRuntimeModel(session(folder, manifest, "encoder"), session(folder, manifest, "decoder"), ports)
+        side: _opened(partial(session, folder, manifest), manifest)
         for side, session in (("quantized", _quantized), ("fp32", _float32))
     }
     best: dict[str, dict[str, float]] = {side: {} for side in sides}
@@ -53,27 +54,46 @@ def measure_speed(folder: Path, manifest: Manifest) -> Speed | None:
         for side, model in sides.items():
             for part, milliseconds in _timed(model, manifest.architecture.vocab_size).items():
                 best[side][part] = min(milliseconds, best[side].get(part, float("inf")))
-    totals = {side: found["encoder_ms"] + STEPS * found["step_ms"] for side, found in best.items()}
     quantized, exact = Times(**best["quantized"]), Times(**best["fp32"])
+    steps = 0 if manifest.architecture.encoder_alone else STEPS
     return Speed(
         source_tokens=SOURCE,
-        steps=STEPS,
+        steps=steps,
         threads=os.cpu_count(),
         quantized=quantized,
         fp32=exact,
         encoder_speedup=exact.encoder_ms / quantized.encoder_ms,
-        step_speedup=exact.step_ms / quantized.step_ms,
-        speedup=totals["fp32"] / totals["quantized"],
+        step_speedup=_ratio(exact.step_ms, quantized.step_ms),
+        speedup=_total(exact, steps) / _total(quantized, steps),
     )
+
+
+def _ratio(exact: float | None, own: float | None) -> float | None:
+    return None if exact is None or own is None else exact / own
+
+
+def _total(times: Times, steps: int) -> float:
+    """Milliseconds of encoding and ``steps``."""
+    return times.encoder_ms + steps * (times.step_ms or 0.0)
+
+
+def _opened(session: Callable[[str], Any], manifest: Manifest) -> OnnxRuntimeEncoder:
+    """``session`` of each graph, by its name, as what runs them."""
+    if manifest.architecture.encoder_alone:
+        return OnnxRuntimeEncoder(session("encoder"))
+    return OnnxRuntimeModel(session("encoder"), session("decoder"), manifest.ports["decoder"])
 
 
 def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _timed(model: OnnxRuntimeModel, vocab_size: int) -> dict[str, float]:
+def _timed(model: OnnxRuntimeEncoder, vocab_size: int) -> dict[str, float]:
     ids = np.arange(SOURCE, dtype=np.int64)[None] % vocab_size
     begin = time.perf_counter()
+    if not isinstance(model, OnnxRuntimeModel):
+        model.hidden_and_cross(ids, np.ones_like(ids))
+        return {"encoder_ms": (time.perf_counter() - begin) * 1e3}
     state = model.encode(ids, np.ones_like(ids))
     encoded = time.perf_counter()
     for step in range(STEPS):
@@ -119,7 +139,8 @@ def verdict(speed: Speed | None) -> str | None:
     """A sentence for the user when the bundle, or one of its graphs, is slower than float32 here, else None."""
     if speed is None:
         return None
-    parts = {name: (getattr(speed.quantized, key), getattr(speed.fp32, key)) for name, key in PARTS.items()}
+    pairs = {name: (getattr(speed.quantized, key), getattr(speed.fp32, key)) for name, key in PARTS.items()}
+    parts = {name: pair for name, pair in pairs.items() if None not in pair}
     times = {name: f"{name} {own:.1f} ms against {exact:.1f} ms" for name, (own, exact) in parts.items()}
     here = "slower than float32 on this machine's CPU"
     if speed.speedup < 1:

@@ -51,6 +51,32 @@ class Divergence:
     top1: float
     positions: int
 
+    @property
+    def rank(self) -> float:
+        """What points are ordered by."""
+        return self.kl
+
+
+@dataclass(frozen=True)
+class HiddenDivergence:
+    """A variant of an encoder alone, which has no distributions: over all tokens of the texts.
+
+    ``hidden``: relative error of the hidden states. ``token``: the largest distance of a token's hidden state from the
+    reference's, both scaled to length 1.
+    """
+
+    hidden: float
+    token: float
+    positions: int
+
+    @property
+    def rank(self) -> float:
+        """What points are ordered by."""
+        return self.hidden
+
+
+Found = Divergence | HiddenDivergence
+
 
 def measure_variants(
     checkpoint: Checkpoint,
@@ -60,11 +86,14 @@ def measure_variants(
     variants: Sequence[frozenset[str]],
     tie: float = 0.0,
     on_layer: Callable[[], None] | None = None,
-) -> list[Divergence]:
-    """Teacher-forced next-token distributions of each variant (a set of point names) against float32."""
+) -> list[Found]:
+    """Teacher-forced next-token distributions of each variant (a set of point names) against float32.
+
+    Of an encoder alone its hidden states.
+    """
     size = max(1, variants_at_once(checkpoint, batch))
     ranked = sorted(range(len(variants)), key=lambda index: first_place(checkpoint, variants[index]))
-    found: dict[int, Divergence] = {}
+    found: dict[int, Found] = {}
     for start in range(0, len(ranked), size):
         part = ranked[start : start + size]
         run = _Run(checkpoint, batch, points, roundings, [variants[index] for index in part], tie, on_layer)
@@ -112,9 +141,11 @@ class _Run:
         self.tie, self.on_layer = tie, on_layer
         self.first = [first_place(checkpoint, variant) for variant in variants]
 
-    def divergences(self) -> list[Divergence]:
+    def divergences(self) -> Sequence[Found]:
         """Both stacks, then the output layer variant by variant."""
         encoded = self._stack("encoder", self.batch.input_ids, None)
+        if self.checkpoint.architecture.encoder_alone:
+            return self._compare_hidden(self._grown(encoded, max(self.first)))
         decoded = self._stack("decoder", self.batch.decoder_input_ids, encoded)
         return self._compare(self._grown(decoded, max(self.first)))
 
@@ -173,6 +204,14 @@ class _Run:
                     module = block.get_submodule(name)
                     module.register_forward_hook(_rounded_linear(module, self.roundings[point.name], rows))
 
+    def _compare_hidden(self, encoded: torch.Tensor) -> list[HiddenDivergence]:
+        """Hidden states [rows, source, d_model] of each variant against the reference's; padding left out."""
+        import torch
+
+        seen = torch.from_numpy(self.batch.attention_mask.astype(bool))
+        exact, *found = (states[seen] for states in encoded.unflatten(0, (-1, self.texts)))
+        return [_hidden_divergence(exact, states) for states in found]
+
     def _compare(self, decoded: torch.Tensor) -> list[Divergence]:
         """Logits of the reference once, then of each variant; padding left out."""
         import torch
@@ -202,6 +241,15 @@ def _divergence(exact: torch.Tensor, logits: torch.Tensor, tie: float) -> Diverg
     chosen = exact.gather(1, found.argmax(dim=-1, keepdim=True)).squeeze(1)
     top1 = (exact.amax(dim=-1) - chosen <= tie).double().mean()
     return Divergence(float(kl.mean()), float(kl.max()), float(top1), len(kl))
+
+
+def _hidden_divergence(exact: torch.Tensor, found: torch.Tensor) -> HiddenDivergence:
+    """Hidden states [tokens, d_model] of the reference against others."""
+    from torch.nn.functional import normalize
+
+    error = (found - exact).norm() / exact.norm()
+    token = (normalize(found, dim=-1) - normalize(exact, dim=-1)).norm(dim=-1).max()
+    return HiddenDivergence(float(error), float(token), len(exact))
 
 
 def _rounded_weight(weight: torch.Tensor, rounding: Rounding) -> torch.Tensor:

@@ -47,6 +47,11 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
         f"{a.num_heads} heads of {a.d_kv}",
         highlight=False,
     )
+    if manifest.sentence is not None:
+        facts = manifest.sentence
+        steps = [step.kind if step.kind == "normalize" else f"{step.kind} {step.size}" for step in facts.steps]
+        how = shown(", ".join([*facts.pooling, *steps]))
+        console.print(f"sentence embeddings of {facts.dimension} numbers: {how}", highlight=False)
     console.print(_files(manifest))
     console.print(_graphs(data["graphs"], data["cost_sizes"], a.stacks))
     if data["graphs"] is None:

@@ -192,7 +192,7 @@ def _spec(job: Job, capability: str, graph: str, separate: tuple[str, ...]) -> E
         profiles=engine_profiles(manifest.limits, graph, form, facts.num_heads),
         form=form,
         compute_capability=capability,
-        exact_float32=compute == "float",
+        exact_float32=compute == "float" or manifest.sentence is not None,  # pooling is float32 in any bundle
         separate=separate,
     )
 

@@ -20,9 +20,11 @@ from t5edge.runtime.gpu import GpuReport
 from t5edge.runtime.tensorrt.flavor import Flavor
 
 LIMITS = {"float": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
-"""Largest relative error of the logits by compute dtype: two runs that each round, a few ulps of that dtype apart."""
+"""Largest relative error of the outputs by compute dtype: two runs that each round, a few ulps of that dtype apart."""
 RUNG = "engine logits against onnxruntime"
 MEASURE = "largest logit difference over the largest logit"
+ENCODER_RUNG = "engine encoder output against onnxruntime"
+ENCODER_MEASURE = "largest difference of an encoder output over its largest number"
 STEPS = 24
 
 
@@ -36,11 +38,12 @@ def run_state(folder: Path, manifest: Manifest, flavor: Flavor, capability: str,
     if importlib.util.find_spec("onnxruntime") is None:
         return f"not run: onnxruntime is not installed to compare with; t5edge verify BUNDLE --target {flavor.target}"
     try:
-        error = logit_error(folder, manifest, flavor.target)
+        error = output_error(folder, manifest, flavor.target)
     except UserError as refused:
         return f"not run: {refused}"
     limit = LIMITS[manifest.precision.compute]
-    return proof(gpu, ParityReport([at_most(RUNG, MEASURE, error, limit)]))
+    names = (ENCODER_RUNG, ENCODER_MEASURE) if manifest.architecture.encoder_alone else (RUNG, MEASURE)
+    return proof(gpu, ParityReport([at_most(*names, error, limit)]))
 
 
 def require_right(run: str | EngineRun, flavor: Flavor, no_fuse: bool) -> None:
@@ -55,13 +58,15 @@ def require_right(run: str | EngineRun, flavor: Flavor, no_fuse: bool) -> None:
     assert rung.value is not None
     advice = "use --target onnxruntime-cuda" if no_fuse else "build with --no-fuse"
     raise GateError(
-        f"the {flavor.target} engines run on {run.gpu} and are wrong: their logits differ from ONNX Runtime's by "
+        f"the {flavor.target} engines run on {run.gpu} and are wrong: their outputs differ from ONNX Runtime's by "
         f"{rung.value:.1e}, at most {rung.limit:.0e} was expected; {advice}."
     )
 
 
-def logit_error(folder: Path, manifest: Manifest, target: str) -> float:
+def output_error(folder: Path, manifest: Manifest, target: str) -> float:
     """Largest logit difference over the largest logit, teacher-forced, two sentences of which one is padded.
+
+    Of an encoder alone the same of the worst of its outputs, padding left out.
 
     Raises:
         UserError: one of the two cannot run the bundle here.
@@ -74,6 +79,19 @@ def logit_error(folder: Path, manifest: Manifest, target: str) -> float:
     ids = random.integers(3, engines.vocab_size, (rows, source))
     mask = np.ones_like(ids)
     mask[-1, (source + 1) // 2 :] = 0
+    if manifest.architecture.encoder_alone:
+        outputs = [dict(model.step_model.hidden_and_cross(ids, mask)) for model in (engines, reference)]
+        return max(_error(*(_seen(values[name], mask) for values in outputs)) for name in outputs[1])
     targets = random.integers(3, engines.vocab_size, (rows, min(STEPS, limits.max_target_length)))
     found, expected = (model.logits(ids, mask, targets) for model in (engines, reference))
+    return _error(found, expected)
+
+
+def _seen(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An output of an encoder without padded tokens; vectors of whole texts as they are. Float32."""
+    wide = values.astype(np.float32)
+    return wide[mask.astype(bool)] if values.ndim == 3 else wide
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())

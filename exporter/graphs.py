@@ -41,7 +41,7 @@ def assemble_graphs(
     An encoder alone is one graph.
     """
     facts = (checkpoint.architecture, blocks, row.compute, rescale)
-    graphs = assemble(*facts)
+    graphs = assemble(*facts, None if checkpoint.sentence is None else checkpoint.sentence.facts)
     if graphs.decoder is None:
         return graphs
     if row.compute == "float":

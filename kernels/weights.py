@@ -11,6 +11,8 @@ from typing import Protocol
 
 import onnx_ir as ir
 
+from t5edge.bundle.records import SENTENCE
+
 
 @dataclass(frozen=True)
 class Source:
@@ -100,6 +102,11 @@ class PlannedTensor(ir.LazyTensor):
 def planned_value(expression: WeightExpression, dtype: ir.DataType, name: str) -> ir.Value:
     """A graph initializer value around a ``PlannedTensor``."""
     return ir.val(name, const_value=PlannedTensor(expression, dtype, name))
+
+
+def is_behind_pooling(expression: StackedWeight) -> bool:
+    """Whether a weight is read by what follows the pooling of a sentence encoder, and so stays in float32."""
+    return expression.sources[0].name.startswith(SENTENCE)
 
 
 def expression_of(value: ir.Value | None) -> WeightExpression | None:

@@ -1,5 +1,7 @@
 """The check on all judged texts: every target position in one pass without a cache, so that thousands cost little.
 
+Of an encoder alone the positions are those of the sources.
+
 Texts are taken in the order of their file, ``PORTION`` at a time, until all are judged or the time budget is used up,
 but never fewer positions than ``Judging.least``. PyTorch block by block reads its layers once for as many.
 """
@@ -8,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.parity_report import CheckResult, at_least
 from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
+from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_many, pool_hidden
 from t5edge.parity.limits import judge_logits
 from t5edge.parity.measures import LogitErrors, compare_logits, pool
-from t5edge.parity.subject import Subject
+from t5edge.parity.subject import Subject, bundle_outputs
 from t5edge.parity.texts import judged_texts
 from t5edge.parity.workload import RowMaker
 from t5edge.runtime.generation.options import read_options
@@ -31,16 +34,18 @@ BATCH_CACHE = 1 << 27
 NEW_TOKENS = 64
 """Tokens that the reference generates for a text without a target."""
 
+Errors = TypeVar("Errors", LogitErrors, HiddenErrors)
 Row = tuple[list[int], list[int]]
 """Source ids with the end token, target ids behind the start token."""
 
 
 def judged(subject: Subject, name: str) -> Iterator[CheckResult]:
-    """3. Teacher-forced logits over the judged texts, and how many positions those were."""
+    """3. Teacher-forced logits over the judged texts, or hidden states, and how many positions those were."""
     judging, begin = subject.opener.judging, time.monotonic()
     examples, origin = judged_texts(subject.checkpoint, judging.texts)
     maker = RowMaker(subject.checkpoint, subject.opener.limits)
-    parts: list[LogitErrors] = []
+    parts: list[LogitErrors | HiddenErrors] = []
+    side = 0 if subject.encoder_alone else 1
     texts = positions = 0
     for portion in _portions(subject, maker.encoder, examples):
         if positions >= judging.least and time.monotonic() - begin >= judging.seconds:
@@ -54,12 +59,20 @@ def judged(subject: Subject, name: str) -> Iterator[CheckResult]:
         "judged_seconds": round(time.monotonic() - begin, 1),
         "budget": judging.seconds,
     }
-    if all(example.target for example in examples):
-        facts["of_positions"] = sum(len(maker.row(example)[1]) for example in examples)
+    if subject.encoder_alone or all(example.target for example in examples):
+        facts["of_positions"] = sum(len(maker.row(example)[side]) for example in examples)
     least = judging.least if texts < len(examples) else min(judging.least, positions)
     of = f"{texts} of {len(examples)} texts, {origin}"
     yield at_least(name, f"positions judged ({of})", positions, least, **facts)
-    yield from judge_logits(name, pool(parts), subject.precision, subject.unit("texts"), "judged texts")
+    judged_on, what = (subject.precision, subject.unit("texts")), "judged texts"
+    if subject.encoder_alone:
+        yield from judge_many(name, pool_hidden(_of(HiddenErrors, parts)), *judged_on, what)
+    else:
+        yield from judge_logits(name, pool(_of(LogitErrors, parts)), *judged_on, what)
+
+
+def _of(kind: type[Errors], parts: Sequence[object]) -> Iterator[Errors]:
+    return (part for part in parts if isinstance(part, kind))
 
 
 def _portions(subject: Subject, encoder: Encoder, examples: Sequence[Example]) -> Iterator[list[Example]]:
@@ -68,7 +81,7 @@ def _portions(subject: Subject, encoder: Encoder, examples: Sequence[Example]) -
     positions, wanted = 0, 0 if subject.whole is not None else subject.opener.judging.least
     for example in examples:
         portion.append(example)
-        positions += len(encoder.ids(example.target))
+        positions += len(encoder.ids(example.source if subject.encoder_alone else example.target))
         if len(portion) >= PORTION and positions >= wanted:
             yield portion
             portion, wanted = [], 0
@@ -76,8 +89,11 @@ def _portions(subject: Subject, encoder: Encoder, examples: Sequence[Example]) -
         yield portion
 
 
-def _judge(subject: Subject, rows: Sequence[Row]) -> Iterator[LogitErrors]:
+def _judge(subject: Subject, rows: Sequence[Row]) -> Iterator[LogitErrors | HiddenErrors]:
     """The bundle against PyTorch on each batch of the rows."""
+    if subject.encoder_alone:
+        yield from _judge_encoder(subject, [(source, target[:1]) for source, target in rows])
+        return
     rows = _with_targets(subject, rows)
     batches = {str(number): batch for number, batch in enumerate(_batches(subject, rows))}
     for name, expected in subject.reference.model.outputs(batches):
@@ -85,6 +101,13 @@ def _judge(subject: Subject, rows: Sequence[Row]) -> Iterator[LogitErrors]:
         mask = target_mask(batch.decoder_input_ids, subject.pad)
         found = subject.model.logits_uncached(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
         yield compare_logits(found[mask], expected.logits[mask])
+
+
+def _judge_encoder(subject: Subject, rows: Sequence[Row]) -> Iterator[HiddenErrors]:
+    batches = {str(number): batch for number, batch in enumerate(_batches(subject, rows))}
+    for name, expected in subject.reference.model.outputs(batches):
+        found = bundle_outputs(subject.model, batches[name], cached=False)
+        yield compare_hidden(found, expected, batches[name].attention_mask.astype(bool))
 
 
 def _with_targets(subject: Subject, rows: Sequence[Row]) -> list[Row]:

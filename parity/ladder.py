@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most, failure, not_applicable, not_run
+from t5edge.bundle.schema import plain
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, names_adapter, open_checkpoint
@@ -63,7 +64,7 @@ CHECKS: tuple[Check, ...] = (
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
     Check("3 logits", ("texts",), numeric.logits, of_decoder=True),
-    Check("3 texts", ("texts",), judged.judged, of_decoder=True),
+    Check("3 texts", ("texts",), judged.judged),
     Check("3 range", ("texts", "lengths"), numeric.value_range),
     Check("4 cache", ("texts",), numeric.cache, of_decoder=True),
     Check("5 padding", ("texts",), numeric.padding),
@@ -200,7 +201,8 @@ def find_checkpoint(
         places = "--checkpoint or --adapter" if manifest.adapters else "--checkpoint"
         hint = "" if named else f" '{folder}' was exported from it; name another place with {places}."
         raise UserError(f"{error}{hint}") from error
-    found, built = checkpoint.architecture.to_dict(), manifest.architecture.to_dict()
+    found = {**checkpoint.architecture.to_dict(), "sentence": plain(checkpoint.sentence and checkpoint.sentence.facts)}
+    built = {**manifest.architecture.to_dict(), "sentence": plain(manifest.sentence)}
     other = [key for key, value in found.items() if built.get(key) != value]
     differences = [f"{key}: bundle {built.get(key)}, checkpoint {found[key]}" for key in other]
     if differences:

@@ -14,7 +14,7 @@ from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable, not_run
 from t5edge.bundle.records import LayoutParity
-from t5edge.exporter.layouts.files import MERGED
+from t5edge.exporter.layouts.files import ALONE, JS_FOLDER, MERGED
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
 from t5edge.parity.measures import relative_error
 from t5edge.runtime.backend import find_backend
@@ -39,6 +39,8 @@ class Case:
 def check_optimum(folder: Path, architecture: Architecture, compute: str) -> LayoutParity:
     """Relative error of the logits by form, the worst step each; the limit; whether all hold it."""
     case = make_case(architecture.vocab_size)
+    if architecture.encoder_alone:
+        return _check_encoder(folder, case, LIMITS[compute])
     guess = architecture.d_model // architecture.num_heads
     reference = run_steps(folder, "encoder", "decoder", "decoder", case, guess)
     errors = {}
@@ -47,6 +49,15 @@ def check_optimum(folder: Path, architecture: Architecture, compute: str) -> Lay
         errors[form] = max(map(relative_error, logits, reference))
     limit = LIMITS[compute]
     return LayoutParity(errors, limit, all(error <= limit for error in errors.values()))
+
+
+def _check_encoder(folder: Path, case: Case, limit: float) -> LayoutParity:
+    """The same of an encoder alone: of its hidden states."""
+    source = {"input_ids": case.input_ids, "attention_mask": case.attention_mask}
+    names = (f"{JS_FOLDER}/{ALONE}", "encoder")
+    found, expected = (_run(_open(folder, name), source)["last_hidden_state"] for name in names)
+    error = relative_error(found, expected)
+    return LayoutParity({"encoder": error}, limit, error <= limit)
 
 
 def layout_results(
@@ -62,7 +73,8 @@ def layout_results(
         return [not_run(name, "it needs the whole model in memory")]
     found = check_optimum(folder, architecture, manifest.precision.compute)
     errors = found.errors.items()
-    return [at_most(name, f"relative error, logits, {form}", error, found.limit) for form, error in errors]
+    what = "hidden states" if architecture.encoder_alone else "logits"
+    return [at_most(name, f"relative error, {what}, {form}", error, found.limit) for form, error in errors]
 
 
 def make_case(vocab_size: int) -> Case:

@@ -32,7 +32,7 @@ SCALE_DTYPE = "bfloat16"
 ROUNDING = {name: DTYPES[name].rounding or 0.0 for name in NARROW}
 BROKEN_DOWN = 64.0
 """PyTorch's own error never counts as more roundings than this: beyond, PyTorch itself overflowed or clamped."""
-Measured = Literal["hidden", "cross", "logits", "position", "log_probs", "pooled"]
+Measured = Literal["hidden", "cross", "logits", "position", "log_probs", "pooled", "token", "embedding"]
 """The relative errors, by the fields of ``OwnErrors``."""
 
 
@@ -40,8 +40,8 @@ Measured = Literal["hidden", "cross", "logits", "position", "log_probs", "pooled
 class OwnErrors:
     """The relative errors of a model on a batch, and the KL divergence (nats) they cause: the unit of other errors.
 
-    ``position`` is the worst position's error of the logits (``LogitErrors.worst_position``); ``pooled`` the worst
-    row's of mean hidden states scaled to length 1 (``measures.pooled_error``).
+    ``position`` is the worst position's error of the logits (``LogitErrors.worst_position``); ``pooled``, ``token`` and
+    ``embedding`` are the worst distances of ``HiddenErrors``.
     """
 
     hidden: float
@@ -51,11 +51,23 @@ class OwnErrors:
     log_probs: float
     kl: float
     pooled: float = 0.0
+    token: float = 0.0
+    embedding: float = 0.0
 
 
 def quantized_unit(limits: QuantizedLimits) -> OwnErrors:
     """What the errors of a quantized bundle on texts count in."""
-    return OwnErrors(limits.hidden, limits.hidden, limits.logits, limits.position, limits.logits, 0.0, limits.hidden)
+    return OwnErrors(
+        hidden=limits.hidden,
+        cross=limits.hidden,
+        logits=limits.logits,
+        position=limits.position,
+        log_probs=limits.logits,
+        kl=0.0,
+        pooled=limits.hidden,
+        token=limits.token,
+        embedding=limits.hidden,
+    )
 
 
 def ceiling(compute: str) -> float:

@@ -26,23 +26,6 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return _ratio(value, reference, lambda array: float(np.sqrt(np.sum(array * array))))
 
 
-def pooled_error(hidden: np.ndarray, reference: np.ndarray, seen: np.ndarray) -> float:
-    """Largest distance of a row's mean hidden states from the reference's, both scaled to length 1.
-
-    ``hidden``, ``reference`` [batch, source, d_model]; ``seen`` bool [batch, source]. For distance d their cosine is
-    1 - d^2 / 2. Infinite where not finite.
-    """
-
-    def pooled(states: np.ndarray) -> Floats:
-        mean: Floats = np.where(seen[..., None], states, 0.0).astype(np.float64).sum(axis=1)
-        length = np.linalg.norm(mean, axis=-1, keepdims=True)
-        return mean / np.where(length > 0, length, 1.0)
-
-    if not np.isfinite(hidden[seen]).all():
-        return float("inf")
-    return float(np.linalg.norm(pooled(hidden) - pooled(reference), axis=-1).max())
-
-
 def max_error(value: np.ndarray, reference: np.ndarray) -> float:
     """Largest absolute difference over largest magnitude of ``reference``; infinite where not finite."""
     return _ratio(value, reference, lambda array: float(np.max(np.abs(array), initial=0.0)))
@@ -106,7 +89,7 @@ class LogitErrors:
     @property
     def relative(self) -> float:
         """Relative L2 error of the logits."""
-        return _root_ratio(self.error, self.size)
+        return root_ratio(self.error, self.size)
 
     @property
     def largest_relative(self) -> float:
@@ -121,7 +104,7 @@ class LogitErrors:
     @property
     def log_prob_relative(self) -> float:
         """Relative L2 error of the log-probabilities."""
-        return _root_ratio(self.log_prob_error, self.log_prob_size)
+        return root_ratio(self.log_prob_error, self.log_prob_size)
 
     @property
     def rms_logit(self) -> float:
@@ -144,7 +127,8 @@ class LogitErrors:
         return (1.0 - wrong / judged if judged else 1.0), wrong, ties
 
 
-def _root_ratio(error: Floats, size: Floats) -> float:
+def root_ratio(error: Floats, size: Floats) -> float:
+    """Root of the sum of squared errors over that of squared sizes; infinite where nothing has a size."""
     total = float(error.sum())
     if total == 0.0:
         return 0.0

@@ -13,6 +13,7 @@ from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
+from t5edge.parity.hidden import judge_hidden
 from t5edge.parity.limits import (
     FLOAT32_ERROR,
     bounds_errors,
@@ -43,18 +44,17 @@ def operators(subject: Subject, name: str) -> Iterator[CheckResult]:
 
 
 def encoder(subject: Subject, name: str) -> Iterator[CheckResult]:
-    """2. Encoder output and cross keys and values; of an encoder alone the cosine of pooled outputs besides."""
+    """2. Encoder output and cross keys and values; of an encoder alone its cosines besides."""
     yield from _encoder_results(subject, name, subject.errors("texts", subject.workload.texts))
 
 
 def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Iterator[CheckResult]:
     precision, unit = subject.precision, subject.unit("texts")
+    if subject.encoder_alone:
+        yield from judge_hidden(name, errors.states, precision, unit)
+        return
     hidden, cross = error_limit(precision, unit, "hidden"), error_limit(precision, unit, "cross")
     yield judge_error(name, "encoder output", errors.hidden, hidden)
-    if subject.encoder_alone:
-        limit = error_limit(precision, unit, "pooled")
-        yield at_most(name, "1 - cosine of pooled encoder outputs, worst text", errors.pooled**2 / 2, limit**2 / 2)
-        return
     yield judge_error(name, "cross keys and values", errors.cross, cross, worst=errors.worst_cross)
 
 

@@ -18,8 +18,9 @@ from t5edge.errors import UserError
 from t5edge.exporter.reference.protocol import MakeReference, Outputs, Reference
 from t5edge.exporter.reference.texts import target_mask
 from t5edge.exporter.reference.whole import WholeReference
+from t5edge.parity.hidden import HiddenErrors, compare_hidden
 from t5edge.parity.limits import OwnErrors, ceiling
-from t5edge.parity.measures import LogitErrors, compare_logits, pool, pooled_error, relative_error
+from t5edge.parity.measures import LogitErrors, compare_logits, pool, relative_error
 
 if TYPE_CHECKING:
     from t5edge.exporter.checkpoint.open import Checkpoint
@@ -31,30 +32,33 @@ WITH_CROSS = ("texts",)
 
 @dataclass(frozen=True)
 class OutputErrors:
-    """Relative L2 errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's.
+    """Errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's relative L2 error.
 
-    ``pooled``: the worst row's, of mean hidden states scaled to length 1. An encoder alone has neither ``cross`` nor
-    ``logits``.
+    An encoder alone has neither ``cross`` nor ``logits``.
     """
 
-    hidden: float
+    states: HiddenErrors
     cross: float
     worst_cross: str
     logits: LogitErrors
-    pooled: float = 0.0
+
+    @property
+    def hidden(self) -> float:
+        """Relative L2 error of the encoder's output."""
+        return self.states.relative
 
     def own(self) -> OwnErrors:
-        found = self.logits
-        if not found.positions:
-            return OwnErrors(self.hidden, self.cross, 0.0, 0.0, 0.0, 0.0, self.pooled)
+        found, some = self.logits, self.logits.positions > 0
         return OwnErrors(
-            pooled=self.pooled,
             hidden=self.hidden,
             cross=self.cross,
             logits=found.relative,
-            position=found.worst_position,
+            position=found.worst_position if some else 0.0,
             log_probs=found.log_prob_relative,
-            kl=float(found.kl.mean()),
+            kl=float(found.kl.mean()) if some else 0.0,
+            pooled=self.states.worst("pooled"),
+            token=self.states.worst("token"),
+            embedding=self.states.worst("embedding"),
         )
 
 
@@ -69,11 +73,10 @@ def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_
     worst = max(cross, key=lambda name: cross[name], default="")
     has_logits = reference.logits.size > 0
     return OutputErrors(
-        relative_error(value.hidden[source], reference.hidden[source]),
+        compare_hidden(value, reference, source),
         cross.get(worst, 0.0),
         worst,
         compare_logits(value.logits[target], reference.logits[target]) if has_logits else pool([]),
-        pooled_error(value.hidden, reference.hidden, source),
     )
 
 

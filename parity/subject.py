@@ -12,7 +12,7 @@ import numpy as np
 
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.ports import Limits
+from t5edge.bundle.ports import EMBEDDING, Limits
 from t5edge.bundle.precision import Precision, own_row
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import WholeReference
@@ -188,7 +188,8 @@ def bundle_outputs(model: BundleModel, batch: Batch, cached: bool) -> Outputs:
     encoded = dict(model.step_model.hidden_and_cross(batch.input_ids, batch.attention_mask))
     hidden = encoded.pop("last_hidden_state")
     if model.architecture.encoder_alone:
-        return Outputs(hidden.astype(np.float32), {}, np.zeros((len(hidden), 0, 0), np.float32))
+        none = np.zeros((len(hidden), 0, 0), np.float32)
+        return Outputs(hidden.astype(np.float32), {}, none, encoded.get(EMBEDDING))
     logits = (model.logits if cached else model.logits_uncached)(
         batch.input_ids, batch.attention_mask, batch.decoder_input_ids
     )

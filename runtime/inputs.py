@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of a position that does not count, in PyTorch and transformers."""
 
+PROMPT = 2
+"""In the attention mask of a sentence encoder that pools no prompts, at a prompt's tokens."""
+
 USABLE = 0.9
 """Share of the free memory that one call may ask for."""
 
@@ -50,8 +53,10 @@ def as_labels(name: str, given: Any, vocab_size: int) -> Tokens:
     return labels
 
 
-def as_mask(given: Any, ids: Tokens) -> Tokens:
+def as_mask(given: Any, ids: Tokens, *, prompts: bool = False) -> Tokens:
     """The attention mask of ``ids`` as int64 of their shape, ones where none is given.
+
+    ``prompts``: whether ``PROMPT`` is allowed in it.
 
     Raises:
         UserError: not whole numbers, another shape, or values beside 0 and 1.
@@ -63,7 +68,7 @@ def as_mask(given: Any, ids: Tokens) -> Tokens:
         raise UserError(
             f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}; give every token an entry."
         )
-    if not np.isin(mask, (0, 1)).all():
+    if not np.isin(mask, (0, 1, PROMPT) if prompts else (0, 1)).all():
         raise UserError(f"attention_mask runs from {mask.min()} to {mask.max()}; 1 for text and 0 for padding.")
     return mask
 

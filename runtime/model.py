@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.batches import BATCH_TOKENS, batches, check_pairs, listed
+from t5edge.runtime.encoder import BundleEncoder
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.pace import Pace
@@ -22,72 +21,25 @@ from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choice
 from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
 from t5edge.runtime.intact import check_intact
 from t5edge.runtime.stream import stream_text
-from t5edge.runtime.tokenizer import BundleTokenizer
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.scores import Generated
     from t5edge.runtime.generation.step import Scores, Tokens
-    from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
 
 
-class BundleModel:
+class BundleModel(BundleEncoder):
     """What ``t5edge.load`` returns. Arrays are numpy, batch first."""
 
     def __init__(self, folder: Path, manifest: Manifest, step_model: Any) -> None:
-        self.folder, self.manifest, self.step_model, self.pace = folder, manifest, step_model, Pace()
-
-    @property
-    def vocab_size(self) -> int:
-        return self.manifest.architecture.vocab_size
-
-    @property
-    def arithmetic(self) -> Arithmetic | None:
-        """How int8 is multiplied by int8 on this CPU, and whether that is exact; None where the CPU does not."""
-        found: Arithmetic | None = getattr(self.step_model, "arithmetic", None)
-        return found
-
-    @property
-    def architecture(self) -> Architecture:
-        """The facts of the model."""
-        return self.manifest.architecture
-
-    @cached_property
-    def tokenizer(self) -> BundleTokenizer:
-        """Loaded on first use; raises UserError when the bundle has none."""
-        return BundleTokenizer(self.folder, self.manifest.generation.get("pad_token_id") or 0)
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The last hidden state of each text, float32 [tokens, d_model], its end token included, without padding.
-
-        Texts of like length share a batch, as in ``generate_text``.
-        """
-        if isinstance(texts, str):
-            raise UserError("encode takes a list of texts, not one string; pass [text].")
-        rows, found = self.tokenizer.ids(texts), dict[int, np.ndarray]()
-        for batch in batches([len(row) for row in rows], BATCH_TOKENS):
-            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
-            hidden = self.encode_ids(ids, mask)
-            found |= {index: hidden[place, : len(rows[index])] for place, index in enumerate(batch)}
-        return [found[index] for index in range(len(texts))]
-
-    def encode_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
-        """The encoder's last hidden state, float32 [batch, source, d_model].
-
-        ``input_ids``, ``attention_mask`` int [batch, source]. Without a mask every token counts, padding too.
-
-        Raises:
-            UserError: ids outside the vocabulary, wrong shapes or dtypes, or more than the memory holds.
-        """
-        ids = as_ids("input_ids", input_ids, self.vocab_size)
-        mask = as_mask(attention_mask, ids)
-        check_memory(self.architecture, len(ids), ids.shape[1], 0)
-        hidden: np.ndarray = self.step_model.hidden_and_cross(ids, mask)["last_hidden_state"]
-        return hidden.astype(np.float32)
+        super().__init__(folder, manifest, step_model)
+        self.pace = Pace()
 
     def require_decoder(self, what: str) -> None:
         """Raises: UserError when the bundle is an encoder alone and has no ``what``."""
         if self.architecture.encoder_alone:
-            raise UserError(f"'{self.folder}' is an encoder alone and has no {what}; call encode() or encode_ids().")
+            raise UserError(
+                f"'{self.folder}' is an encoder alone and has no {what}; call encode(), or run t5edge encode."
+            )
 
     def logits(
         self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray

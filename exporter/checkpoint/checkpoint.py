@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.records import AdapterFacts
+from t5edge.bundle.schema import plain
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
-from t5edge.exporter.checkpoint.stores import Tensors, TensorStore, summary
+from t5edge.exporter.checkpoint.sentence import SentenceModules
+from t5edge.exporter.checkpoint.stores import StoredTensor, Tensors, TensorStore, summary
 from t5edge.exporter.checkpoint.vocabulary import Vocabulary
 from t5edge.exporter.family.config import require_ids
 from t5edge.runtime.generation.options import SETTINGS
@@ -39,8 +41,11 @@ class Checkpoint:
         folder: Path | None = None,
         revision: str | None = None,
         expected: Architecture | None = None,
+        sentence: SentenceModules | None = None,
     ) -> None:
         """``expected``: the table's facts, where it has the source; what differs goes to ``differences``.
+
+        ``sentence``: what makes sentence embeddings of its encoder's output.
 
         Raises:
             UserError: the tensors do not fit the config.
@@ -56,6 +61,7 @@ class Checkpoint:
         self.random = isinstance(store, RandomStore)
         self.adapters: tuple[AdapterFacts, ...] = ()
         self.vocabulary: Vocabulary | None = None
+        self.sentence = sentence
         self._store: Tensors = store
         self._stored_names = named.stored_names
 
@@ -64,6 +70,12 @@ class Checkpoint:
         names = {name: name for name in architecture.tensor_shapes()}
         other = copy.copy(self)
         vars(other).update(changes, architecture=architecture, _store=tensors, _stored_names=names)
+        return other
+
+    def without_sentence(self) -> Checkpoint:
+        """A view of the same checkpoint that makes no sentence embeddings."""
+        other = copy.copy(self)
+        other.sentence = None
         return other
 
     def encoder_alone(self) -> Checkpoint:
@@ -78,18 +90,29 @@ class Checkpoint:
         """Canonical names, exactly those of ``architecture.tensor_shapes()`` and in its order."""
         return list(self._stored_names)
 
+    def weight_names(self) -> list[str]:
+        """The names of all that a bundle stores: ``names``, and those of weights behind a pooling."""
+        return [*self._stored_names, *([] if self.sentence is None else self.sentence.tensors)]
+
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._store.tensors[self._stored_names[name]].shape
+        return self._tensor(name).shape
 
     def dtype(self, name: str) -> str:
         """``float32``, ``float16``, ``bfloat16`` or ``float64``, as stored."""
-        return self._store.tensors[self._stored_names[name]].dtype
+        return self._tensor(name).dtype
+
+    def _tensor(self, name: str) -> StoredTensor:
+        if self.sentence is not None and name in self.sentence.tensors:
+            return self.sentence.tensors[name]
+        return self._store.tensors[self._stored_names[name]]
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, ``[out, in]``, on the CPU in its stored dtype.
 
         Mapped, not copied, where the file allows it: do not write into it. Dropping it frees the memory.
         """
+        if self.sentence is not None and name in self.sentence.tensors:
+            return self.sentence.read(name)
         return self._store.read(self._stored_names[name])
 
     def content_key(self) -> str:
@@ -97,6 +120,8 @@ class Checkpoint:
         tensors = self._store.tensors
         shapes = sorted((name, list(entry.shape), entry.dtype) for name, entry in tensors.items())
         facts = [self.config, shapes, self._store.fingerprint()]
+        if self.sentence is not None:
+            facts += [plain(self.sentence.facts), self.sentence.fingerprint()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property

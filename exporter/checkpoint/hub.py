@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.sentence_files import MODULES, encoder_folder, module_folders
 from t5edge.exporter.checkpoint.stores import INDEX_FILES, WEIGHT_FILES, read_index
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -25,6 +26,9 @@ SMALL_FILES = (
     "spiece.model",
     "sentencepiece.model",
     "spm.model",
+    MODULES,
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 10.0
@@ -82,9 +86,14 @@ def _download(repository: Repository, weights: bool) -> Path:
     except _unreachable_errors() as error:
         return _from_cache(repository, weights, error)
     folder = _snapshot(repository, repository.small_files)
+    pinned = replace(repository, revision=folder.name)
+    listed = {file.rfilename for file in listing.siblings or []}
+    places = tuple(f"{repository.inside(place)}/" for place in module_folders(folder / repository.subfolder))
+    modules = sorted(name for name in listed if places and name.startswith(places))
+    if modules:
+        _snapshot(pinned, modules)
     if weights and not _complete(folder / repository.subfolder):
-        pinned = replace(repository, revision=folder.name)
-        _snapshot(pinned, _weight_files(pinned, folder, {file.rfilename for file in listing.siblings or []}))
+        _snapshot(pinned, _weight_files(pinned, folder, listed))
     return folder
 
 
@@ -123,7 +132,7 @@ def _complete(folder: Path) -> bool:
     """Whether a snapshot has its weights: an adapter's where it is one."""
     if (folder / ADAPTER_CONFIG).is_file():
         return any((folder / name).is_file() for name in ADAPTER_FILES)
-    return has_weights(folder)
+    return has_weights(encoder_folder(folder))
 
 
 def has_weights(folder: Path) -> bool:

@@ -6,6 +6,7 @@
     open_checkpoint("t5-11b", random_weights=0)        the structure alone
     open_checkpoint("./my-lora")                       a PEFT adapter, merged into the model that it names
     open_checkpoint("./flux", subfolder="text_encoder_2")                      a part of a diffusers pipeline
+    open_checkpoint("sentence-transformers/sentence-t5-base")                  an encoder, pooling and dense layers
 
 The raw ``config.json`` and the names of the tensors are the truth; the table of variants is compared with
 them.
@@ -23,6 +24,7 @@ from t5edge.exporter.checkpoint.checkpoint import Checkpoint, read_json
 from t5edge.exporter.checkpoint.hub import Repository, download, has_weights
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
+from t5edge.exporter.checkpoint.sentence_files import MODULES, encoder_folder, read_modules
 from t5edge.exporter.checkpoint.stores import open_folder_store
 from t5edge.exporter.checkpoint.trimmed import Corpus, choose_vocabulary, stored_vocabulary, with_vocabulary
 from t5edge.exporter.family.config import architecture_from_config
@@ -48,7 +50,8 @@ def open_checkpoint(
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
     ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
     ``subfolder``: where inside the folder or repository the checkpoint lies.
-    ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds.
+    ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds, of a
+    model of sentence-transformers the encoder.
 
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint or adapter.
@@ -73,9 +76,11 @@ def names_adapter(variant: str) -> bool:
 
 def _for_task(checkpoint: Checkpoint, task: str | None) -> Checkpoint:
     """Raises: UserError for an encoder alone that shall generate."""
+    if task == "generate" and not checkpoint.architecture.encoder_alone:
+        return checkpoint.without_sentence()
     if task == "generate" and checkpoint.architecture.encoder_alone:
         raise UserError(f"'{checkpoint.source}' is an encoder without a decoder and generates nothing; --task encode.")
-    return checkpoint.encoder_alone() if task == "encode" else checkpoint
+    return checkpoint.encoder_alone() if task == "encode" or checkpoint.sentence is not None else checkpoint
 
 
 def _open(variant: str, random_weights: int | None, revision: str | None, subfolder: str = "") -> Checkpoint:
@@ -130,14 +135,16 @@ def _open_folder(source: str, folder: Path, commit: str | None = None, expected:
         )
     if is_adapter(folder):
         return _open_adapted(source, folder, commit)
-    require_checkpoint(folder)
-    config = read_json(folder / "config.json")
-    architecture_from_config(config)  # a foreign model is refused before its weights are read
-    store = unwrapped(open_folder_store(folder))
+    encoder = encoder_folder(folder)
+    require_checkpoint(encoder)
+    config = read_json(encoder / "config.json")
+    architecture = architecture_from_config(config)  # a foreign model is refused before its weights are read
+    store = unwrapped(open_folder_store(encoder))
     require_tensors(store, source)
     require_generator(config, store.tensors, source)
     facts = expected.architecture if expected is not None else None
-    return Checkpoint(source, config, store, folder=folder, revision=commit, expected=facts)
+    modules = read_modules(folder, source, architecture.d_model)
+    return Checkpoint(source, config, store, folder=encoder, revision=commit, expected=facts, sentence=modules)
 
 
 def _open_adapted(source: str, folder: Path, commit: str | None) -> Checkpoint:
@@ -171,6 +178,8 @@ def _as_path(variant: str) -> Path:
 
 
 def _is_checkpoint(folder: Path) -> bool:
+    if (folder / MODULES).is_file():
+        return True
     return is_adapter(folder) or ((folder / "config.json").is_file() and has_weights(folder))
 
 

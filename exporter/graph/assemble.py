@@ -3,7 +3,7 @@
 encoder : input_ids, attention_mask -> last_hidden_state, cross keys and values of every decoder layer
 decoder : input_ids, encoder_attention_mask, past and cross keys and values -> logits, present keys and values
 
-An encoder alone is the first graph without cross keys and values.
+An encoder alone is the first graph without cross keys and values; a sentence encoder has embeddings besides.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.ports import GraphName, GraphPorts, decoder_ports, encoder_ports
+from t5edge.bundle.records import SentenceFacts
 from t5edge.exporter.graph.decoder import DecoderAssembler
 from t5edge.exporter.graph.encoder import EncoderAssembler
 from t5edge.exporter.graph.rescale import Rescale
@@ -47,11 +48,21 @@ class Graphs:
         return both | {name: ports for name, (_, ports) in self.forms.items()}
 
 
-def assemble(architecture: Architecture, blocks: Mapping[BlockKind, Block], compute: str, rescale: Rescale) -> Graphs:
-    """Build the graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly."""
+def assemble(
+    architecture: Architecture,
+    blocks: Mapping[BlockKind, Block],
+    compute: str,
+    rescale: Rescale,
+    sentence: SentenceFacts | None = None,
+) -> Graphs:
+    """Build the graphs in ``compute`` (float, float16, bfloat16) from fused blocks, rescaled exactly.
+
+    ``sentence``: what makes embeddings of an encoder alone.
+    """
     a = architecture
-    encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute)
-    encoder_model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder).model()
+    size = None if sentence is None else sentence.dimension
+    encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute, size)
+    encoder_model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder, sentence).model()
     if a.encoder_alone:
         return Graphs(encoder_model, None, encoder, None)
     decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)

@@ -1,11 +1,21 @@
-"""The encoder graph: embedding, layers, final norm, and the cross keys and values of every decoder layer."""
+"""The encoder graph: embedding, layers, final norm, and the cross keys and values of every decoder layer.
+
+Of a sentence encoder one vector for each text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
-from t5edge.bundle.architecture import Stack
+from t5edge.bundle.architecture import Architecture, Stack
+from t5edge.bundle.ports import EMBEDDING, GraphPorts
+from t5edge.bundle.records import SentenceFacts
 from t5edge.exporter.graph.assembler import MASKED, Assembler
+from t5edge.exporter.graph.rescale import StackScale
+from t5edge.exporter.graph.sentence import sentence_embedding
+from t5edge.kernels.block import Block, BlockKind
 from t5edge.kernels.position_bias.fusion import distances, look_up, table_index
 
 
@@ -14,9 +24,24 @@ class EncoderAssembler(Assembler):
 
     stack: Stack = "encoder"
 
+    def __init__(
+        self,
+        architecture: Architecture,
+        blocks: Mapping[BlockKind, Block],
+        compute: str,
+        scale: StackScale,
+        ports: GraphPorts,
+        sentence: SentenceFacts | None = None,
+    ) -> None:
+        super().__init__(architecture, blocks, compute, scale, ports)
+        self.sentence = sentence
+
     def build(self) -> None:
         hidden = self.encode()
         self.outputs["last_hidden_state"] = hidden
+        if self.sentence is not None:
+            self.outputs[EMBEDDING] = self._embedding(hidden, self.sentence)
+            self.flush("sentence")
         for layer in range(self.architecture.decoder_layers):
             key, value = self.add_block("cross_kv", layer, [hidden])
             self.outputs[f"present.{layer}.encoder.key"] = key
@@ -36,6 +61,12 @@ class EncoderAssembler(Assembler):
         hidden = self.final_norm(hidden)
         self.flush("encoder/head")
         return hidden
+
+    def _embedding(self, hidden: ir.Value, sentence: SentenceFacts) -> ir.Value:
+        """Sentence embeddings float32 [batch, dimension]."""
+        mask = self.inputs["attention_mask"]
+        wide = hidden if self.compute == "float" else self.tape.op("Cast", [hidden], {"to": ir.DataType.FLOAT})
+        return sentence_embedding(self.tape, wide, self.architecture.d_model, mask, self.length(mask, 1), sentence)
 
     def _bias(self, layer: int, index: ir.Value, seen: ir.Value) -> ir.Value:
         """Position bias and padding in one additive mask, [batch, heads, source, source]."""

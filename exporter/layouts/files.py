@@ -4,6 +4,8 @@
     onnx/encoder_model*.onnx  onnx/decoder_model_merged*.onnx  onnx/weights.safetensors      links to the files above
     config.json  tokenizer_config.json
 
+An encoder alone has ``onnx/model.onnx`` instead, and the files of ``sentence``.
+
 transformers.js looks into ``onnx/`` and tells the precision by the name. ONNX Runtime reads external data beside the
 graph and refuses a path that leaves the graph's folder, unless graph and data are both links into one other folder (the
 form of the hub's cache). Hard links in their place would make onnx's checker refuse our own graphs. External data of a
@@ -29,9 +31,12 @@ from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
 from t5edge.exporter.layouts.merged import merge_decoders
 from t5edge.exporter.layouts.optimum import ENCODER, FIRST_STEP, LATER_STEPS
+from t5edge.exporter.layouts.sentence import write_sentence_files
 from t5edge.progress import Progress
 
 MERGED = "decoder_model_merged"
+ALONE = "model"
+"""What optimum calls the one graph of an encoder."""
 JS_FOLDER = "onnx"
 JS_DTYPES = {(0, "float"): "fp32", (0, "float16"): "fp16", (8, "float"): "int8", (4, "float"): "q4"}
 """(bits of a weight, compute dtype) -> transformers.js' name of the precision. The others have no kernels there."""
@@ -79,6 +84,9 @@ def write_layout(
     """Write the files of another layout; nothing for our own."""
     if layout == "t5edge":
         return
+    if checkpoint.architecture.encoder_alone:
+        write_encoder_files(folder, checkpoint)
+        return
     write_optimum_files(folder, graphs, checkpoint, precision)
     weights = folder / JS_FOLDER / WEIGHTS
     if not weights.is_symlink():
@@ -99,6 +107,18 @@ def write_optimum_files(folder: Path, graphs: Graphs, checkpoint: Checkpoint, pr
     write_json(folder / "config.json", client_config(checkpoint, dtype))
     if (folder / "tokenizer.json").is_file():
         write_json(folder / "tokenizer_config.json", tokenizer_config(checkpoint, folder / "tokenizer.json"))
+
+
+def write_encoder_files(folder: Path, checkpoint: Checkpoint) -> None:
+    """An encoder alone as optimum's ``ORTModelForFeatureExtraction`` looks for it; sentence-transformers' files."""
+    (folder / JS_FOLDER).mkdir()
+    link(folder / "encoder.onnx", folder / JS_FOLDER / f"{ALONE}.onnx")
+    link(folder / WEIGHTS, folder / JS_FOLDER / WEIGHTS)
+    write_json(folder / "config.json", client_config(checkpoint, "fp32"))
+    if (folder / "tokenizer.json").is_file():
+        write_json(folder / "tokenizer_config.json", tokenizer_config(checkpoint, folder / "tokenizer.json"))
+    if checkpoint.sentence is not None:
+        write_sentence_files(folder, checkpoint)
 
 
 def link(stored: Path, name: Path) -> None:

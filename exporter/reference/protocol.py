@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from t5edge.bundle.architecture import Architecture
+    from t5edge.exporter.checkpoint.sentence import SentenceModules
     from t5edge.exporter.reference.texts import Batch
 
 
@@ -24,6 +25,9 @@ class Weights(Protocol):
     @property
     def generation_config(self) -> dict[str, Any]: ...
 
+    @property
+    def sentence(self) -> SentenceModules | None: ...
+
     def names(self) -> list[str]: ...
 
     def read(self, name: str) -> torch.Tensor: ...
@@ -34,12 +38,13 @@ class Outputs:
     """What a model makes of a batch, float32. Of an encoder alone ``cross`` is empty, and ``logits`` is [batch, 0, 0].
 
     ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
-    (``present.{i}.encoder.key``) [batch, heads, source, d_kv].
+    (``present.{i}.encoder.key``) [batch, heads, source, d_kv]; ``embedding`` [batch, size] of a sentence encoder.
     """
 
     hidden: np.ndarray
     cross: Mapping[str, np.ndarray]
     logits: np.ndarray
+    embedding: np.ndarray | None = None
 
 
 class Reference(Protocol):

@@ -51,7 +51,8 @@ class StreamedReference:
             name: self.cross_keys_values(hidden) for name, hidden in zip(batches, encoded, strict=True) if name in cross
         }
         if self.checkpoint.architecture.encoder_alone:
-            yield from ((name, encoder_outputs(source)) for name, source in zip(batches, encoded, strict=True))
+            for (name, batch), source in zip(batches.items(), encoded, strict=True):
+                yield name, encoder_outputs(self.checkpoint, source, batch)
             return
         decoded = self.decode_all(list(batches.values()), encoded)
         for name, source, target in zip(batches, encoded, decoded, strict=True):

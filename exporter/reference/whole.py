@@ -12,6 +12,7 @@ from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.family.config import config_from_architecture
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.exporter.reference.protocol import Outputs, Weights
+from t5edge.exporter.reference.sentence import sentence_embedding
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +109,7 @@ class WholeReference:
     """The transformers model of a checkpoint, as outputs of whole batches and as ``generate``."""
 
     def __init__(self, checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float32: bool = False) -> None:
+        self.weights = checkpoint
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
         speed_up_float16(self.model)
         self._alone = checkpoint.architecture.encoder_alone
@@ -125,7 +127,7 @@ class WholeReference:
         cache = new_cache()
         with torch.inference_mode():
             if self._alone:
-                return encoder_outputs(self.model(**source).last_hidden_state)
+                return encoder_outputs(self.weights, self.model(**source).last_hidden_state, batch)
             found = self.model(
                 **source,
                 decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
@@ -154,9 +156,15 @@ class WholeReference:
         return tokens
 
 
-def encoder_outputs(hidden: torch.Tensor) -> Outputs:
+def encoder_outputs(weights: Weights, hidden: torch.Tensor, batch: Batch) -> Outputs:
     """The outputs of an encoder alone, from its last hidden state [batch, source, d_model]."""
-    return Outputs(hidden.float().numpy(), {}, np.zeros((len(hidden), 0, 0), np.float32))
+    import torch
+
+    embedding = None
+    if weights.sentence is not None:
+        mask = torch.from_numpy(batch.attention_mask)
+        embedding = sentence_embedding(hidden.float(), mask, weights.sentence.facts, weights.read).numpy()
+    return Outputs(hidden.float().numpy(), {}, np.zeros((len(hidden), 0, 0), np.float32), embedding)
 
 
 WIDE_ROWS = 32

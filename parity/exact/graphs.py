@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.parity_report import CheckResult, at_most, failure, not_run
+from t5edge.bundle.ports import EMBEDDING
 from t5edge.errors import UserError
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
@@ -79,17 +80,21 @@ def _epsilons(name: str, opener: Opener) -> CheckResult:
 def _encoder(
     name: str, model: BundleModel, batches: Mapping[str, Batch], reference: WholeReference
 ) -> Iterator[CheckResult]:
-    """Hidden states of the worst batch; keys and values of texts."""
-    worst, where, cross = -1.0, "", {}
+    """Hidden states and sentence embeddings of the worst batch; keys and values of texts."""
+    worst, where, cross, embeddings = -1.0, "", {}, []
     for key, expected in reference.outputs(batches, IN_CROSS):
         batch = batches[key]
         seen = batch.attention_mask.astype(bool)
         found = dict(model.step_model.hidden_and_cross(batch.input_ids, batch.attention_mask))
         error = relative_error(found["last_hidden_state"][seen], expected.hidden[seen])
         worst, where = (error, key) if error > worst else (worst, where)
+        if expected.embedding is not None:
+            embeddings.append(relative_error(found[EMBEDDING], expected.embedding))
         for port, wanted in expected.cross.items():
             cross[port] = relative_error(found[port].swapaxes(1, 2)[seen], wanted.swapaxes(1, 2)[seen])
     yield judge_error(name, f"encoder output, worst of {len(batches)} batches", worst, FLOAT32_ERROR, batch=where)
+    if embeddings:
+        yield judge_error(name, f"sentence embeddings, worst of {len(batches)} batches", max(embeddings), FLOAT32_ERROR)
     if not cross:
         return
     port = max(cross, key=lambda port: cross[port])

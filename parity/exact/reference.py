@@ -17,6 +17,8 @@ from t5edge.parity.exact.stored import StoredWeights
 if TYPE_CHECKING:
     import torch
 
+    from t5edge.exporter.checkpoint.sentence import SentenceModules
+
 TABLE = "shared.weight"
 
 
@@ -34,6 +36,10 @@ class StoredTensors:
     @property
     def generation_config(self) -> dict[str, Any]:
         return self.stored.checkpoint.generation_config
+
+    @property
+    def sentence(self) -> SentenceModules | None:
+        return self.stored.checkpoint.sentence
 
     def names(self) -> list[str]:
         return self.stored.checkpoint.names()

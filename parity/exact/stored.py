@@ -83,7 +83,7 @@ class StoredWeights:
                 yield name, key
 
     def _unknown(self, key: StoredKey) -> bool:
-        known = set(self.checkpoint.names())
+        known = set(self.checkpoint.weight_names())
         base = key.base
         return not {base.source if isinstance(base, DistanceKey) else name for name, _ in _sources(base)} <= known
 

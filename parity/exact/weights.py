@@ -36,7 +36,7 @@ def check_weights(opener: Opener, name: str, stored: StoredWeights) -> Iterator[
     except (UserError, OSError, RuntimeError, ValueError) as error:
         yield failure(name, f"the weights cannot be read: {error}")
         return
-    missing = sorted(set(stored.checkpoint.names()) - seen)
+    missing = sorted(set(stored.checkpoint.weight_names()) - seen)
     misplaced_names = misplaced(opener.folder, opener.manifest.ports)
     yield at_most(name, f"half steps from the checkpoint, worst at {where}", worst, ROUNDED_TWICE)
     yield _none(name, "scales coarser than their weights need", coarse)

@@ -8,14 +8,15 @@ from typing import Any
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError, install
-from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu, require_gpu
+from t5edge.runtime.onnxruntime.gpu import open_on_gpu, require_gpu
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder
 from t5edge.runtime.onnxruntime.sessions import session_options
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 
 
-def open(folder: Path, manifest: Manifest, target: str = NAME) -> DeviceModel:
+def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEncoder:
     """Open a bundle on the first CUDA device.
 
     Raises:

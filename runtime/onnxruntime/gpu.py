@@ -13,7 +13,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
@@ -65,16 +65,14 @@ def require_gpu(target: str) -> None:
         )
 
 
-def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -> DeviceModel:
-    """Open both graphs and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
+def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -> OnnxRuntimeEncoder:
+    """Open every graph and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
 
     Raises:
         UserError: a graph cannot be loaded, or the provider did not start.
     """
-    if manifest.architecture.encoder_alone:
-        raise UserError(f"an encoder alone runs on --target onnxruntime, not on {provider}.")
     sessions = []
-    for name in ("encoder", "decoder"):
+    for name in manifest.architecture.stacks:
         path = folder / f"{name}.onnx"
         try:
             session = start(path)
@@ -86,5 +84,7 @@ def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -
                 "libraries, or use --target onnxruntime."
             )
         sessions.append(session)
+    if manifest.architecture.encoder_alone:
+        return OnnxRuntimeEncoder(sessions[0])  # its outputs come to the host
     ports = manifest.ports["decoder"]
     return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=manifest.rows_share_cross)

@@ -15,18 +15,16 @@ from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tens
 from t5edge.runtime.tensorrt.guards import check_engine
 from t5edge.runtime.tensorrt.log import make_log, shorten
 from t5edge.runtime.tensorrt.records import engine_path, graphs_of, read_record, runtime_cache
-from t5edge.runtime.tensorrt.run import Engine, EngineModel
+from t5edge.runtime.tensorrt.run import Engine, EngineEncoder, EngineModel
 from t5edge.runtime.tensorrt.weights import WEIGHTS_FILE, DeviceWeights
 
 
-def open(folder: Path, manifest: Manifest, target: str) -> EngineModel:
-    """The engines for the first GPU; the in-place decoder where there are both.
+def open(folder: Path, manifest: Manifest, target: str) -> EngineEncoder:
+    """The engines for the first GPU; the in-place decoder where there are both, none of an encoder alone.
 
     Raises:
         UserError: no GPU, the package is missing, no engine for this GPU, or an engine that does not fit.
     """
-    if manifest.architecture.encoder_alone:
-        raise UserError(f"an encoder alone runs on --target onnxruntime; its {target} engine is run by other programs.")
     found = find_gpus()
     if not found.gpus:
         raise UserError(
@@ -35,24 +33,22 @@ def open(folder: Path, manifest: Manifest, target: str) -> EngineModel:
     tool = load_tensorrt(target)
     records = find_records(folder, manifest, tool, found)
     device = CudaDevice()
-    decoder = next(name for name in ("decoder_in_place", "decoder") if name in records)
+    decoder = next((name for name in ("decoder_in_place", "decoder") if name in records), None)
     weights = DeviceWeights(device, folder / WEIGHTS_FILE)
-    opened = [_open_engine(folder, manifest, tool, records[name], device, weights) for name in ("encoder", decoder)]
+    names = ["encoder", *([] if decoder is None else [decoder])]
+    opened = [_open_engine(folder, manifest, tool, records[name], device, weights) for name in names]
     caches = [kernels for _, kernels in opened if kernels is not None]
 
     def keep_kernels() -> None:
         for kernels in caches:
             kernels.keep()
 
-    (encoder_engine, _), (decoder_engine, _) = opened
-    return EngineModel(
-        encoder_engine,
-        decoder_engine,
-        manifest.limits,
-        in_place=decoder == "decoder_in_place",
-        record=not tool.flavor.jit,
-        on_done=keep_kernels if caches else None,
-    )
+    on_done = keep_kernels if caches else None
+    engines = [engine for engine, _ in opened]
+    if decoder is None:
+        return EngineEncoder(engines[0], manifest.limits, on_done)
+    in_place, record = decoder == "decoder_in_place", not tool.flavor.jit
+    return EngineModel(engines[0], engines[1], manifest.limits, in_place=in_place, record=record, on_done=on_done)
 
 
 def find_records(folder: Path, manifest: Manifest, tool: TensorRT, found: GpuReport) -> dict[str, EngineRecord]:

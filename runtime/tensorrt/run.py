@@ -123,7 +123,62 @@ class State:
         return {"batch": self.rows, "source": self.source, "target": target, "past": self.length}
 
 
-class EngineModel:
+class EngineEncoder:
+    """The encoder's engine: all that an encoder alone has."""
+
+    def __init__(self, encoder: Engine, limits: Limits, on_done: Callable[[], None] | None = None) -> None:
+        """``on_done`` is called after each batch."""
+        self.encoder, self.limits, self.on_done, self.device = encoder, limits, on_done, encoder.device
+
+    def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
+        """Every encoder output by name, as numpy (bfloat16 widened to float32)."""
+        batch, source = input_ids.shape
+        self._check_sizes(batch, source)
+        outputs = self._run_encoder(input_ids, attention_mask)
+        sizes = {"batch": batch, "source": source}
+        found = {
+            port.name: self._fetched(outputs[port.name], port.shape(sizes), port.dtype)
+            for port in self.encoder.ports.outputs
+        }
+        if self.on_done is not None:
+            self.on_done()
+        return found
+
+    def _run_encoder(self, input_ids: Tokens, attention_mask: Tokens) -> Buffers:
+        """Every encoder output in a buffer of its own; the run is complete on return."""
+        batch, source = input_ids.shape
+        sizes = {"batch": batch, "source": source}
+        inputs = {"input_ids": self._uploaded(input_ids), "attention_mask": self._uploaded(attention_mask)}
+        outputs = {port.name: Buffer(self.device, size_of(port, sizes)) for port in self.encoder.ports.outputs}
+        self.encoder.run(sizes, {name: buffer.address for name, buffer in {**inputs, **outputs}.items()})
+        self.device.synchronize()
+        return outputs
+
+    def _uploaded(self, array: np.ndarray) -> Buffer:
+        data = np.ascontiguousarray(array)
+        buffer = Buffer(self.device, data.nbytes)
+        self.device.upload(buffer.address, data)
+        self.device.synchronize()
+        return buffer
+
+    def _fetched(self, buffer: Buffer, shape: tuple[int, ...], dtype: str) -> Any:
+        """A buffer's contents as numpy; bfloat16 becomes float32."""
+        row = DTYPES[dtype]
+        array = np.empty(shape, row.array)
+        self.device.download(array, buffer.address)
+        self.device.synchronize()
+        return row.widened(array)
+
+    def _check_sizes(self, rows: int, source: int) -> None:
+        if rows > self.limits.max_batch or source > self.limits.max_source_length:
+            raise UserError(
+                f"{rows} rows (sentences times beams) of {source} tokens; these engines take up to "
+                f"{self.limits.max_batch} rows of {self.limits.max_source_length}. Send less at once, or export with a "
+                "larger --max-batch or --max-source-length."
+            )
+
+
+class EngineModel(EngineEncoder):
     """The engines of a bundle as a ``StepModel``."""
 
     rows_differ = False
@@ -142,8 +197,8 @@ class EngineModel:
 
         ``on_done`` is called after each batch, when its state is gone.
         """
-        self.encoder, self.decoder, self.limits, self.on_done = encoder, decoder, limits, on_done
-        self.in_place, self.record, self.device = in_place, record, decoder.device
+        super().__init__(encoder, limits, on_done)
+        self.decoder, self.in_place, self.record = decoder, in_place, record
         self._own = [port for port in decoder.ports.inputs if is_own_cache(port.name)]
         self._vocab = int(decoder.ports.outputs[0].axes[-1])
 
@@ -165,17 +220,6 @@ class EngineModel:
         if self.on_done is not None:
             when_unused(state, self.on_done)
         return state
-
-    def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
-        """Every encoder output by name, as numpy (bfloat16 widened to float32)."""
-        batch, source = input_ids.shape
-        self._check_sizes(batch, source)
-        outputs = self._run_encoder(input_ids, attention_mask)
-        sizes = {"batch": batch, "source": source}
-        return {
-            port.name: self._fetched(outputs[port.name], port.shape(sizes), port.dtype)
-            for port in self.encoder.ports.outputs
-        }
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
@@ -271,27 +315,10 @@ class EngineModel:
             state.outputs["past_length"] = Buffer(self.device, 8)
         state.target, state.steps, state.replay = target, 0, None
 
-    def _run_encoder(self, input_ids: Tokens, attention_mask: Tokens) -> Buffers:
-        """Every encoder output in a buffer of its own; the run is complete on return."""
-        batch, source = input_ids.shape
-        sizes = {"batch": batch, "source": source}
-        inputs = {"input_ids": self._uploaded(input_ids), "attention_mask": self._uploaded(attention_mask)}
-        outputs = {port.name: Buffer(self.device, size_of(port, sizes)) for port in self.encoder.ports.outputs}
-        self.encoder.run(sizes, {name: buffer.address for name, buffer in {**inputs, **outputs}.items()})
-        self.device.synchronize()
-        return outputs
-
     def _new_cache(self, rows: int) -> Buffers:
         """Room for the longest target."""
         sizes = {"batch": rows, "past": self.limits.max_target_length}
         return {port.name: Buffer(self.device, size_of(port, sizes)) for port in self._own}
-
-    def _uploaded(self, array: np.ndarray) -> Buffer:
-        data = np.ascontiguousarray(array)
-        buffer = Buffer(self.device, data.nbytes)
-        self.device.upload(buffer.address, data)
-        self.device.synchronize()
-        return buffer
 
     def _repeated(self, buffer: Buffer, batch: int, copies: int) -> Buffer:
         """Each of ``batch`` rows ``copies`` times in a row."""
@@ -301,22 +328,6 @@ class EngineModel:
         for row in range(batch * copies):
             self.device.copy(repeated.address + row * size, buffer.address + row // copies * size, size)
         return repeated
-
-    def _fetched(self, buffer: Buffer, shape: tuple[int, ...], dtype: str) -> Any:
-        """A buffer's contents as numpy; bfloat16 becomes float32."""
-        row = DTYPES[dtype]
-        array = np.empty(shape, row.array)
-        self.device.download(array, buffer.address)
-        self.device.synchronize()
-        return row.widened(array)
-
-    def _check_sizes(self, rows: int, source: int) -> None:
-        if rows > self.limits.max_batch or source > self.limits.max_source_length:
-            raise UserError(
-                f"{rows} rows (sentences times beams) of {source} tokens; these engines take up to "
-                f"{self.limits.max_batch} rows of {self.limits.max_source_length}. Send less at once, or export with a "
-                "larger --max-batch or --max-source-length."
-            )
 
     def _check_length(self, state: State, target: int) -> None:
         if state.length + target > self.limits.max_target_length:

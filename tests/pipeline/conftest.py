@@ -1,5 +1,27 @@
 """Fixtures of the tests that trace and export."""
 
-from support.fixtures import brief_judging, demo, exported, exports, one_thread, optimum_demo, shipped_judging, traces
+from support.fixtures import (
+    brief_judging,
+    demo,
+    encoders,
+    exported,
+    exports,
+    one_thread,
+    optimum_demo,
+    sentences,
+    shipped_judging,
+    traces,
+)
 
-__all__ = ["brief_judging", "demo", "exported", "exports", "one_thread", "optimum_demo", "shipped_judging", "traces"]
+__all__ = [
+    "brief_judging",
+    "demo",
+    "encoders",
+    "exported",
+    "exports",
+    "one_thread",
+    "optimum_demo",
+    "sentences",
+    "shipped_judging",
+    "traces",
+]

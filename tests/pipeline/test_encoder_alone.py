@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,42 +13,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from support.encoders import GATED, PER_LAYER_BIAS, RELU, encoder_model, example, hidden_states, save_encoder
+from support.encoders import GATED, PER_LAYER_BIAS, RELU, Bundles, encoder_model, example, hidden_states
 from support.exports import Exports
-from support.shared import once, shared_folder
+from support.tiny_models import tiny_models
 from t5edge import pipeline
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import PASS
+from t5edge.bundle.precision import PRECISIONS
 from t5edge.cli import main
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.parity.ladder import CHECKS, verify
 from t5edge.parity.measures import relative_error
-from t5edge.runtime.model import BundleModel, load, open_model
+from t5edge.runtime.model import BundleModel, load
 
 ALL = (RELU, GATED, PER_LAYER_BIAS)
-OF_DECODER = {"3 logits", "3 texts", "4 cache", "7 generation", "8 task"}
-Bundles = Callable[..., Path]
-
-
-@pytest.fixture(scope="session")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """An unverified bundle of an encoder-only checkpoint in a precision; without one the checkpoint."""
-    root = shared_folder(tmp_path_factory, "encoders")
-
-    def bundle(name: str, precision: str | None = None, hot: bool = False) -> Path:
-        stem = f"{name}-hot" if hot else name
-        checkpoint = once(root / stem, lambda folder: save_encoder(name, folder, hot))
-        if precision is None:
-            return checkpoint
-
-        def make(out: Path) -> None:
-            pipeline.export(str(checkpoint), precision, out=out, target=("onnxruntime",), no_verify=True)
-
-        return once(root / f"{stem}-{precision}", make)
-
-    return bundle
+OF_DECODER = {"3 logits", "4 cache", "7 generation", "8 task"}
 
 
 def error_of(model: BundleModel, expected: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> float:
@@ -99,13 +79,15 @@ def test_the_ladder_proves_it_and_leaves_out_what_there_is_not(encoders: Bundles
     for name in ("weights", "graphs", "1 operators", "2 encoder", "3 range", "5 padding", "6 lengths", "9 text"):
         assert verdicts[name] in (PASS, "not applicable: the checkpoint has no tokenizer")
     pooled = [entry for entry in report["rungs"] if "cosine of pooled" in entry["measure"]]
-    assert {entry["name"] for entry in pooled} == {"2 encoder", "3 range"}
+    assert {entry["name"] for entry in pooled} == {"2 encoder", "3 texts", "3 range"}
+    tokens = [entry for entry in report["rungs"] if entry["measure"] == "1 - cosine of encoder output, worst token"]
+    assert {entry["name"] for entry in tokens} == {"2 encoder", "3 range"}
     assert all(0 < entry["value"] <= entry["limit"] < 1e-3 for entry in pooled)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8-weight"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("precision", [row.name for row in PRECISIONS])
+@pytest.mark.parametrize("name", [tiny.name for tiny in tiny_models()])
 def test_every_structure_passes_in_every_precision(
     encoders: Bundles, tmp_path: Path, name: str, precision: str
 ) -> None:
@@ -251,10 +233,7 @@ def test_what_needs_a_decoder_is_refused_in_one_line(encoders: Bundles, capsys: 
     ("options", "said"),
     [
         ({"task": "generate"}, "is an encoder without a decoder and generates nothing"),
-        ({"layout": "optimum"}, "--layout optimum is for models that generate"),
-        ({"precision": "int8"}, "use fp32, fp16, bf16 or int8-weight"),
-        ({"precision": "int4-weight"}, "use fp32, fp16, bf16 or int8-weight"),
-        ({"precision": "int8-weight", "require_speedup": True}, "--require-speedup times models that generate"),
+        ({"precision": "int8", "count_ties": True}, "--count-ties is about tokens, which it has none of"),
         ({"task": "translate"}, "choose one of generate, encode"),
     ],
 )
@@ -288,16 +267,3 @@ def test_a_manifest_s_task_is_that_of_its_architecture(encoders: Bundles) -> Non
     data = Manifest.read(encoders(RELU, "fp32")).to_dict()
     with pytest.raises(UserError, match=r"ports\.decoder is missing; task is generate with 0 decoder layers"):
         Manifest.from_dict({**data, "task": "generate"})
-
-
-def test_one_engine_is_built_and_this_program_does_not_run_it(
-    encoders: Bundles, tmp_path: Path, rtx: object, no_gpu: None
-) -> None:
-    from t5edge.engines.build import build_engines
-
-    folder = Path(shutil.copytree(encoders(GATED, "fp16"), tmp_path / "b"))
-    (entry,) = build_engines(folder, "tensorrt-rtx", ["8.6"]).values()
-    assert list(entry.graphs) == ["encoder"]
-    manifest = Manifest.read(folder)
-    with pytest.raises(UserError, match="an encoder alone runs on --target onnxruntime"):
-        open_model(folder, manifest, "tensorrt-rtx")

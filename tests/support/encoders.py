@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 import transformers
 
+from support.shared import once
 from support.tiny_models import find_tiny_model
+from t5edge import pipeline
 
 RELU, GATED, PER_LAYER_BIAS = "t5-tiny", "v1.1-tiny", "umt5-tiny"
 HOT = 3e4
@@ -38,6 +41,27 @@ def encoder_model(name: str, hot: bool = False, **settings: Any) -> Any:
 def save_encoder(name: str, folder: Path, hot: bool = False) -> Path:
     encoder_model(name, hot).save_pretrained(folder)
     return folder
+
+
+Bundles = Callable[..., Path]
+"""Of a tiny model's name and a precision, an unverified bundle of its encoder; without a precision the checkpoint."""
+
+
+def encoder_bundles(root: Path) -> Bundles:
+    """What the fixture ``encoders`` gives: everything is made once, in ``root``."""
+
+    def bundle(name: str, precision: str | None = None, hot: bool = False) -> Path:
+        stem = f"{name}-hot" if hot else name
+        checkpoint = once(root / stem, lambda folder: save_encoder(name, folder, hot))
+        if precision is None:
+            return checkpoint
+
+        def make(out: Path) -> None:
+            pipeline.export(str(checkpoint), precision, out=out, target=("onnxruntime",), no_verify=True)
+
+        return once(root / f"{stem}-{precision}", make)
+
+    return bundle
 
 
 def example(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

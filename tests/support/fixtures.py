@@ -11,8 +11,10 @@ import pytest
 
 from support.bundles import Workshop, demo_workshop
 from support.deep_models import LAYERS, Exported, deep_model
+from support.encoders import Bundles, encoder_bundles
 from support.exports import Exports
 from support.optimum_layout import write_layout
+from support.sentences import Sentences, sentence_models
 from support.shared import once, shared_folder
 from support.tiny_models import save_tiny_model
 from support.traces import shared_traces
@@ -76,6 +78,18 @@ def optimum_demo(demo: Workshop) -> Callable[[str], Path]:
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Two tiny models that between them have every kind of block, in any precision."""
     return Exports(shared_folder(tmp_path_factory, "tiny"))
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
+    """Tiny encoders alone, in any precision; to be read only."""
+    return encoder_bundles(shared_folder(tmp_path_factory, "encoders"))
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Sentences:
+    """Sentence-t5-like models and their bundles, in any precision; to be read only."""
+    return sentence_models(shared_folder(tmp_path_factory, "sentences"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from t5edge.bundle.engine_record import Engines
 from t5edge.bundle.manifest import Manifest
@@ -32,6 +32,36 @@ LEAST = 1e-12
 """Smaller divergences are shaded like this one."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Facts = dict[str, Any]
+
+
+class Bound(NamedTuple):
+    """One limit of a quantization gate: its key and that of what it bounds, and how both are shown."""
+
+    name: str
+    limit: str
+    title: str
+    words: str
+    form: str
+
+    def holds(self, value: float, limit: float) -> bool:
+        return value <= limit if self.words == "at most" else value >= limit
+
+
+BOUNDS = {
+    "kl": (
+        Bound("kl", "max_kl", "mean KL (nats)", "at most", ".2e"),
+        Bound("top1", "min_top1", "same best token", "at least", ".2%"),
+    ),
+    "hidden": (
+        Bound("hidden", "max_hidden", "relative error", "at most", ".2e"),
+        Bound("token", "max_token", "worst token", "at most", ".2e"),
+    ),
+}
+MEASURES = {
+    "kl": "KL divergence of the next-token distribution, in nats,",
+    "hidden": "Relative error of the hidden states",
+}
+"""What the sensitivity of a quantization point is measured in."""
 
 
 def report_page(folder: Path) -> str:
@@ -152,24 +182,49 @@ def _times(speed: Mapping[str, Any], part: str, key: str) -> list[Facts]:
 
 
 def _quantization(plan: Mapping[str, Any]) -> Facts:
-    by_name = {point["name"]: point for point in plan["sites"]}
+    measured = [{**point, "alone": _alone(point)} for point in plan["sites"] if _alone(point) is not None]
+    alone = {point["name"]: point["alone"] for point in measured}
     return {
-        "sensitivity": _sensitivity([point for point in plan["sites"] if "kl" in point]),
+        "sensitivity": _sensitivity(measured),
+        "gate": _gate(plan["gate"]) if plan.get("gate") else None,
         "gate_note": _gate_note(plan["gate"]) if plan.get("gate") else "",
-        "excluded": [(name, f"{by_name[name].get('kl', 0):.2e}") for name in plan["kept"]],
+        "excluded": [(name, f"{alone.get(name, 0):.2e}") for name in plan["kept"]],
         "smoothing": _smoothing(plan),
+    }
+
+
+def _alone(point: Mapping[str, Any]) -> Any:
+    """What a point costs when nothing else is quantized; None where that was not measured."""
+    return point.get("kl", point.get("hidden"))
+
+
+def _gate(gate: Mapping[str, Any]) -> Facts:
+    """The gate as a table: its columns, their limits, and what was tried."""
+    bounds = BOUNDS["kl" if "max_kl" in gate else "hidden"]
+    return {
+        "columns": [bound.title for bound in bounds],
+        "limits": [f"{bound.words} {format(gate[bound.limit], bound.form)}" for bound in bounds],
+        "tried": [
+            {
+                "kept": step["kept"],
+                "shown": [format(step[bound.name], bound.form) for bound in bounds],
+                "holds": all(bound.holds(step[bound.name], gate[bound.limit]) for bound in bounds),
+            }
+            for step in gate["tried"]
+        ],
     }
 
 
 def _sensitivity(points: Sequence[Mapping[str, Any]]) -> Facts | None:
     """Heat maps of the points in layers, bars of the others; None where nothing was measured."""
-    inside = [point["kl"] for point in points if "." in point["name"]]
+    inside = [point["alone"] for point in points if "." in point["name"]]
     if not inside:
         return None
     least, most = (max(end, LEAST) for end in (min(inside), max(inside)))
-    others = [_bar(p["name"], p["kl"], f"{p['kl']:.1e} nats") for p in points if "." not in p["name"]]
-    maps = [_heat_map(stack, points, least, most) for stack in ROLES]
-    return {"least": least, "most": most, "maps": maps, "others": others}
+    others = [_bar(p["name"], p["alone"], f"{p['alone']:.1e}") for p in points if "." not in p["name"]]
+    maps = [found for stack in ROLES if (found := _heat_map(stack, points, least, most))["layers"]]
+    measure = MEASURES["kl" if "kl" in points[0] else "hidden"]
+    return {"least": least, "most": most, "maps": maps, "others": others, "measure": measure}
 
 
 def _heat_map(stack: str, points: Sequence[Mapping[str, Any]], least: float, most: float) -> Facts:
@@ -177,7 +232,7 @@ def _heat_map(stack: str, points: Sequence[Mapping[str, Any]], least: float, mos
     for point in points:
         name = point["name"].split(".")  # encoder.block.3.wo
         if name[0] == stack and len(name) == 4:
-            shade = _shade(point["kl"], least, most)
+            shade = _shade(point["alone"], least, most)
             cells[name[3], int(name[2])] = {"title": _title(point), "shade": shade, "marked": point["kept"]}
     layers = 1 + max((layer for _, layer in cells), default=-1)
     roles = [role for role in ROLES[stack] if any(key[0] == role for key in cells)]
@@ -194,17 +249,20 @@ def _title(point: Mapping[str, Any]) -> str:
     kind = "excluded from quantization" if point["kept"] else f"int{point['bits']} weights"
     if not point["kept"] and "range" in point:
         kind += f", int8 input up to {point['range']:.3g}"
-    return f"{point['name']} {point['shape'][0]} x {point['shape'][1]}: KL {point['kl']:.2e} nats alone; {kind}"
+    return f"{point['name']} {point['shape'][0]} x {point['shape'][1]}: {point['alone']:.2e} alone; {kind}"
 
 
 def _gate_note(gate: Mapping[str, Any]) -> str:
     ties = "" if "tie" not in gate else ", ties counted"  # manifests from before this was recorded say nothing
     if gate.get("tie"):
         ties = f", tokens within {gate['tie']:.2g} nats of each other taken as equal"
+    if "max_kl" in gate:
+        asked = f"KL at most {gate['max_kl']:g} nats and the same best token at {gate['min_top1']:.1%} of the positions"
+    else:
+        asked = f"relative error of the hidden states at most {gate['max_hidden']:g}, of no token {gate['max_token']:g}"
     return (
-        f"The gate on the calibration texts: KL at most {gate['max_kl']:g} nats and the same best token at "
-        f"{gate['min_top1']:.1%} of the positions{ties}. The most sensitive matrices stay in higher precision until it "
-        "holds."
+        f"The gate on the calibration texts: {asked}{ties}. The most sensitive matrices stay in higher precision until "
+        "it holds."
     )
 
 

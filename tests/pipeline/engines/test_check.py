@@ -73,7 +73,7 @@ def test_engines_that_are_wrong_fail_and_are_recorded_so(
     bundle: Path, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, error: float, no_fuse: bool, advice: str
 ) -> None:
     set_gpus("8.9")
-    monkeypatch.setattr(tensorrt_check, "logit_error", lambda *_: error)
+    monkeypatch.setattr(tensorrt_check, "output_error", lambda *_: error)
     with pytest.raises(GateError, match=f"engines run on Test GPU 8.9 and are wrong.*{advice}"):
         build_engines(bundle, "tensorrt-rtx", no_fuse=no_fuse)
     run: Any = Manifest.read(bundle).engines["tensorrt-rtx"]["8.9"].run

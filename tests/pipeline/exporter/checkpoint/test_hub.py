@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import huggingface_hub.constants as hub_constants
 import pytest
 
+from support.sentences import save_sentence_model
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.hub import Repository
@@ -153,7 +154,7 @@ class FakeHub(ThreadingHTTPServer):
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
-        return {path.rpartition("/")[2] for path in self.requests if path.startswith("GET ") and "/resolve/" in path}
+        return {inside(path) for path in self.requests if path.startswith("GET ") and "/resolve/" in path}
 
 
 class FakeHubHandler(BaseHTTPRequestHandler):
@@ -172,12 +173,20 @@ class FakeHubHandler(BaseHTTPRequestHandler):
             status, code = self.server.refusal
             self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
         elif "/resolve/" in path:
-            self._send_file(self.server.folder / path.rpartition("/")[2])
+            self._send_file(self.server.folder / inside(path))
         elif "/tree/" in path:
-            self._send(200, json.dumps([entry(file) for file in sorted(self.server.folder.iterdir())]).encode())
+            self._send(200, json.dumps([self._entry(name) for name in self._names()]).encode())
         else:
-            siblings = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
+            siblings = [{"rfilename": name} for name in self._names()]
             self._send(200, json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode())
+
+    def _names(self) -> list[str]:
+        files = (path for path in self.server.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.server.folder).as_posix() for path in files)
+
+    def _entry(self, name: str) -> dict[str, object]:
+        content = (self.server.folder / name).read_bytes()
+        return {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
 
     def _send_file(self, file: Path) -> None:
         if not file.is_file():
@@ -199,9 +208,9 @@ def blob_id(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
-def entry(file: Path) -> dict[str, object]:
-    content = file.read_bytes()
-    return {"type": "file", "path": file.name, "size": len(content), "oid": blob_id(content)}
+def inside(path: str) -> str:
+    """The file's name in the repository: what follows the commit."""
+    return path.partition("/resolve/")[2].partition("/")[2]
 
 
 @pytest.fixture
@@ -298,3 +307,18 @@ def test_download_of_an_adapter_takes_its_two_files(hub: FakeHub) -> None:
         (hub.folder / name).write_text("not read here")
     assert "adapter_model.safetensors (13 bytes) is truncated or damaged" in refusal("someone/lora")
     assert hub.downloaded() == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_download_of_a_sentence_model_takes_its_modules(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_sentence_model(hub.folder, "t5-tiny")
+    (hub.folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"")  # hubs often keep both; safetensors come first
+    (hub.folder / "onnx").mkdir()
+    for name in ("README.md", "onnx/model.onnx"):
+        (hub.folder / name).write_text("not needed")
+    first = open_checkpoint("someone/sentence-t5")
+    assert first.sentence is not None
+    assert {"2_Dense/model.safetensors", "1_Pooling/config.json", "modules.json"} <= hub.downloaded()
+    assert not {"README.md", "onnx/model.onnx"} & hub.downloaded()
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    again = open_checkpoint("someone/sentence-t5", revision=COMMIT)
+    assert again.content_key() == first.content_key()
