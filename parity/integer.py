@@ -165,7 +165,7 @@ def _expose_largest(graph: ir.Graph, sites: list[_Site]) -> list[str]:
     """Make the largest magnitude of each position of the MatMuls' inputs the outputs, [batch, source]; their names."""
     graph.outputs.clear()
     axes = ir.tensor(np.array([-1]), name="largest/axes")
-    last = ir.Value(name=axes.name, type=ir.TensorType(axes.dtype), shape=ir.Shape(axes.shape), const_value=axes)
+    last = ir.Value(name=axes.name, type=ir.TensorType(axes.dtype), shape=ir.Shape([1]), const_value=axes)
     graph.register_initializer(last)
     for place, site in enumerate(sites):
         magnitude = ir.node("Abs", [site.x])
