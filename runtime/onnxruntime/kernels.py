@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -115,13 +116,11 @@ def tuning_file(manifest: Manifest) -> Path:
 
 def cpu_name(cpuinfo: Path = CPUINFO) -> str:
     """The CPU's name as the system has it, and how many there are."""
-    import psutil
-
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {psutil.cpu_count()} threads"
+    return f"{name}, {os.cpu_count()} threads"
 
 
 def _fits(manifest: Manifest) -> bool:
