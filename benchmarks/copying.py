@@ -112,13 +112,23 @@ def grow(small: Path, variant: str, out: Path) -> None:
     model.save_pretrained(out)
 
 
+def as_text(row: list[int]) -> str:
+    """A sentence as the synthetic tokenizer reads it."""
+    return " ".join(f"w{token - FIRST_WORD}" for token in row[:-1])
+
+
 def bundle(checkpoint: Path, precision: str, work: Path) -> Any:
     """The checkpoint exported, once, and opened."""
     import t5edge
 
     folder = work / f"{checkpoint.name}-{precision}"
     if not folder.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        texts = work / "calibration.jsonl"
+        pairs = zip(*(map(as_text, rows) for rows in sentences(64, 16, 64, seed=97)), strict=True)
+        texts.write_text("".join(json.dumps({"source": left, "target": right}) + "\n" for left, right in pairs))
         command = [sys.executable, "cli.py", "export", "--variant", str(checkpoint), "--precision", precision]
+        command += ["--calibration", str(texts)] if precision.startswith("int") else []
         subprocess.run([*command, "--target", "onnxruntime", "--no-verify", "--out", str(folder)], check=True)
     return t5edge.load(folder)
 
@@ -156,7 +166,7 @@ def lookup(checkpoint: Path, work: Path, precisions: list[str], rounds: int) -> 
 def long_list(checkpoint: Path, work: Path, precisions: list[str], count: int) -> list[dict[str, Any]]:
     """``count`` sentences of 2 to 64 words: fixed batches of 16 in the order given, and ``stream_text``."""
     sources, _ = sentences(count, 2, 64, seed=98)
-    texts, rows = [" ".join(f"w{token - FIRST_WORD}" for token in source[:-1]) for source in sources], []
+    texts, rows = list(map(as_text, sources)), list[dict[str, Any]]()
     for precision in precisions:
         model = bundle(checkpoint, precision, work)
         parts, seconds, found = (

@@ -108,7 +108,9 @@ class DraftedSearch:
             if pick is not None:
                 self.transitions[rows, at] = pick(scores, np.arange(len(rows)), chosen)
             self.lengths[rows] += 1
-            ended = np.isin(chosen, self.options.eos) | (self.lengths[rows] >= self.options.total_length)
+            ended = self.lengths[rows] >= self.options.total_length
+            for token in self.options.eos:
+                ended |= chosen == token
             self.running[rows] = ~ended
             drafted = place < draft.counts[rows]
             right = drafted & (chosen == draft.tokens[rows, place]) if drafted.any() else drafted

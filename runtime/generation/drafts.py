@@ -12,7 +12,7 @@ import numpy as np
 from t5edge.errors import UserError
 from t5edge.runtime.generation.lookup import DEFAULT_NGRAM, Lookup
 from t5edge.runtime.generation.options import GenerationOptions
-from t5edge.runtime.generation.pace import Acceptance, Pace
+from t5edge.runtime.generation.pace import FIRST_RATE, NO_REASON, Acceptance, Pace
 from t5edge.runtime.generation.processors import Rule, build_rules
 from t5edge.runtime.generation.scores import draw_tokens, softmax
 from t5edge.runtime.generation.step import DraftModel, Scores, Tokens
@@ -29,6 +29,10 @@ class Draft:
     tokens: Tokens
     counts: Tokens
     probabilities: Scores | None = None
+
+
+RESUMED, COLD = "resumed", "cold"
+"""Kinds of drafts without a match: behind a draft that was right in part, and else."""
 
 
 class Drafter(Protocol):
@@ -73,7 +77,11 @@ class Drafting:
 
 
 class LookupDrafter:
-    """Prompt lookup: a ``Lookup`` per row."""
+    """Prompt lookup: a ``Lookup`` per row.
+
+    Acceptance is counted by the length of the match. A draft without a match goes on in the source: right behind a copy
+    that is another thing than out of nowhere.
+    """
 
     def __init__(self, sources: Sequence[Sequence[int]], options: GenerationOptions, pace: Pace) -> None:
         """``sources``: every row's ids, without padding."""
@@ -81,15 +89,17 @@ class LookupDrafter:
         self.longest = options.max_matching_ngram_size or DEFAULT_NGRAM
         self.rows = [Lookup(ids, self.longest) for ids in sources]
         self.seen = [1] * len(self.rows)  # the decoder's start token is no text
+        self.copying = [False] * len(self.rows)
         self.kinds: list[Acceptance | None] = []
 
     def restart(self, row: int, source: Sequence[int]) -> None:
         """Another source for a row, and no output yet."""
-        self.rows[row], self.seen[row] = Lookup(source, self.longest), 1
+        self.rows[row], self.seen[row], self.copying[row] = Lookup(source, self.longest), 1, False
 
     def take(self, rows: Tokens) -> None:
         """Go on with these rows alone."""
         self.rows, self.seen = [self.rows[row] for row in rows], [self.seen[row] for row in rows]
+        self.copying = [self.copying[row] for row in rows]
 
     def draft(self, output: Tokens, lengths: Tokens, most: Tokens) -> Draft:
         """See ``Drafter``."""
@@ -101,7 +111,8 @@ class LookupDrafter:
             limit = min(self.options.prompt_lookup_num_tokens or 0, int(most[row]))
             tokens, size = lookup.draft(limit) if limit > 0 else ([], 0)
             found.append(tokens)
-            self.kinds.append(self.pace.kind(size) if tokens else None)
+            kind = size or (RESUMED if self.copying[row] else COLD)
+            self.kinds.append(self.pace.kind(kind, NO_REASON if kind is COLD else FIRST_RATE) if tokens else None)
         return self._worth(found)
 
     def learn(self, accepted: Tokens, counts: Tokens, seconds: float) -> None:
@@ -111,9 +122,14 @@ class LookupDrafter:
             if kind is not None:
                 kind.fade()
                 kind.saw(int(accepted[row]), int(counts[row]))
+            if counts[row]:
+                self.copying[row] = bool(accepted[row])
 
     def _worth(self, found: list[list[int]]) -> Draft:
         """As much of what was found as pays."""
+        slope = self.pace.cost(len(found)).slope
+        if not any(kind is not None and kind.rate > slope for kind in self.kinds):
+            return Draft(np.zeros((len(found), 0), np.int64), np.zeros(len(found), np.int64))
         sizes = np.array([len(tokens) for tokens in found], np.int64)
         rates = np.array([1.0 if kind is None else kind.rate for kind in self.kinds])
         counts = np.minimum(sizes, self.pace.best(rates, sizes, len(found)))

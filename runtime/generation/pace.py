@@ -24,6 +24,8 @@ MARGIN = 1.05
 """How much better than plain search a draft must promise to be."""
 FIRST_RATE, FIRST_COUNT = 0.75, 2.0
 """Rate of acceptance that is believed before any draft, and how many drafts it counts as."""
+NO_REASON = 0.4
+"""The same rate for drafts that nothing speaks for."""
 FIRST_SLOPE = 0.1
 """Cost of one more token in a pass over that of the first, before two lengths have been seen."""
 
@@ -66,11 +68,12 @@ class Acceptance:
 
     accepted: float = 0.0
     tried: float = 0.0
+    first_rate: float = FIRST_RATE
 
     @property
     def rate(self) -> float:
         """Share of drafted tokens that are accepted where all before them were."""
-        return (self.accepted + FIRST_RATE * FIRST_COUNT) / (self.tried + FIRST_COUNT)
+        return (self.accepted + self.first_rate * FIRST_COUNT) / (self.tried + FIRST_COUNT)
 
     def fade(self) -> None:
         """Forget a little."""
@@ -95,9 +98,9 @@ class Pace:
         """What a pass over ``rows`` rows costs."""
         return self.costs.setdefault(rows, PassCost())
 
-    def kind(self, name: Hashable) -> Acceptance:
+    def kind(self, name: Hashable, first_rate: float = FIRST_RATE) -> Acceptance:
         """How often drafts of this kind are accepted."""
-        return self.kinds.setdefault(name, Acceptance())
+        return self.kinds.setdefault(name, Acceptance(first_rate=first_rate))
 
     def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
         """Drafted tokens per row that pay most.
