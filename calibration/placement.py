@@ -4,7 +4,8 @@ compute dtype until the gate holds.
     gate      KL <= half of the precision's max_kl     top-1 >= half way from the precision's min_top1 to 1
               of an encoder alone: errors of the hidden states <= half of the precision's limits on them
     order     points by the divergence that each causes on its own, largest first
-    search    0, 1, 2, 3, 4, 6, 8, ... points excluded, tried side by side in one pass; the fewest that pass are taken
+    search    0 points excluded; where that fails 1, 2, 3, 4, 6, 8, ... and all, side by side in one pass: the fewest
+              that pass are taken. So a checkpoint is read four times at most: ranges, sensitivity, and these two.
 
 Half, because parity is judged on other texts by the precision's own limits. No role (lm_head, embedding, wo) is assumed
 to be sensitive.
@@ -128,4 +129,4 @@ def _rounds(points: int) -> list[list[int]]:
     while step < points:
         counts += [step, step * 3 // 2]
         step *= 2
-    return [[0], [count for count in counts if count < points], [points]]
+    return [[0], [*(count for count in counts if count < points), points]]

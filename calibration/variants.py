@@ -1,6 +1,6 @@
 """Many ways of quantizing one model, run side by side: each is a group of rows in one batch, each layer loaded once.
 
-    rows : [reference | variant 1 | variant 2 | ...] x texts
+    rows : [reference | variant 1 | variant 2 | ...] x texts, a window of them at a time through each layer
 
 A variant is the set of points that are rounded. Until its first point it computes what the reference does, so it joins
 the batch there. Rounding happens at the modules of transformers' blocks: x to its scale, W to its integers, as in the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from t5edge.calibration.observers import round_values
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from t5edge.exporter.reference.texts import Batch
 
 MAX_BYTES = 150e6
-"""Rough bound on the widest activation of all variants together; more variants take another pass."""
+"""Rough bound on the widest activation of the variants that run through a layer together."""
+HIDDEN_BYTES = 500e6
+"""Bound on the hidden states of all variants of a pass, the encoder's beside the decoder's; more take another pass."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def measure_variants(
 
     Of an encoder alone its hidden states.
     """
-    size = max(1, variants_at_once(checkpoint, batch))
+    size = max(1, variants_of_a_pass(checkpoint, batch))
     ranked = sorted(range(len(variants)), key=lambda index: first_place(checkpoint, variants[index]))
     found: dict[int, Found] = {}
     for start in range(0, len(ranked), size):
@@ -101,8 +104,14 @@ def measure_variants(
     return [found[index] for index in range(len(variants))]
 
 
+def variants_of_a_pass(checkpoint: Checkpoint, batch: Batch) -> int:
+    """How many variants one pass over the checkpoint takes, so that hidden states keep below ``HIDDEN_BYTES``."""
+    tokens = batch.input_ids.size + batch.decoder_input_ids.size
+    return int(HIDDEN_BYTES // (4 * tokens * checkpoint.architecture.d_model)) - 1
+
+
 def variants_at_once(checkpoint: Checkpoint, batch: Batch) -> int:
-    """How many variants one pass takes, so that the widest activation keeps below ``MAX_BYTES``."""
+    """How many variants run through a layer together, so that the widest activation keeps below ``MAX_BYTES``."""
     a = checkpoint.architecture
     widest = batch.input_ids.size * 4 * (a.d_ff * (2 if a.gated else 1) + 3 * a.inner_dim)
     return int(MAX_BYTES // widest)
@@ -140,6 +149,7 @@ class _Run:
         self.texts = len(batch.input_ids)
         self.tie, self.on_layer = tie, on_layer
         self.first = [first_place(checkpoint, variant) for variant in variants]
+        self.window = slice(0, 0)
 
     def divergences(self) -> Sequence[Found]:
         """Both stacks, then the output layer variant by variant."""
@@ -159,17 +169,27 @@ class _Run:
         offset = 0 if encoded is None else self.checkpoint.architecture.encoder_layers
         for layer, block, biases in reference.blocks(stack, ids.shape[1]):
             hidden = self._grown(hidden, offset + layer)
-            copies = len(hidden) // self.texts
-            mask = padding.repeat(copies, 1, 1, 1)
-            self._hook(f"{stack}.block.{layer}", block, copies - 1)
-            if encoded is None:
-                hidden = reference.run(block, hidden, biases + mask)
-            else:
-                encoded = self._grown(encoded, offset + layer)
-                hidden = reference.run(block, hidden, biases + reference.causal(ids.shape[1]), encoded, mask)
+            self._hook(f"{stack}.block.{layer}", block, len(hidden) // self.texts - 1)
+            if encoded is not None:
+                encoded, biases = self._grown(encoded, offset + layer), biases + reference.causal(ids.shape[1])
+            self._run(partial(reference.run, block), hidden, biases, encoded, padding)
             if self.on_layer is not None:
                 self.on_layer()
         return reference.norm(stack, hidden)
+
+    def _run(
+        self, run: Any, hidden: torch.Tensor, bias: torch.Tensor, encoded: torch.Tensor | None, padding: torch.Tensor
+    ) -> None:
+        """``hidden`` [rows, length, d_model] through one block, in place, a window of variants at a time."""
+        size = self.texts * max(1, variants_at_once(self.checkpoint, self.batch))
+        for start in range(0, len(hidden), size):
+            rows = slice(start, min(start + size, len(hidden)))
+            mask = padding.repeat((rows.stop - start) // self.texts, 1, 1, 1)
+            self.window = rows
+            if encoded is None:
+                hidden[rows] = run(hidden[rows], bias + mask)
+            else:
+                hidden[rows] = run(hidden[rows], bias, encoded[rows], mask)
 
     def _embedded(self, reference: _Blocks, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
         """Embeddings [rows, length, d_model]; variants that round the table have begun before the first layer."""
@@ -202,7 +222,9 @@ class _Run:
                 rows = torch.cat([torch.arange(self.texts) + self.texts * (v + 1) for v in holders])
                 for name in point.modules:
                     module = block.get_submodule(name)
-                    module.register_forward_hook(_rounded_linear(module, self.roundings[point.name], rows))
+                    module.register_forward_hook(
+                        _rounded_linear(module, self.roundings[point.name], rows, lambda: self.window)
+                    )
 
     def _compare_hidden(self, encoded: torch.Tensor) -> list[HiddenDivergence]:
         """Hidden states [rows, source, d_model] of each variant against the reference's; padding left out."""
@@ -260,18 +282,24 @@ def _rounded_weight(weight: torch.Tensor, rounding: Rounding) -> torch.Tensor:
     return round_columns(weight * s, rounding.scheme) / s
 
 
-def _rounded_linear(module: Any, rounding: Rounding, rows: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A forward hook that computes ``rows`` of the batch again with rounded input and weight."""
+def _rounded_linear(
+    module: Any, rounding: Rounding, rows: torch.Tensor, window: Callable[[], slice]
+) -> Callable[..., torch.Tensor]:
+    """A forward hook that computes ``rows``, of those in ``window``, again with rounded input and weight."""
     import torch
 
     s = torch.ones(module.in_features) if rounding.factors is None else rounding.factors.values()
     weight = round_columns(module.weight.detach().T.float() * s[:, None], rounding.scheme)
 
     def hook(_: Any, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        x = args[0][rows] / s
+        place = window()
+        here = rows[(rows >= place.start) & (rows < place.stop)] - place.start
+        if not len(here):
+            return out
+        x = args[0][here] / s
         if rounding.scale is not None:
             x = round_values(x, rounding.scale)
-        out[rows] = x @ weight
+        out[here] = x @ weight
         return out
 
     return hook

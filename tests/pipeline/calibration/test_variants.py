@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from support.quantized_models import Model
@@ -14,14 +17,18 @@ def close(left: Divergence, right: Divergence) -> bool:
     return left.kl == pytest.approx(right.kl, rel=1e-3, abs=1e-9) and left.positions == right.positions
 
 
-def test_variants_side_by_side_diverge_as_they_do_alone(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", ["MAX_BYTES", "HIDDEN_BYTES"])
+def test_variants_side_by_side_diverge_as_they_do_alone(
+    plain: Model, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time through each layer, and one in a pass."""
     row, texts = precision("int8"), plain.texts
     plan = make_plan(plain.checkpoint, plain.graphs(row), row, texts, Silent(), Settings(gate=False))
     names = [EMBEDDING, "encoder.block.1.wo", "decoder.block.1.cross_kv", "decoder.block.0.qkv", OUTPUT]
     variants = [frozenset(), *(frozenset({name}) for name in names), frozenset(names)]
     roundings = plan_roundings(plan.points, row, plan.choices)
     together = measure_variants(plain.checkpoint, texts.gate, plan.points, roundings, variants)
-    monkeypatch.setattr("t5edge.calibration.variants.MAX_BYTES", 1)
+    monkeypatch.setattr(f"t5edge.calibration.variants.{bound}", 1)
     apart = measure_variants(plain.checkpoint, texts.gate, plan.points, roundings, variants)
     assert together[0].kl == pytest.approx(0, abs=1e-9)
     assert together[0].top1 == 1
@@ -38,3 +45,18 @@ def test_the_simulation_predicts_the_bundle(plain: Model, name: str) -> None:
     (predicted,) = measure_variants(plain.checkpoint, plain.texts.gate, plan.points, roundings, [frozenset(roundings)])
     measured = float(plain.errors(folder).kl.mean())
     assert 0.5 < measured / predicted.kl < 2, "onnxruntime rounds the inputs of MatMulNBits too, by blocks"
+
+
+@pytest.mark.parametrize(("limit", "passes"), [(1.0, 3), (0.0, 4)])
+def test_a_checkpoint_is_read_four_times_at_most(
+    plain: Model, limit: float, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges, sensitivity and the gate; once more where the gate fails with all points rounded."""
+    counts = Counter[str]()
+    read = plain.checkpoint.read
+    monkeypatch.setattr(plain.checkpoint, "read", lambda name: counts.update([name]) or read(name))
+    monkeypatch.setattr("t5edge.calibration.placement.SHARE", limit)
+    row = replace(precision("int8-weight"), max_kl=10.0 if limit else 1.0)
+    make_plan(plain.checkpoint, plain.graphs(row), row, plain.texts, Silent(), Settings(smooth=False))
+    name = "decoder.block.1.layer.2.layer_norm.weight"
+    assert counts[name] == passes - 1, "weights alone need no ranges"
