@@ -105,7 +105,7 @@ def test_the_ladder_judges_embeddings_and_sees_what_is_wrong_with_them(sentences
 
 @pytest.mark.slow
 def test_layer_by_layer_it_passes_too(sentences: Sentences) -> None:
-    report = verify(sentences(GATED, "int8"), blockwise=True)
+    report = verify(sentences(GATED, "fp16"), blockwise=True)
     assert not report.failures
     assert any("sentence embeddings" in result.measure for result in report.results)
 
