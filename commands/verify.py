@@ -58,6 +58,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
     check_budget(options.time_budget)
     if options.worse < 1:
         raise UserError(f"--worse is {options.worse:g}; a factor of at least 1 is needed.")
+    known = None if options.baseline is None else ParityReport.read(baseline_file(Path(options.baseline)))
     report = verify(
         options.bundle,
         options.checkpoint,
@@ -69,8 +70,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
         time_budget=options.time_budget,
     )
 
-    if options.baseline is not None and report.ran:
-        known = ParityReport.read(baseline_file(Path(options.baseline)))
+    if known is not None and report.ran:
         report = replace(report, results=[*report.results, *against_baseline(report, known, options.worse)])
     if options.junit:
         report.write_junit(Path(options.junit))

@@ -94,6 +94,8 @@ def integer_matmuls(
     """
     model = ir.load(folder / f"{GRAPH}.onnx")
     sites = list(_sites(model.graph))
+    if not sites:
+        return [], None
     exposed = _expose(model.graph, sites)
     session, arithmetic = _open(model, folder, entries, manifest)
     mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
