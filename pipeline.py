@@ -39,6 +39,7 @@ from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
 from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
+from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
 DEEP_HEAD = ("fp32", "bf16")
@@ -129,9 +130,9 @@ def check_deep_head(source: str, options: ExportOptions) -> None:
     name = f"'{source}' has its head on a decoder"
     if options.precision not in DEEP_HEAD:
         raise UserError(f"{name}, which is not exported in {options.precision}; use {' or '.join(DEEP_HEAD)}.")
-    others = [target for target in options.target if target != "onnxruntime"]
-    if others:
-        raise UserError(f"{name}, which is not built for {others[0]}; use --target onnxruntime.")
+    engines = [target for target in options.target if find_backend(target).is_engine]
+    if engines:
+        raise UserError(f"{name}, which is not built for {engines[0]}; leave out --target.")
 
 
 def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:

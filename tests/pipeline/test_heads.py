@@ -20,6 +20,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import PASS
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.options import ExportOptions
 from t5edge.parity.measures import relative_error
 from t5edge.runtime.model import load
 
@@ -181,6 +182,8 @@ def test_what_a_head_on_a_decoder_does_not_have_is_refused(tmp_path: Path) -> No
     }.items():
         with pytest.raises(UserError, match=said):
             pipeline.export(str(tmp_path / "model"), out=tmp_path / "b", target=("onnxruntime",), **dict(options))
+    with pytest.raises(UserError, match="which is not built for tensorrt-rtx; leave out --target"):
+        pipeline.check_deep_head("x", ExportOptions(variant="x", target=("tensorrt-rtx",)))
 
 
 def test_what_has_no_head_classifies_nothing(bundles: Bundles, exports: Any) -> None:
