@@ -60,6 +60,12 @@ class ExportOptions:
     adapter: tuple[str, ...] = option(
         "PEFT adapter to merge, a folder or a hub id; several are merged in their order", (), metavar="DIR", repeat=True
     )
+    prompt: tuple[str, ...] = option(
+        "learnt prompt of PEFT, a folder or a hub id, under a name that generate takes; may be given several times",
+        (),
+        metavar="NAME=DIR",
+        repeat=True,
+    )
     subfolder: str | None = option(
         "folder of the checkpoint inside the variant, such as text_encoder_2 of a diffusers pipeline",
         None,
@@ -213,6 +219,7 @@ def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
         "revision": options.revision,
         "subfolder": options.subfolder,
         "adapters": options.adapter,
+        "prompts": options.prompt,
         "task": options.task,
         "vocabulary": Corpus(options.vocabulary, options.vocabulary_floor) if options.vocabulary else None,
     }
@@ -259,8 +266,7 @@ def _compute(options: ExportOptions, row: Precision) -> str:
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
-    unused = [] if options.adapter else ["adapter"]
-    unused += [name for name in ("subfolder", "task") if getattr(options, name) is None]
+    unused = [name for name in ("adapter", "prompt", "subfolder", "task") if not getattr(options, name)]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
     for name in unused:  # as in bundles of versions without them
         del kept[name]

@@ -24,6 +24,8 @@ from t5edge.engines.build import BuildSettings, add_engines
 from t5edge.engines.targets import choose_targets
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.checkpoint.prompts import require_room
+from t5edge.exporter.family.config import label_names
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.trace import trace_blocks
@@ -37,7 +39,11 @@ from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
 from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
+from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
+
+DEEP_HEAD = ("fp32", "bf16")
+"""Precisions of a head on a decoder: nothing is rescaled or rounded there."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     check_task(checkpoint, options)
+    require_room(checkpoint.prompts, options.limits)
     for difference in checkpoint.differences:
         progress.message(difference)
     with writing(out, options.force) as folder:
@@ -114,6 +121,18 @@ def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
     name = f"'{checkpoint.source}' is exported as an encoder alone"
     if options.count_ties:
         raise UserError(f"{name}, and --count-ties is about tokens, which it has none of; leave it out.")
+    if checkpoint.architecture.head_layers:
+        check_deep_head(checkpoint.source, options)
+
+
+def check_deep_head(source: str, options: ExportOptions) -> None:
+    """Raises: UserError for what a head on a decoder does not have: a rescale, rounded layers, engines."""
+    name = f"'{source}' has its head on a decoder"
+    if options.precision not in DEEP_HEAD:
+        raise UserError(f"{name}, which is not exported in {options.precision}; use {' or '.join(DEEP_HEAD)}.")
+    engines = [target for target in options.target if find_backend(target).is_engine]
+    if engines:
+        raise UserError(f"{name}, which is not built for {engines[0]}; leave out --target.")
 
 
 def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
@@ -151,8 +170,10 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         random_weights=options.random_weights,
         content_key=checkpoint.content_key(),
         adapters=checkpoint.adapters or None,
+        prompts=checkpoint.prompts or None,
         vocabulary=None if checkpoint.vocabulary is None else checkpoint.vocabulary.facts,
         sentence=None if checkpoint.sentence is None else checkpoint.sentence.facts,
+        labels=label_names(checkpoint.config) if checkpoint.architecture.head in ("tokens", "text") else None,
         architecture=checkpoint.architecture,
         precision=row,
         rescale=parts.rescale.facts(),

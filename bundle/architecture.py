@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from t5edge.bundle.schema import Count, Size
+from t5edge.bundle.schema import Count, OneOf, Size
 
 Stack = Literal["encoder", "decoder"]
+HEADS: dict[str, tuple[str, ...]] = {
+    "tokens": ("classifier.weight", "classifier.bias"),
+    "span": ("qa_outputs.weight", "qa_outputs.bias"),
+    "text": (
+        "classification_head.dense.weight",
+        "classification_head.dense.bias",
+        "classification_head.out_proj.weight",
+        "classification_head.out_proj.bias",
+    ),
+}
+"""The tensors of each head, as transformers names them."""
+FURTHER = ("virtual_tokens", "prefix_lengths", "head", "labels", "head_layers")
+"""Facts that most models have none of, and their manifests do not say."""
+VIRTUAL_TOKENS = "virtual_tokens.weight"
+"""The embeddings of learnt prompts among a checkpoint's tensors."""
+
+
+def prefix_name(layer: int, half: str) -> str:
+    """What a decoder layer's learnt keys or values are called: ``half`` is "key" or "value"."""
+    return f"prefix.{layer}.{half}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,27 @@ class Architecture:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    virtual_tokens: Count = 0
+    """Embeddings of learnt prompts: the ids behind the vocabulary's, for sources only."""
+    prefix_lengths: tuple[Size, ...] = ()
+    """Of learnt prefixes: positions that each puts before a decoder's own."""
+
+    head: Annotated[str, OneOf(("", *HEADS))] = ""
+    """What stands on an encoder alone: "tokens" classifies each, "span" finds start and end, "text" classifies all."""
+    labels: Count = 0
+    """Logits of the head."""
+    head_layers: Count = 0
+    """Decoder layers below the head, which run once over the source: those of "span" and "text"."""
+
+    @property
+    def source_ids(self) -> int:
+        """Ids that a source may have: the vocabulary's, then those of virtual tokens."""
+        return self.vocab_size + self.virtual_tokens
+
+    @property
+    def prefix_length(self) -> int:
+        """Of the longest prefix; 0 where there is none."""
+        return max(self.prefix_lengths, default=0)
 
     @property
     def inner_dim(self) -> int:
@@ -70,7 +111,8 @@ class Architecture:
         return self.encoder_layers if stack == "encoder" else self.decoder_layers
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        facts = asdict(self)
+        return {name: value for name, value in facts.items() if value or name not in FURTHER}
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor a checkpoint must hold, under transformers' names, with its shape ``[out, in]``."""
@@ -82,6 +124,37 @@ class Architecture:
             shapes[f"{stack}.final_layer_norm.weight"] = (self.d_model,)
         if not self.tied:
             shapes["lm_head.weight"] = (self.vocab_size, self.d_model)
+        return {**shapes, **self.further_shapes()}
+
+    def further_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What is no part of the stacks: tables of learnt prompts, a head."""
+        return {**self.prompt_shapes(), **self.head_shapes()}
+
+    def head_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensors of the head, those of the decoder below it first."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.head_layers):
+            for name, shape in self.block_shapes("decoder", layer).items():
+                shapes[f"decoder.block.{layer}.{name}"] = shape
+        if self.head_layers:
+            shapes["decoder.final_layer_norm.weight"] = (self.d_model,)
+        for name in HEADS.get(self.head, ()):
+            rows = self.d_model if ".dense." in name else self.labels
+            shapes[name] = (rows,) if name.endswith("bias") else (rows, self.d_model)
+        return shapes
+
+    def with_head_as_decoder(self) -> Architecture:
+        """The same model as if the decoder below the head were its own."""
+        return replace(self, decoder_layers=self.head_layers, head_layers=0, head="", labels=0)
+
+    def prompt_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tables of learnt prompts: a row for each virtual token; for no prefix, then for each, padded on the left."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.virtual_tokens:
+            shapes[VIRTUAL_TOKENS] = (self.virtual_tokens, self.d_model)
+        for layer in range(self.decoder_layers if self.prefix_lengths else 0):
+            for half in ("key", "value"):
+                shapes[prefix_name(layer, half)] = (len(self.prefix_lengths) + 1, self.prefix_length * self.inner_dim)
         return shapes
 
     def block_shapes(self, stack: Stack, layer: int) -> dict[str, tuple[int, ...]]:

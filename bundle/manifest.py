@@ -18,7 +18,15 @@ from t5edge.bundle.files import MANIFEST, FileFacts, describe_files, regular, sh
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.bundle.precision import Precision
-from t5edge.bundle.records import AdapterFacts, Layout, RescaleFacts, SentenceFacts, Speed, VocabularyFacts
+from t5edge.bundle.records import (
+    AdapterFacts,
+    Layout,
+    PromptFacts,
+    RescaleFacts,
+    SentenceFacts,
+    Speed,
+    VocabularyFacts,
+)
 from t5edge.bundle.schema import FileName, OneOf, Size, plain, read_as, too_deep
 from t5edge.errors import UserError
 
@@ -29,7 +37,7 @@ GRAPHS = ("encoder", "decoder")
 TASKS = ("generate", "encode")
 """What a bundle is for: text from text, which is not written, or the hidden states of an encoder alone."""
 CACHES = ("concat", "in-place", "both")
-OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "vocabulary", "sentence")
+OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "prompts", "vocabulary", "sentence", "labels")
 HINT = "pass a bundle written by 't5edge export'."
 
 
@@ -48,8 +56,10 @@ class Manifest:
         variant, revision, subfolder, random_weights: the checkpoint, as it was named.
         content_key: changes with the checkpoint's files.
         adapters: PEFT adapters that were merged into it, in their order; None where there are none.
+        prompts: learnt prompts that a caller may name; None where there are none.
         vocabulary: the part of it that was kept; None where all was. ``vocabulary.json`` lists the ids.
         sentence: how an encoder alone makes one vector of a text; None where it does not.
+        labels: what a classifier of tokens calls its labels, by their numbers; None where it is none.
         generation: the checkpoint's generation_config.json.
         options: the options of the export.
         limits: the largest sizes that engines take.
@@ -72,8 +82,10 @@ class Manifest:
     random_weights: int | None = None
     content_key: str | None = None
     adapters: Sequence[AdapterFacts] | None = None
+    prompts: Sequence[PromptFacts] | None = None
     vocabulary: VocabularyFacts | None = None
     sentence: SentenceFacts | None = None
+    labels: Sequence[str] | None = None
     architecture: Architecture
     precision: Precision
     rescale: RescaleFacts = field(default_factory=RescaleFacts)

@@ -85,6 +85,10 @@ class Limits:
         }
 
 
+LABEL_LOGITS = "logits"
+"""The output of a head that classifies tokens or whole texts."""
+SPAN_LOGITS = ("start_logits", "end_logits")
+"""The outputs of a head that finds a span."""
 EMBEDDING = "sentence_embedding"
 """The output of a sentence encoder that has one vector for each text."""
 
@@ -129,6 +133,31 @@ def decoder_ports(decoder_layers: int, num_heads: int, d_kv: int, vocab_size: in
     return GraphPorts(tuple(inputs), tuple(outputs))
 
 
+def head_ports(encoder: GraphPorts, head: str, labels: int) -> GraphPorts:
+    """Ports of an encoder below a head, whose outputs are float32: see ``Architecture.head``."""
+    if head == "span":
+        ports = [Port(name, "float", ("batch", "source")) for name in SPAN_LOGITS]
+    else:
+        ports = [Port(LABEL_LOGITS, "float", ("batch", "source", labels) if head == "tokens" else ("batch", labels))]
+    return GraphPorts(encoder.inputs, (*encoder.outputs, *ports))
+
+
+def prefix_ports(encoder: GraphPorts, decoder: GraphPorts, length: int) -> tuple[GraphPorts, GraphPorts]:
+    """Ports of both graphs with learnt prefixes of at most ``length`` positions.
+
+    The encoder gives what a decoder's cache begins with, and ``cache_start`` int64 [batch]: how many of its positions
+    are no part of a row's own prefix, which the decoder hides.
+    """
+    start = Port("cache_start", "int64", ("batch",))
+    own = [port for port in decoder.outputs if port.name.endswith(("decoder.key", "decoder.value"))]
+    first = (Port(port.name, port.dtype, (*port.axes[:2], length, port.axes[3])) for port in own)
+    ids, mask, *caches = decoder.inputs
+    return (
+        GraphPorts(encoder.inputs, (*encoder.outputs, *first, start)),
+        GraphPorts((ids, mask, start, *caches), decoder.outputs),
+    )
+
+
 def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
     """Ports of the decoder whose cache is written in place: ``ports`` of the concatenating one, with buffers as caches.
 
@@ -141,6 +170,6 @@ def in_place_ports(ports: GraphPorts, capacity: int | str) -> GraphPorts:
         own = port.name.endswith(("decoder.key", "decoder.value"))
         return Port(port.name, port.dtype, (*port.axes[:2], capacity, port.axes[3])) if own else port
 
-    ids, mask, *caches = (fixed(port) for port in ports.inputs)
+    ids, mask, *rest = (fixed(port) for port in ports.inputs)
     length = Port("past_length", "int64", (1,) if isinstance(capacity, int) else ("batch",))
-    return GraphPorts((ids, mask, length, *caches), tuple(fixed(port) for port in ports.outputs))
+    return GraphPorts((ids, mask, length, *rest), tuple(fixed(port) for port in ports.outputs))

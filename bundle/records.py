@@ -1,9 +1,9 @@
-"""Parts of the manifest that one stage of the export each fills: adapters, vocabulary, pooling, rescale, layout, ..."""
+"""Parts of the manifest, each filled by one stage: adapters, prompts, vocabulary, pooling, rescale, layout, speed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from t5edge.bundle.schema import Count, Size
@@ -111,6 +111,47 @@ class AdapterFacts:
     def spelled(self) -> str:
         """As ``--adapter`` takes it."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
+
+
+PREFIX_TUNING = "PREFIX_TUNING"
+NO_PROMPT = "none"
+"""What callers name where a source shall have no prompt."""
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """A learnt prompt: ids that stand in front of a source.
+
+    Attributes:
+        name: what callers call it.
+        source, revision: the folder or hub id, as it was named, and the commit on the hub.
+        kind: PROMPT_TUNING, P_TUNING or PREFIX_TUNING.
+        sha256: of the file of its weights.
+        tokens: virtual tokens: of the encoder, or, of a prefix, of the decoder.
+        first_id: of its ids, which follow each other. A prefix has one, below 0, which is masked.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    kind: str
+    sha256: str
+    tokens: Size
+    first_id: int
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What stands in front of a source."""
+        return (self.first_id,) if self.first_id < 0 else tuple(range(self.first_id, self.first_id + self.tokens))
+
+    def moved(self, by: int) -> PromptFacts:
+        """With ids behind a vocabulary of another size."""
+        return self if self.first_id < 0 else replace(self, first_id=self.first_id + by)
+
+    @property
+    def spelled(self) -> str:
+        """As ``--prompt`` takes it."""
+        return f"{self.name}={self.source}@{self.revision}" if self.revision else f"{self.name}={self.source}"
 
 
 @dataclass(frozen=True)

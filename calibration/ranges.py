@@ -23,7 +23,7 @@ def choose_rescale(
 ) -> Rescale:
     """The rescale from activations on real texts: ``calibration``, or bundled sentences."""
     examples, _ = choose_examples(checkpoint, calibration, Silent())
-    encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
+    encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint), checkpoint.prompts)
     batches = encoder.batches(examples[: 8 * TEXTS if calibration else TEXTS], BATCHES)
     layers = checkpoint.architecture.encoder_layers + checkpoint.architecture.decoder_layers
     with progress.stage("activation ranges", layers, "layers") as stage:

@@ -130,7 +130,7 @@ def calibration_texts(
     drawn = list(examples)
     if len(drawn) > COUNT:
         drawn = random.Random(SEED).sample(drawn, COUNT)
-    encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
+    encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint), checkpoint.prompts)
     drawn.sort(key=lambda example: len(example.source))
     batches = [*_batches(encoder, drawn), *_extremes(encoder, drawn, limits)]
     return CalibrationTexts(
@@ -181,7 +181,8 @@ def _part(encoder: Encoder, ordered: Sequence[Example], share: Share, checkpoint
 
 
 def _cut(batch: Batch, checkpoint: Checkpoint, source: int, target: int) -> Batch:
-    """At most so many tokens; a source that is cut keeps its end token."""
+    """At most so many tokens besides a learnt prompt; a source that is cut keeps its end token."""
+    source += max((len(prompt.ids) for prompt in checkpoint.prompts), default=0)
     ids, mask = batch.input_ids[:, :source].copy(), batch.attention_mask[:, :source]
     if batch.input_ids.shape[1] > source:
         ids[batch.attention_mask.sum(axis=1) > source, -1] = checkpoint.architecture.eos_token_id

@@ -26,6 +26,7 @@ class GenerateOptions:
 
     bundle: str = option("a bundle written by export", "", positional=True)
     text: tuple[str, ...] = option("prompts; '-' or none reads one per line from standard input", (), positional=True)
+    prompt: str | None = option("a learnt prompt of the bundle by its name, or none", None, metavar="NAME")
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
     max_new_tokens: int | None = option("most tokens to generate", None, metavar="N")
     min_new_tokens: int | None = option("fewest tokens to generate", None, metavar="N")

@@ -52,6 +52,10 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
         steps = [step.kind if step.kind == "normalize" else f"{step.kind} {step.size}" for step in facts.steps]
         how = shown(", ".join([*facts.pooling, *steps]))
         console.print(f"sentence embeddings of {facts.dimension} numbers: {how}", highlight=False)
+    for prompt in manifest.prompts or ():
+        ids = f"ids {prompt.ids[0]} to {prompt.ids[-1]}" if len(prompt.ids) > 1 else f"id {prompt.ids[0]}"
+        line = f"prompt {prompt.name}: {prompt.kind} of {prompt.tokens} virtual tokens, {ids}, {prompt.source}"
+        console.print(shown(line), highlight=False)
     console.print(_files(manifest))
     console.print(_graphs(data["graphs"], data["cost_sizes"], a.stacks))
     if data["graphs"] is None:

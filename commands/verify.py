@@ -32,6 +32,12 @@ class VerifyOptions:
         metavar="DIR",
         repeat=True,
     )
+    prompt: tuple[str, ...] = option(
+        "the prompts it was exported with, where they have moved (default: where they were)",
+        (),
+        metavar="NAME=DIR",
+        repeat=True,
+    )
     target: str = option("onnxruntime, tensorrt or tensorrt-rtx", "onnxruntime", metavar="T")
     texts: str | None = option(TEXTS_HELP, None, metavar="FILE")
     time_budget: float | None = option(BUDGET_HELP, None, metavar="SECONDS")
@@ -63,6 +69,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
         options.bundle,
         options.checkpoint,
         adapters=options.adapter,
+        prompts=options.prompt,
         target=options.target,
         blockwise=options.blockwise,
         progress=progress,

@@ -12,6 +12,7 @@ from t5edge.bundle.costs import GraphCosts
 from t5edge.bundle.files import VOCABULARY, write_json
 from t5edge.bundle.manifest import GRAPHS
 from t5edge.bundle.precision import Precision
+from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.exporter.form import Form
@@ -39,7 +40,12 @@ def assemble_graphs(
     """Encoder and decoder, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's.
 
     An encoder alone is one graph.
+
+    Raises:
+        UserError: another layout has no place for learnt prefixes.
     """
+    if form.layout == "optimum" and checkpoint.architecture.prefix_lengths:
+        raise UserError("prefixes of PREFIX_TUNING have no place in --layout optimum; leave one of them out.")
     facts = (checkpoint.architecture, blocks, row.compute, rescale)
     graphs = assemble(*facts, None if checkpoint.sentence is None else checkpoint.sentence.facts)
     if graphs.decoder is None:

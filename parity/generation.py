@@ -17,7 +17,7 @@ import numpy as np
 
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure, not_applicable, not_run
 from t5edge.errors import UserError
-from t5edge.exporter.reference.texts import Batch, Example, pad, read_examples
+from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, read_examples
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.limits import judge_rate, rates, tie_margin
 from t5edge.parity.measures import log_softmax, wilson
@@ -248,7 +248,8 @@ def task(subject: Subject, name: str) -> Iterator[CheckResult]:
     most = min(longest + TASK_SPARE, subject.longest)
     settings: dict[str, Any] = {"max_new_tokens": most, "num_beams": 1, "do_sample": False}
     try:
-        right = [_right(model, tokenizer, examples, settings) for model in (subject.model, whole)]
+        prompt = Encoder(subject.checkpoint.architecture, None, subject.checkpoint.prompts).prompt
+        right = [_right(model, tokenizer, examples, settings, prompt) for model in (subject.model, whole)]
     except UserError as error:
         yield not_run(name, str(error))
         return
@@ -265,12 +266,15 @@ def _right(
     tokenizer: BundleTokenizer,
     examples: Sequence[Example],
     settings: dict[str, Any],
+    prompt: Callable[[str], list[int]],
 ) -> int:
-    """How many examples are answered exactly."""
+    """How many examples are answered exactly; ``prompt`` gives the ids in front of a source."""
     right = 0
     for start in range(0, len(examples), TASK_ROWS):
         part = examples[start : start + TASK_ROWS]
-        ids, mask = tokenizer.encode([example.source for example in part])
+        sources = [example.source for example in part]
+        rows = zip(sources, tokenizer.ids(sources), strict=True)
+        ids, mask = tokenizer.pad([[*prompt(source), *row] for source, row in rows])
         answers = tokenizer.decode(model.generate(ids, mask, **settings))
         right += sum(answer == example.target for answer, example in zip(answers, part, strict=True))
     return right

@@ -14,6 +14,7 @@ from t5edge.bundle.parity_report import FAIL, CheckResult, ParityReport, at_most
 from t5edge.bundle.schema import plain
 from t5edge.engines.proof import record_run, why_not_run
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.adapter_settings import is_prompt
 from t5edge.exporter.checkpoint.open import Checkpoint, names_adapter, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
@@ -106,6 +107,7 @@ def verify(
     checkpoint: str | Path | None = None,
     *,
     adapters: Sequence[str | Path] = (),
+    prompts: Sequence[str] = (),
     target: str = "onnxruntime",
     junit: Path | None = None,
     progress: Progress | None = None,
@@ -117,11 +119,10 @@ def verify(
     """Run the ladder on a finished bundle. A damaged file fails the check ``files``.
 
     The bundle stays as it is, but for what was proved of its engines; where they cannot run, all is ``not run``.
-
     ``blockwise``: for models larger than the memory. PyTorch has one block in memory at a time, so what needs it token
     by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
-    ``checkpoint``, ``adapters``: what to compare with, as ``export`` takes them; left out, what it was made from.
+    ``checkpoint``, ``adapters``, ``prompts``: as ``export`` takes them; left out, what the bundle was made from.
     ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
 
     Raises:
@@ -137,10 +138,9 @@ def verify(
         report = _not_run(manifest, target, checks, reason)
     else:
         opener = Opener(folder, manifest, target, blockwise, Judging(texts, time_budget))
-        report = _verified(opener, find_checkpoint(folder, manifest, checkpoint, adapters), files, checks, progress)
-    if junit is not None:
-        _write_junit(report, junit)
-    return report
+        source = find_checkpoint(folder, manifest, checkpoint, adapters, prompts)
+        report = _verified(opener, source, files, checks, progress)
+    return report if junit is None else _write_junit(report, junit)
 
 
 def _check_files(folder: Path) -> CheckResult:
@@ -171,17 +171,22 @@ def _not_run(
     return ParityReport([*known, *(not_run(check.name, reason) for check in checks)], _facts(manifest, target))
 
 
-def _write_junit(report: ParityReport, path: Path) -> None:
+def _write_junit(report: ParityReport, path: Path) -> ParityReport:
     try:
         report.write_junit(path)
     except OSError as error:
         raise UserError(f"'{path}' cannot be written: {error.strerror}; choose another --junit.") from error
+    return report
 
 
 def find_checkpoint(
-    folder: Path, manifest: Manifest, variant: str | Path | None, adapters: Sequence[str | Path] = ()
+    folder: Path,
+    manifest: Manifest,
+    variant: str | Path | None,
+    adapters: Sequence[str | Path] = (),
+    prompts: Sequence[str] = (),
 ) -> Checkpoint:
-    """The checkpoint of a bundle, or ``variant`` where one is named, with its adapters merged into it.
+    """The checkpoint of a bundle, or ``variant`` where one is named, with its adapters merged and prompts beside it.
 
     Raises:
         UserError: it is not there, or its architecture is not the bundle's.
@@ -196,9 +201,11 @@ def find_checkpoint(
             vocabulary=folder / VOCABULARY if manifest.vocabulary else None,
             task=manifest.task if manifest.task == "encode" else None,
             adapters=[str(name) for name in adapters] or _merged(manifest, variant),
+            prompts=prompts or _learnt(manifest, variant),
         )
     except UserError as error:
-        places = "--checkpoint or --adapter" if manifest.adapters else "--checkpoint"
+        given = {"--checkpoint": True, "--adapter": manifest.adapters, "--prompt": manifest.prompts}
+        places = " or ".join(flag for flag, used in given.items() if used)
         hint = "" if named else f" '{folder}' was exported from it; name another place with {places}."
         raise UserError(f"{error}{hint}") from error
     found = {**checkpoint.architecture.to_dict(), "sentence": plain(checkpoint.sentence and checkpoint.sentence.facts)}
@@ -216,7 +223,14 @@ def find_checkpoint(
 def _merged(manifest: Manifest, variant: str | Path | None) -> list[str]:
     """The adapters of the bundle that are not merged by opening ``variant``: an adapter there stands for the first."""
     spelled = [facts.spelled for facts in manifest.adapters or ()]
-    return spelled[1:] if variant is not None and names_adapter(str(variant)) else spelled
+    first = variant is not None and names_adapter(str(variant)) and not is_prompt(Path(variant))
+    return spelled[1:] if first else spelled
+
+
+def _learnt(manifest: Manifest, variant: str | Path | None) -> list[str]:
+    """The prompts of the bundle, but for one that is opened as ``variant``."""
+    opened = variant is not None and is_prompt(Path(variant))
+    return [] if opened else [facts.spelled for facts in manifest.prompts or ()]
 
 
 def _facts(manifest: Manifest, target: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import numpy as np
 
 from t5edge.bundle.dtype import NARROW
 from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
-from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
 from t5edge.parity.hidden import judge_hidden
 from t5edge.parity.limits import (
@@ -52,6 +51,8 @@ def _encoder_results(subject: Subject, name: str, errors: OutputErrors) -> Itera
     precision, unit = subject.precision, subject.unit("texts")
     if subject.encoder_alone:
         yield from judge_hidden(name, errors.states, precision, unit)
+        if errors.logits.positions:
+            yield from judge_logits(name, errors.logits, precision, unit, "label logits")
         return
     hidden, cross = error_limit(precision, unit, "hidden"), error_limit(precision, unit, "cross")
     yield judge_error(name, "encoder output", errors.hidden, hidden)
@@ -111,11 +112,12 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
     batch = subject.workload.prompts
     rows = [rows_of(batch, slice(row, row + 1)) for row in range(len(batch.input_ids))]
     alone = [bundle_outputs(subject.model, row, cached=False) for row in rows]
+    own = np.concatenate([single.hidden[_text(row)] for row, single in zip(rows, alone, strict=True)])
     mask = target_mask(batch.decoder_input_ids, subject.pad)
     unit = subject.repeated
     for side, padded in (("right", batch), ("left", padded_left(batch))):
         together = bundle_outputs(subject.model, padded, cached=False)
-        hidden = _hidden_error(together.hidden, padded, alone)
+        hidden = relative_error(together.hidden[_text(padded)], own)
         limit = error_limit(subject.precision, unit, "hidden")
         yield judge_error(name, f"encoder output padded on the {side}", hidden, limit)
         if subject.encoder_alone:
@@ -127,10 +129,10 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
         yield judge_briefly(name, errors, subject.precision, unit, f"logits padded on the {side}")
 
 
-def _hidden_error(hidden: np.ndarray, batch: Batch, alone: list[Outputs]) -> float:
-    """Relative error of the text positions of [batch, source, d_model] against each row on its own."""
-    text = batch.attention_mask.astype(bool)
-    return relative_error(hidden[text], np.concatenate([single.hidden[0] for single in alone]))
+def _text(batch: Batch) -> np.ndarray:
+    """Positions of the source that hold text, bool [batch, source]."""
+    text: np.ndarray = batch.attention_mask.astype(bool)
+    return text
 
 
 def lengths(subject: Subject, name: str) -> Iterator[CheckResult]:

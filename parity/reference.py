@@ -34,7 +34,7 @@ WITH_CROSS = ("texts",)
 class OutputErrors:
     """Errors of one batch against the reference, padding left out; ``cross`` is the worst tensor's relative L2 error.
 
-    An encoder alone has neither ``cross`` nor ``logits``.
+    An encoder alone has no ``cross``, and ``logits`` only of a head that classifies tokens.
     """
 
     states: HiddenErrors
@@ -71,13 +71,14 @@ def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_
         for name, expected in reference.cross.items()
     }
     worst = max(cross, key=lambda name: cross[name], default="")
-    has_logits = reference.logits.size > 0
-    return OutputErrors(
-        compare_hidden(value, reference, source),
-        cross.get(worst, 0.0),
-        worst,
-        compare_logits(value.logits[target], reference.logits[target]) if has_logits else pool([]),
-    )
+    if reference.labels is not None:
+        seen = source if reference.labels.ndim == 3 else np.ones(len(source), bool)
+        logits = compare_logits(np.asarray(value.labels)[seen], reference.labels[seen])
+    elif reference.logits.size > 0:
+        logits = compare_logits(value.logits[target], reference.logits[target])
+    else:
+        logits = pool([])
+    return OutputErrors(compare_hidden(value, reference, source), cross.get(worst, 0.0), worst, logits)
 
 
 SMALL = 20e6

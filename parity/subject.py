@@ -12,7 +12,7 @@ import numpy as np
 
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.ports import EMBEDDING, Limits
+from t5edge.bundle.ports import EMBEDDING, LABEL_LOGITS, SPAN_LOGITS, Limits
 from t5edge.bundle.precision import Precision, own_row
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import WholeReference
@@ -115,8 +115,8 @@ class Subject:
 
     @property
     def longest(self) -> int:
-        """New tokens that fit behind the start token."""
-        return max(1, self.opener.limits.max_target_length - 1)
+        """New tokens that fit behind the start token, and behind a learnt prefix."""
+        return max(1, self.opener.limits.max_target_length - self.checkpoint.architecture.prefix_length - 1)
 
     @property
     def whole(self) -> WholeReference | None:
@@ -183,13 +183,20 @@ class Subject:
         return self.opener.rounded()
 
 
+def label_logits(encoded: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """What a head gives, as ``exporter.reference.heads.head_logits`` has it; None where there is no head."""
+    if SPAN_LOGITS[0] in encoded:
+        return np.stack([encoded[name] for name in SPAN_LOGITS], axis=-1)
+    return encoded.get(LABEL_LOGITS)
+
+
 def bundle_outputs(model: BundleModel, batch: Batch, cached: bool) -> Outputs:
     """A bundle's outputs, float32; logits in cached steps of one token, or all at once."""
     encoded = dict(model.step_model.hidden_and_cross(batch.input_ids, batch.attention_mask))
     hidden = encoded.pop("last_hidden_state")
     if model.architecture.encoder_alone:
         none = np.zeros((len(hidden), 0, 0), np.float32)
-        return Outputs(hidden.astype(np.float32), {}, none, encoded.get(EMBEDDING))
+        return Outputs(hidden.astype(np.float32), {}, none, encoded.get(EMBEDDING), label_logits(encoded))
     logits = (model.logits if cached else model.logits_uncached)(
         batch.input_ids, batch.attention_mask, batch.decoder_input_ids
     )

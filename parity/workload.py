@@ -78,7 +78,7 @@ def build_workload(checkpoint: Checkpoint, limits: Limits) -> Workload:
     maker = RowMaker(checkpoint, limits)
     edges = bucket_edges(checkpoint.architecture)
     lengths = sorted({n for n in edges if n < limits.max_source_length} | {limits.max_source_length})
-    long_target = min(checkpoint.architecture.max_distance + BEYOND, limits.max_target_length)
+    long_target = min(checkpoint.architecture.max_distance + BEYOND, maker.longest_target)
     return Workload(
         {
             "texts": {"texts": maker.texts(amounts.rows)},
@@ -101,7 +101,12 @@ class RowMaker:
     def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
         self.architecture, self.limits = checkpoint.architecture, limits
         self.examples: Sequence[Example] = judged_texts(checkpoint)[0]
-        self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint))
+        self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint), checkpoint.prompts)
+
+    @property
+    def longest_target(self) -> int:
+        """Target tokens that the limits leave behind a learnt prefix."""
+        return self.limits.max_target_length - self.architecture.prefix_length
 
     def texts(self, rows: int) -> Batch:
         """Examples spread evenly over the lengths there are, long and short ones mixed."""
@@ -119,16 +124,22 @@ class RowMaker:
         An empty target is the start token alone.
         """
         limits, ids = self.limits, self.encoder.ids(example.target) if example.target else [0]
+        prompt = self.encoder.prompt(example.source)
+        longest = min(source or MAX_TOKENS, limits.max_source_length - len(prompt))
         return (
-            self._cut(self.encoder.ids(example.source), min(source or MAX_TOKENS, limits.max_source_length)),
-            self._target(ids, min(target or MAX_TOKENS, limits.max_target_length)),
+            prompt + self._cut(self.encoder.ids(example.source), longest),
+            self._target(ids, min(target or MAX_TOKENS, self.longest_target)),
         )
 
     def exact(self, source: int, target: int, start: int) -> Batch:
-        """One row of ``source`` and ``target`` tokens from examples joined, beginning with number ``start``."""
-        length = min(source, self.limits.max_source_length)
+        """One row of ``source`` and ``target`` tokens from examples joined, beginning with number ``start``.
+
+        A learnt prompt stands in front of them, and counts where the limits would be passed.
+        """
+        prompt = self.encoder.prompt(self.examples[start % len(self.examples)].source)
+        length = min(source, self.limits.max_source_length - len(prompt))
         ids = self._cut(self._joined(length, start, "source"), length)
-        return self._batch([ids], [self._target(self._joined(target, start, "target"), target)])
+        return self._batch([prompt + ids], [self._target(self._joined(target, start, "target"), target)])
 
     def _joined(self, length: int, start: int, side: str) -> list[int]:
         ids: list[int] = []
@@ -153,7 +164,7 @@ class RowMaker:
 def rows_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch, with only as many columns as they fill (source padded on the right)."""
     mask = batch.attention_mask[rows]
-    source = int(mask.sum(axis=1).max())
+    source = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
     return Batch(batch.input_ids[rows, :source], mask[:, :source], batch.decoder_input_ids[rows])
 
 

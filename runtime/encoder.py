@@ -11,7 +11,7 @@ import numpy as np
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.ports import EMBEDDING
+from t5edge.bundle.ports import EMBEDDING, LABEL_LOGITS, SPAN_LOGITS
 from t5edge.bundle.records import SentenceFacts
 from t5edge.errors import UserError
 from t5edge.runtime.batches import BATCH_TOKENS, batches
@@ -108,10 +108,71 @@ class BundleEncoder:
         self._sentence()
         return self._outputs(input_ids, attention_mask)[EMBEDDING]
 
+    def classify(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The logits of each text, float32 [labels], or of its tokens, [tokens, labels], end token included.
+
+        ``manifest.labels`` names the labels.
+
+        Raises:
+            UserError: the bundle has no such head, or no tokenizer; as the tokenizer.
+        """
+        return [logits for (logits,) in self._by_text("classify", texts, ("tokens", "text"))]
+
+    def classify_ids(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+        """The same of ids and mask, int [batch, source]: float32 [batch, labels] or [batch, source, labels].
+
+        Raises:
+            UserError: the bundle has no such head, a text without its end token; as ``encode_ids``.
+        """
+        self._require_head("tokens", "text")
+        return self._outputs(input_ids, attention_mask)[LABEL_LOGITS]
+
+    def span_logits(self, texts: Sequence[str]) -> list[tuple[np.ndarray, ...]]:
+        """``start_logits`` and ``end_logits`` of each text, float32 [tokens] both, its end token included.
+
+        Raises:
+            UserError: the bundle finds no spans, or has no tokenizer; as the tokenizer.
+        """
+        return self._by_text("span_logits", texts, ("span",))
+
+    def span_logits_ids(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same of ``input_ids``, ``attention_mask`` int [batch, source]: float32 [batch, source] both.
+
+        Raises:
+            UserError: the bundle finds no spans; as ``encode_ids``.
+        """
+        self._require_head("span")
+        found = self._outputs(input_ids, attention_mask)
+        return found[SPAN_LOGITS[0]], found[SPAN_LOGITS[1]]
+
+    def _by_text(self, name: str, texts: Sequence[str], heads: tuple[str, ...]) -> list[tuple[np.ndarray, ...]]:
+        """The head's outputs of each text, without padding."""
+        if isinstance(texts, str):
+            raise UserError(f"{name} takes a list of texts, not one string; pass [text].")
+        self._require_head(*heads)
+        names = SPAN_LOGITS if "span" in heads else (LABEL_LOGITS,)
+        rows, found = self.tokenizer.ids(texts), dict[int, tuple[np.ndarray, ...]]()
+        by_token = self.architecture.head != "text"
+        for batch, ids, mask in self._padded(rows):
+            outputs = self._outputs(ids, mask)
+            for place, index in enumerate(batch):
+                length = slice(len(rows[index]) if by_token else None)
+                found[index] = tuple(outputs[output][place][length] for output in names)
+        return [found[index] for index in range(len(texts))]
+
+    def _require_head(self, *heads: str) -> None:
+        if self.architecture.head not in heads:
+            what = "finds no spans" if "span" in heads else "classifies nothing"
+            raise UserError(f"'{self.folder}' {what}; call encode() for its hidden states.")
+
     def _outputs(self, input_ids: np.ndarray, attention_mask: np.ndarray | None) -> dict[str, np.ndarray]:
         facts = self.manifest.sentence
         ids = as_ids("input_ids", input_ids, self.vocab_size)
         mask = as_mask(attention_mask, ids, prompts=facts is not None and not facts.include_prompt)
+        if self.architecture.head == "text" and not (ids == self.architecture.eos_token_id).any(axis=1).all():
+            raise UserError("a text has no end token, at which it is classified; end every row with it.")
         check_memory(self.architecture, len(ids), ids.shape[1], 0)
         return dict(self.step_model.hidden_and_cross(ids, mask))
 

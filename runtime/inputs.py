@@ -22,8 +22,8 @@ USABLE = 0.9
 """Share of the free memory that one call may ask for."""
 
 
-def as_ids(name: str, given: Any, vocab_size: int) -> Tokens:
-    """Token ids as contiguous int64 [batch, length].
+def as_ids(name: str, given: Any, vocab_size: int, lowest: int = 0) -> Tokens:
+    """Token ids as contiguous int64 [batch, length], from ``lowest`` to below ``vocab_size``.
 
     Raises:
         UserError: not whole numbers, not two axes, empty, or an id outside the vocabulary.
@@ -31,9 +31,10 @@ def as_ids(name: str, given: Any, vocab_size: int) -> Tokens:
     ids = _integers(name, given)
     if ids.ndim != 2 or ids.size == 0:
         raise UserError(f"{name} has shape {list(ids.shape)}; [batch, length], at least one by one, is needed.")
-    if ids.min() < 0 or ids.max() >= vocab_size:
+    if ids.min() < lowest or ids.max() >= vocab_size:
         raise UserError(
-            f"{name} run from {ids.min()} to {ids.max()}; the vocabulary has {vocab_size} ids, 0 to {vocab_size - 1}."
+            f"{name} run from {ids.min()} to {ids.max()}; the vocabulary has {vocab_size - lowest} ids, "
+            f"{lowest} to {vocab_size - 1}."
         )
     return ids
 

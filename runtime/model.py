@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.records import NO_PROMPT
 from t5edge.errors import UserError
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.batches import BATCH_TOKENS, batches, check_pairs, listed
@@ -17,9 +18,11 @@ from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.pace import Pace
 from t5edge.runtime.generation.search import OnToken, generate, generate_with_scores
-from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choices, score_targets
-from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, as_mask, check_memory
+from t5edge.runtime.generation.targets import TargetScores
+from t5edge.runtime.inputs import as_ids, as_labels, check_memory
 from t5edge.runtime.intact import check_intact
+from t5edge.runtime.prompts import Prompts, chosen_ids, with_prompts
+from t5edge.runtime.scoring import score_first_tokens, score_ids, score_rows
 from t5edge.runtime.stream import stream_text
 
 if TYPE_CHECKING:
@@ -42,25 +45,36 @@ class BundleModel(BundleEncoder):
             )
 
     def logits(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None,
+        decoder_input_ids: np.ndarray,
+        *,
+        prompt: Prompts = None,
     ) -> np.ndarray:
         """Teacher-forced logits, float32 [batch, target, vocab], one cached step per target token.
 
-        ``input_ids``, ``attention_mask`` int [batch, source]; ``decoder_input_ids`` int [batch, target].
+        ``input_ids``, ``attention_mask`` int [batch, source]; ``decoder_input_ids`` int [batch, target]; ``prompt``:
+        see ``generate``.
 
         Raises:
             UserError: ids outside the vocabulary, wrong shapes or dtypes, or more than the memory holds.
         """
-        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids)
+        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids, prompt)
         state = self.step_model.encode(ids, mask)
         steps = [self.step_model.step(state, targets[:, [column]]).copy() for column in range(targets.shape[1])]
         return np.concatenate(steps, axis=1)
 
     def logits_uncached(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None,
+        decoder_input_ids: np.ndarray,
+        *,
+        prompt: Prompts = None,
     ) -> np.ndarray:
         """The same in one step over the whole target, past length 0."""
-        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids)
+        ids, mask, targets = self._teacher_forced(input_ids, attention_mask, decoder_input_ids, prompt)
         logits: np.ndarray = self.step_model.step(self.step_model.encode(ids, mask), targets)
         return logits
 
@@ -70,6 +84,7 @@ class BundleModel(BundleEncoder):
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
         *,
+        prompt: Prompts = None,
         on_token: OnToken | None = None,
         return_scores: Literal[False] = False,
         assistant: BundleModel | None = None,
@@ -82,6 +97,7 @@ class BundleModel(BundleEncoder):
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
         *,
+        prompt: Prompts = None,
         on_token: OnToken | None = None,
         return_scores: Literal[True],
         normalize_logits: bool = False,
@@ -94,6 +110,7 @@ class BundleModel(BundleEncoder):
         input_ids: np.ndarray,
         attention_mask: np.ndarray | None = None,
         *,
+        prompt: Prompts = None,
         on_token: OnToken | None = None,
         return_scores: bool = False,
         normalize_logits: bool = False,
@@ -102,6 +119,7 @@ class BundleModel(BundleEncoder):
     ) -> Tokens | Generated:
         """Token ids int64 [batch * num_return_sequences, length], decoder start token first.
 
+        ``prompt``: of a bundle with learnt prompts, one for all sources or a list with one for each; ``none`` for none.
         ``options`` are those of ``GenerationOptions`` (max_new_tokens, num_beams, ...) over the bundle's own.
         ``return_scores``: a ``Generated``, whose ``transition_scores`` and ``sequences_scores`` are those of
         transformers; ``normalize_logits`` is that of its ``compute_transition_scores``: log-probabilities without beams
@@ -111,8 +129,7 @@ class BundleModel(BundleEncoder):
             UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
         """
         self.require_decoder("generate()")
-        ids = as_ids("input_ids", input_ids, self.vocab_size)
-        mask, chosen = as_mask(attention_mask, ids), self.options(**options)
+        (ids, mask), chosen = self.source(input_ids, attention_mask, prompt), self.options(**options)
         check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
         drafting = Drafting(self.pace, assistant and self._checked_assistant(assistant))
         if return_scores:
@@ -120,7 +137,14 @@ class BundleModel(BundleEncoder):
             return generate_with_scores(self.step_model, ids, mask, chosen, on_token, drafting, **normal)
         return generate(self.step_model, ids, mask, chosen, on_token, drafting)
 
-    def score(self, input_ids: np.ndarray, attention_mask: np.ndarray | None, target_ids: np.ndarray) -> TargetScores:
+    def score(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None,
+        target_ids: np.ndarray,
+        *,
+        prompt: Prompts = None,
+    ) -> TargetScores:
         """Natural-log probability of every target token and of every target, teacher-forced.
 
         ``input_ids``, ``attention_mask`` int [batch, source]; ``target_ids`` int [batch, target] are transformers'
@@ -131,20 +155,10 @@ class BundleModel(BundleEncoder):
             UserError: ids outside the vocabulary, wrong shapes or dtypes, an empty target, too large for the memory.
         """
         self.require_decoder("score()")
-        ids = as_ids("input_ids", input_ids, self.vocab_size)
-        mask, targets = as_mask(attention_mask, ids), as_labels("target_ids", target_ids, self.vocab_size)
-        check_pairs("target_ids", len(targets), "input_ids", len(ids))
-        options = self.options()
-        most = max(1, min(BATCH_TOKENS // max(ids.shape[1], targets.shape[1]), self._most_rows))
-        positions = max(1, LOGITS // (min(most, len(ids)) * self.vocab_size))
-        found = []
-        for start in range(0, len(ids), most):
-            rows = slice(start, start + most)
-            check_memory(self.architecture, len(ids[rows]), ids.shape[1], targets.shape[1])
-            found.append(score_targets(self.step_model, ids[rows], mask[rows], targets[rows], options, positions))
-        return TargetScores(targets, np.concatenate(found))
+        ids, mask = self.source(input_ids, attention_mask, prompt)
+        return score_ids(self, ids, mask, as_labels("target_ids", target_ids, self.vocab_size))
 
-    def score_text(self, sources: Sequence[str], targets: Sequence[str]) -> TargetScores:
+    def score_text(self, sources: Sequence[str], targets: Sequence[str], *, prompt: Prompts = None) -> TargetScores:
         """``score`` of text: what the model thinks of each target as the answer to its source, the end token included.
 
         Rows are in the order given, whatever the batches.
@@ -153,21 +167,9 @@ class BundleModel(BundleEncoder):
             UserError: as many targets as sources are needed; as ``score`` and the tokenizer.
         """
         check_pairs("targets", len(listed(targets)), "sources", len(listed(sources)))
-        rows, answers = self.tokenizer.ids(sources), self.tokenizer.ids(targets)
-        shape = (len(rows), max(1, *map(len, answers)))
-        found = TargetScores(np.full(shape, IGNORED, np.int64), np.zeros(shape, np.float32))
-        for index, answer in enumerate(answers):
-            found.target_ids[index, : len(answer)] = answer
-        as_labels("targets", found.target_ids, self.vocab_size)
-        lengths = [max(map(len, pair)) for pair in zip(rows, answers, strict=True)]
-        for batch in batches(lengths, BATCH_TOKENS):
-            longest = max(len(answers[index]) for index in batch)
-            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
-            scores = self.score(ids, mask, found.target_ids[batch, :longest]).token_scores
-            found.token_scores[batch, :longest] = scores
-        return found
+        return score_rows(self, self._rows(sources, prompt), self.tokenizer.ids(targets))
 
-    def score_first(self, sources: Sequence[str], choices: Sequence[str | int]) -> Scores:
+    def score_first(self, sources: Sequence[str], choices: Sequence[str | int], *, prompt: Prompts = None) -> Scores:
         """Natural-log probabilities of the first token among ``choices``, float32 [sources, choices].
 
         What rankers such as monoT5 need: ``score_first(prompts, ["true", "false"])[:, 0]``. A choice is an id or a text
@@ -177,15 +179,7 @@ class BundleModel(BundleEncoder):
             UserError: a choice that is not one token, or an id outside the vocabulary; as the tokenizer.
         """
         self.require_decoder("score_first()")
-        rows, options = self.tokenizer.ids(listed(sources)), self.options()
-        among = as_ids("choices", [[self._token(choice, options.eos) for choice in listed(choices)]], self.vocab_size)
-        found = np.empty((len(rows), among.size), np.float32)
-        least = -(-BATCH_TOKENS // self._most_rows)  # as many tokens does a row count at least
-        for batch in batches([max(least, len(row)) for row in rows], BATCH_TOKENS):
-            ids, mask = self.tokenizer.pad([rows[index] for index in batch])
-            check_memory(self.architecture, len(ids), ids.shape[1], 1)
-            found[batch] = score_choices(self.step_model, ids, mask, among[0], options)
-        return found
+        return score_first_tokens(self, self._rows(sources, prompt), choices)
 
     def options(self, **options: Any) -> GenerationOptions:
         """The bundle's generation settings with ``options`` over them.
@@ -201,6 +195,7 @@ class BundleModel(BundleEncoder):
         self,
         texts: Sequence[str],
         *,
+        prompt: Prompts = None,
         skip_special_tokens: bool = True,
         on_batch: Callable[[int], None] | None = None,
         assistant: BundleModel | None = None,
@@ -213,13 +208,14 @@ class BundleModel(BundleEncoder):
         ``on_batch`` is told how many texts each batch has answered.
         """
         self.require_decoder("generate_text()")
-        rows, chosen = self.tokenizer.ids(listed(texts)), self.options(**options)
+        rows, chosen = self._rows(texts, prompt), self.options(**options)
         answers: dict[int, list[str]] = {}
         for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
             if chosen.seed is not None:
                 options["seed"] = chosen.seed + number
-            found = self.tokenizer.decode(self.generate(ids, mask, assistant=assistant, **options), skip_special_tokens)
+            tokens = self.generate(ids, mask, prompt=NO_PROMPT, assistant=assistant, **options)
+            found = self.tokenizer.decode(tokens, skip_special_tokens)
             each = len(found) // len(batch)
             answers |= {index: found[place * each : (place + 1) * each] for place, index in enumerate(batch)}
             if on_batch is not None:
@@ -230,6 +226,7 @@ class BundleModel(BundleEncoder):
         self,
         texts: Iterable[str],
         *,
+        prompt: str | None = None,
         batch_size: int = 16,
         skip_special_tokens: bool = True,
         first: int = 0,
@@ -245,16 +242,13 @@ class BundleModel(BundleEncoder):
             UserError: as ``generate_text``, when the first answer is asked for.
         """
         self.require_decoder("text to generate")
-        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, first)
-
-    @property
-    def _most_rows(self) -> int:
-        """Rows whose logits of one position stay within ``LOGITS``, and that engines take."""
-        limits = getattr(self.step_model, "limits", None)
-        return max(1, min(LOGITS // self.vocab_size, limits.max_batch if limits else LOGITS))
+        (front,) = chosen_ids(self.manifest.prompts or (), prompt, 1)
+        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, first, front)
 
     def _checked_assistant(self, assistant: BundleModel) -> Any:
         assistant.require_decoder("tokens to draft")
+        if self.manifest.prompts or assistant.manifest.prompts:
+            raise UserError("a bundle with learnt prompts takes no assistant and is none; leave out assistant.")
         if assistant.vocab_size != self.vocab_size:
             raise UserError(
                 f"the assistant '{assistant.folder}' has {assistant.vocab_size} ids and '{self.folder}' has "
@@ -262,26 +256,30 @@ class BundleModel(BundleEncoder):
             )
         return assistant.step_model
 
-    def _token(self, choice: str | int, ends: tuple[int, ...]) -> int:
-        if not isinstance(choice, str):
-            return choice
-        ids = [token for token in self.tokenizer.ids([choice])[0] if token not in ends]
-        if len(ids) == 1:
-            return ids[0]
-        token = self.tokenizer.vocabulary.get(choice)
-        if token is None:
-            raise UserError(f"the choice {choice!r} has {len(ids)} tokens; give one of a single token, or its id.")
-        return token
-
     def _teacher_forced(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, decoder_input_ids: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None,
+        decoder_input_ids: np.ndarray,
+        prompt: Prompts,
     ) -> tuple[Tokens, Tokens, Tokens]:
         self.require_decoder("logits")
-        ids = as_ids("input_ids", input_ids, self.vocab_size)
+        ids, mask = self.source(input_ids, attention_mask, prompt)
         targets = as_ids("decoder_input_ids", decoder_input_ids, self.vocab_size)
         check_pairs("decoder_input_ids", len(targets), "input_ids", len(ids))
         check_memory(self.architecture, len(ids), ids.shape[1], targets.shape[1])
-        return ids, as_mask(attention_mask, ids), targets
+        return ids, mask, targets
+
+    def source(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, prompt: Prompts
+    ) -> tuple[Tokens, Tokens]:
+        """Ids and mask, int64 [batch, source], with learnt prompts in front."""
+        return with_prompts(self.architecture, self.manifest.prompts or (), input_ids, attention_mask, prompt)
+
+    def _rows(self, texts: Sequence[str], prompt: Prompts) -> list[list[int]]:
+        """Ids of each text, with a learnt prompt in front."""
+        fronts = chosen_ids(self.manifest.prompts or (), prompt, len(listed(texts)))
+        return [[*front, *row] for front, row in zip(fronts, self.tokenizer.ids(texts), strict=True)]
 
 
 def load(folder: str | Path, target: str = "onnxruntime", *, check: bool = True, **settings: Any) -> BundleModel:

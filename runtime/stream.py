@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,27 +50,30 @@ def stream_text(
     batch_size: int,
     skip_special_tokens: bool,
     first: int,
+    front: Sequence[int] = (),
 ) -> Iterator[list[str]]:
-    """See ``BundleModel.stream_text``."""
+    """See ``BundleModel.stream_text``; ``front``: ids of a learnt prompt before every text."""
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}.")
     each, following = options.num_return_sequences, first
     held: dict[int, list[str]] = defaultdict(list)
-    for number, row in _rows(model, _windows(model, texts, batch_size, first), options, batch_size):
+    for number, row in _rows(model, _windows(model, texts, batch_size, first, front), options, batch_size):
         held[number] += model.tokenizer.decode(row[None], skip_special_tokens)
         while len(held[following]) == each:
             yield held.pop(following)
             following += 1
 
 
-def _windows(model: TextModel, texts: Iterable[str], batch_size: int, first: int) -> Iterator[list[Prompt]]:
+def _windows(
+    model: TextModel, texts: Iterable[str], batch_size: int, first: int, front: Sequence[int]
+) -> Iterator[list[Prompt]]:
     """Some hundreds of texts at a time as ids, by falling length."""
     source, number = iter(listed(texts)), first
     while window := list(islice(source, WINDOW * batch_size)):
         rows = model.tokenizer.ids(window)
         for row in rows:
             as_ids("the tokenizer's ids", [row], model.vocab_size)
-        prompts = [Prompt(number + index, row) for index, row in enumerate(rows)]
+        prompts = [Prompt(number + index, [*front, *row]) for index, row in enumerate(rows)]
         number += len(prompts)
         yield sorted(prompts, key=lambda prompt: -len(prompt.ids))
 

@@ -59,13 +59,16 @@ class BundleTokenizer:
         return vocabulary
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right."""
+        """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right.
+
+        Ids below 0, which name learnt prefixes, are masked.
+        """
         longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
         ids = np.full((len(rows), longest), self._pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         for index, row in enumerate(rows):
             ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
+            mask[index, : len(row)] = ids[index, : len(row)] >= 0
         return ids, mask
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

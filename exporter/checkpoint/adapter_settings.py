@@ -81,13 +81,14 @@ def read_settings(folder: Path) -> AdapterSettings:
         UserError: no valid config, or an adapter that cannot be merged exactly.
     """
     where = f"'{folder}' is a PEFT adapter of '{base_of(folder) or 'an unnamed model'}'"
-    config = _config(folder)
+    config = read_config(folder)
     if config is None:
         raise UserError(f"{where} whose {ADAPTER_CONFIG} is not a JSON object; save the adapter again.")
-    kind = str(config.get("peft_type", "")).removeprefix("PeftType.").upper()
+    kind = kind_of(config)
     if kind in PROMPTS:
         raise UserError(
-            f"{where} of type {kind}, a learnt prompt, which changes no weights; only {_kinds()} are merged."
+            f"{where} of type {kind}, a learnt prompt, which changes no weights; --prompt NAME=DIR puts it in front, "
+            f"and only {_kinds()} are merged."
         )
     if kind not in KINDS:
         raise UserError(f"{where} of type {kind or 'unknown'}; {_kinds()} are merged here: {MERGE_FIRST}")
@@ -127,11 +128,22 @@ def _settings(kind: str, config: Mapping[str, Any]) -> AdapterSettings:
 
 def base_of(folder: Path) -> str | None:
     """The base model that the adapter in ``folder`` names, if its config can be read and names one."""
-    base = (_config(folder) or {}).get("base_model_name_or_path")
+    base = (read_config(folder) or {}).get("base_model_name_or_path")
     return base if isinstance(base, str) and base else None
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def kind_of(config: Mapping[str, Any]) -> str:
+    """``peft_type`` in capitals, as in LORA; empty where there is none."""
+    return str(config.get("peft_type", "")).removeprefix("PeftType.").upper()
+
+
+def is_prompt(folder: Path) -> bool:
+    """Whether the adapter in ``folder`` is a learnt prompt, of whatever type."""
+    return kind_of(read_config(folder) or {}) in PROMPTS
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """``adapter_config.json``; None where it is no JSON object."""
     try:
         content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

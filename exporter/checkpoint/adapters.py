@@ -75,14 +75,23 @@ def open_adapter(name: str) -> Adapter:
     Raises:
         UserError: nothing of that name, no network, a damaged file, or a form that cannot be merged exactly.
     """
+    return adapter_in(*find_folder(name, "--adapter"))
+
+
+def find_folder(name: str, flag: str) -> tuple[Path, str, str | None]:
+    """The folder that ``name`` means, how it is called without a revision, and its commit on the hub.
+
+    Raises:
+        UserError: nothing of that name, or no network; ``flag`` is what it was given by.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return adapter_in(folder, name)
+        return folder, name, None
     repository, _, revision = name.partition("@")
     if name.startswith((".", "~", "/")) or "/" not in repository:
-        raise UserError(f"'{name}' is not a folder; --adapter takes a folder with {ADAPTER_CONFIG}, or a hub id.")
+        raise UserError(f"'{name}' is not a folder; {flag} takes a folder with {ADAPTER_CONFIG}, or a hub id.")
     folder, commit = download(Repository(repository, revision or None, in_table=False, help=OFFLINE_HELP))
-    return adapter_in(folder, repository, commit)
+    return folder, repository, commit
 
 
 def adapter_in(folder: Path, source: str, revision: str | None = None) -> Adapter:
@@ -94,12 +103,22 @@ def adapter_in(folder: Path, source: str, revision: str | None = None) -> Adapte
     if not is_adapter(folder):
         raise UserError(f"'{source}' has no {ADAPTER_CONFIG}; --adapter takes what peft's save_pretrained() wrote.")
     settings = read_settings(folder)
+    path = weights_in(folder, source, settings.base)
+    store = open_weights(path)
+    return Adapter(source, revision, settings, sha256_of(path), store, _modules(settings, store, source))
+
+
+def weights_in(folder: Path, source: str, base: str | None) -> Path:
+    """The file of an adapter's weights. Raises: UserError when there is none; ``base`` is the model it names."""
     path = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if path is None:
-        named = f"a PEFT adapter of '{settings.base or 'an unnamed model'}'"
+        named = f"a PEFT adapter of '{base or 'an unnamed model'}'"
         raise UserError(f"'{source}' is {named} without its weights; expected {' or '.join(ADAPTER_FILES)} in it.")
-    store = FileStore([path], SafetensorsFormat() if path.suffix == ".safetensors" else TorchFormat())
-    return Adapter(source, revision, settings, sha256_of(path), store, _modules(settings, store, source))
+    return path
+
+
+def open_weights(path: Path) -> FileStore:
+    return FileStore([path], SafetensorsFormat() if path.suffix == ".safetensors" else TorchFormat())
 
 
 def _modules(settings: AdapterSettings, store: FileStore, source: str) -> dict[str, dict[str, str]]:

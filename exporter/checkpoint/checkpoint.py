@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.architecture import Architecture
-from t5edge.bundle.records import AdapterFacts
+from t5edge.bundle.records import AdapterFacts, PromptFacts
 from t5edge.bundle.schema import plain
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
@@ -60,6 +60,7 @@ class Checkpoint:
         self.generation_config = _generation_config(self.config, folder)
         self.random = isinstance(store, RandomStore)
         self.adapters: tuple[AdapterFacts, ...] = ()
+        self.prompts: tuple[PromptFacts, ...] = ()
         self.vocabulary: Vocabulary | None = None
         self.sentence = sentence
         self._store: Tensors = store

@@ -15,7 +15,7 @@ from typing import Any
 from t5edge.bundle.architecture import Architecture
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.stores import FLOATS, TensorStore, summary
-from t5edge.exporter.family.config import architecture_from_config, is_encoder_alone
+from t5edge.exporter.family.config import architecture_from_config, head_of, is_encoder_alone
 
 SHARED = "shared.weight"
 OUTPUT_LAYER = "lm_head.weight"
@@ -84,7 +84,7 @@ def _embedding(config: Mapping[str, Any], names: set[str]) -> str | None:
 
 def _output_layer_problems(config: Mapping[str, Any], names: set[str], separate_output: bool) -> list[str]:
     """An output layer is never invented. transformers 5 says ``scale_decoder_outputs: false`` of an untied T5."""
-    if is_encoder_alone(names):
+    if is_encoder_alone(names) or head_of(names):
         return []
     untied = [key for key in ("tie_word_embeddings", "scale_decoder_outputs") if config.get(key) is False]
     if separate_output or OUTPUT_LAYER in names or not untied:

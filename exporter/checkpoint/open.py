@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.adapter_settings import base_of, is_prompt, read_config
 from t5edge.exporter.checkpoint.adapters import adapter_in, is_adapter, open_adapter, with_adapters
 from t5edge.exporter.checkpoint.checkpoint import Checkpoint, read_json
 from t5edge.exporter.checkpoint.hub import Repository, download, has_weights
+from t5edge.exporter.checkpoint.prompts import open_prompt, prompt_in, with_prompts
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.sentence_files import MODULES, encoder_folder, read_modules
@@ -39,6 +41,7 @@ def open_checkpoint(
     random_weights: int | None = None,
     revision: str | None = None,
     adapters: Sequence[str] = (),
+    prompts: Sequence[str] = (),
     vocabulary: Corpus | Path | None = None,
     task: str | None = None,
     subfolder: str | None = None,
@@ -48,6 +51,7 @@ def open_checkpoint(
     A folder of that name that holds a checkpoint comes before the hub. ``random_weights`` is the seed of
     weights drawn for the variant's structure; ``revision`` is a branch, tag or commit on the hub. ``adapters`` (see
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
+    ``prompts`` (see ``prompts.open_prompt``) are put beside it, and may be such a ``variant`` too.
     ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
     ``subfolder``: where inside the folder or repository the checkpoint lies.
     ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds, of a
@@ -56,8 +60,9 @@ def open_checkpoint(
     Raises:
         UserError: nothing of that name, no network, or a damaged, incomplete or foreign checkpoint or adapter.
     """
-    opened = [open_adapter(name) for name in adapters]
+    opened, learnt = [open_adapter(name) for name in adapters], [open_prompt(given) for given in prompts]
     checkpoint = _for_task(with_adapters(_open(variant, random_weights, revision, subfolder or ""), opened), task)
+    checkpoint = with_prompts(checkpoint, learnt)
     if vocabulary is None:
         return checkpoint
     if isinstance(vocabulary, Corpus):
@@ -148,22 +153,26 @@ def _open_folder(source: str, folder: Path, commit: str | None = None, expected:
 
 
 def _open_adapted(source: str, folder: Path, commit: str | None) -> Checkpoint:
-    """The model that the adapter in ``folder`` names as its base, with the adapter merged into it.
+    """The model that the adapter in ``folder`` names as its base, with the adapter merged or the prompt put beside it.
 
     Raises:
         UserError: it names none that can be opened, or another adapter.
     """
-    adapter = adapter_in(folder, source, commit)
-    base, advice = adapter.settings.base, "name its base model as --variant and the adapter as --adapter."
+    learnt = is_prompt(folder)
+    name = PurePath(source).name or folder.resolve().name
+    prompts = [prompt_in(name, folder, source, commit)] if learnt else []
+    adapters = [] if learnt else [adapter_in(folder, source, commit)]
+    base, what = base_of(folder), "prompt as --prompt NAME=DIR" if learnt else "adapter as --adapter"
+    advice = f"name its base model as --variant and the {what}."
     if base is None or base == source or is_adapter(_as_path(base)):
         named = "of an adapter" if base else "that names no model"
         raise UserError(f"'{source}' is a PEFT adapter {named}; {advice}")
     try:
-        checkpoint = _open(base, None, adapter.settings.base_revision)
+        checkpoint = _open(base, None, (read_config(folder) or {}).get("revision") or None)
     except UserError as error:
         named = f"'{source}' is a PEFT adapter of '{base}', which cannot be opened"
         raise UserError(f"{named}; {advice} {error}") from error
-    return with_adapters(checkpoint, [adapter])
+    return with_prompts(with_adapters(checkpoint, adapters), prompts)
 
 
 def _as_path(variant: str) -> Path:

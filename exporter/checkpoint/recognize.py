@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5edge.bundle.architecture import HEADS
 from t5edge.errors import UserError
+from t5edge.exporter.family.config import head_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,20 +28,15 @@ GENERATORS = (
 ENCODERS = ("T5EncoderModel", "MT5EncoderModel", "UMT5EncoderModel")
 """Classes whose checkpoints hold an encoder alone."""
 ONLY_GENERATORS = (
-    f"Only models that generate text and plain encoders are exported; pass a {GENERATORS[0]} or a {ENCODERS[0]} of the "
-    "same family."
+    f"Models that generate text, plain encoders, and heads for tokens, spans and whole texts are exported; pass a "
+    f"{GENERATORS[0]}, a {ENCODERS[0]} or a T5ForTokenClassification of the same family."
 )
-HEADS = {
-    "ForSequenceClassification": "a classifier of whole texts, with a head in place of the output layer",
-    "ForQuestionAnswering": "a span finder, with a head in place of the output layer",
-}
-"""End of a class's name -> what it is."""
 PREFIXES = ("base_model.model.", "module.", "_orig_mod.", "model.", "transformer.")
 FIRST = ("shared.", "encoder.", "decoder.", "lm_head.")
 
 
 def require_generator(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Refuse a model that neither generates text with this architecture nor is its encoder alone.
+    """Refuse a model that neither generates text with this architecture nor is its encoder, alone or below a head.
 
     Tensors decide; the config's class only names it.
 
@@ -50,6 +47,9 @@ def require_generator(config: Mapping[str, Any], names: Iterable[str], where: st
     classes = config.get("architectures")
     name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else "model"
     foreign = [entry for entry in known if not entry.startswith(FIRST)]
+    head = head_of(known)
+    if head and {*foreign} == {*HEADS[head]}:
+        return
     if not any(entry.startswith("decoder.block.") for entry in known) and any(map(_is_encoder, known)):
         beside = foreign or [entry for entry in known if entry.startswith(("decoder.", "lm_head."))]
         if not beside:
@@ -57,8 +57,7 @@ def require_generator(config: Mapping[str, Any], names: Iterable[str], where: st
         raise UserError(f"{where} is a {name}: an encoder and {beside[0]} without a decoder. {ONLY_GENERATORS}")
     if name in GENERATORS or name == "model" or not foreign:
         return
-    kind = next((f": {kind}" for end, kind in HEADS.items() if name.endswith(end)), " with tensors of its own")
-    raise UserError(f"{where} is a {name}{kind} ({', '.join(foreign[:2])}). {ONLY_GENERATORS}")
+    raise UserError(f"{where} is a {name} with tensors of its own ({', '.join(foreign[:2])}). {ONLY_GENERATORS}")
 
 
 def _is_encoder(name: str) -> bool:
@@ -133,7 +132,7 @@ def unwrapped(store: TensorStore) -> TensorStore:
 def _common_prefix(names: Iterable[str]) -> str | None:
     known, found = list(names), ""
     while known and not any(name.startswith(FIRST) for name in known):
-        inner = [name for name in known if not name.startswith(("classifier.", "classification_head."))]
+        inner = [name for name in known if not name.startswith(("classifier.", "classification_head.", "qa_outputs."))]
         prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in inner)), None)
         if prefix is None or not inner:
             return None

@@ -152,6 +152,7 @@ def with_vocabulary(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Checkpoin
         config=config,
         generation_config=_renumbered(checkpoint.generation_config, new),
         vocabulary=vocabulary,
+        prompts=tuple(prompt.moved(len(new) - checkpoint.architecture.vocab_size) for prompt in checkpoint.prompts),
         differences=[*checkpoint.differences, *_summary(vocabulary.facts)],
     )
 

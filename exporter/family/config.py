@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.architecture import HEADS, Architecture
 from t5edge.errors import UserError
 
 ACTIVATIONS = {
@@ -108,7 +109,40 @@ def architecture_from_config(config: Mapping[str, Any], tensor_names: Iterable[s
         eos_token_id=_first(config.get("eos_token_id"), 1),
         decoder_start_token_id=_first(config.get("decoder_start_token_id"), config.get("pad_token_id") or 0),
     )
-    return found.without_decoder() if alone else found
+    return _with_head(found.without_decoder() if alone else found, names or set(), config)
+
+
+def head_of(tensor_names: Collection[str]) -> str:
+    """What head a checkpoint has; empty for none."""
+    names, alone = {*tensor_names}, is_encoder_alone(tensor_names)
+    fitting = (head for head, own in HEADS.items() if names.issuperset(own) and alone == (head == "tokens"))
+    return next(fitting, "")
+
+
+def _with_head(found: Architecture, names: Collection[str], config: Mapping[str, Any]) -> Architecture:
+    """``found`` as an encoder alone with a head; as it is where there is none."""
+    head = head_of(names)
+    if not head:
+        return found
+    labels = 2 if head == "span" else len(label_names(config))
+    return replace(found.without_decoder(), head=head, labels=labels, head_layers=found.decoder_layers)
+
+
+def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a classifier's labels are called, by their numbers; as transformers, two unnamed ones where nothing is said.
+
+    Raises:
+        UserError: the numbers are not 0, 1, 2, ...
+    """
+    given = config.get("id2label")
+    if not given:
+        count = _given(config, "num_labels", 2)
+        given = {place: f"LABEL_{place}" for place in range(count if _is_size(count) else 0)}
+    found = {str(key): value for key, value in given.items()} if isinstance(given, dict) else {}
+    names = tuple(str(found[str(place)]) for place in range(len(found)) if str(place) in found)
+    if not names or len(names) != len(found):
+        raise UserError("config.json: id2label names no labels 0, 1, 2, ...; save the model again.")
+    return names
 
 
 def is_encoder_alone(tensor_names: Collection[str]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from t5edge.bundle.architecture import Architecture
-from t5edge.bundle.ports import GraphName, GraphPorts, decoder_ports, encoder_ports
+from t5edge.bundle.ports import GraphName, GraphPorts, decoder_ports, encoder_ports, head_ports, prefix_ports
 from t5edge.bundle.records import SentenceFacts
 from t5edge.exporter.graph.decoder import DecoderAssembler
 from t5edge.exporter.graph.encoder import EncoderAssembler
@@ -62,9 +62,14 @@ def assemble(
     a = architecture
     size = None if sentence is None else sentence.dimension
     encoder = encoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.d_model, compute, size)
-    encoder_model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder, sentence).model()
+    if a.head:
+        encoder = head_ports(encoder, a.head, a.labels)
     if a.encoder_alone:
-        return Graphs(encoder_model, None, encoder, None)
+        model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder, sentence).model()
+        return Graphs(model, None, encoder, None)
     decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)
+    if a.prefix_lengths:
+        encoder, decoder = prefix_ports(encoder, decoder, a.prefix_length)
+    encoder_model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder).model()
     decoder_model = DecoderAssembler(a, blocks, compute, rescale.decoder, decoder).model()
     return Graphs(encoder_model, decoder_model, encoder, decoder)

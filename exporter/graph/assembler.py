@@ -15,7 +15,7 @@ from t5edge.bundle.architecture import Architecture, Stack
 from t5edge.bundle.ports import GraphPorts
 from t5edge.exporter.graph.position_buckets import bucket_table
 from t5edge.exporter.graph.rescale import StackScale
-from t5edge.exporter.graph.weight_expressions import DistanceTable
+from t5edge.exporter.graph.weight_expressions import DistanceTable, PlainTable
 from t5edge.kernels.block import OPSET, Block, BlockKind
 from t5edge.kernels.values import as_int64, constant_value
 from t5edge.kernels.weights import PlannedTensor, Source, StackedWeight, planned_value, stack_of
@@ -100,7 +100,7 @@ class Assembler:
         key = f"const.{data.dtype.name}.{'x'.join(map(str, data.shape))}.{'_'.join(map(str, data.reshape(-1)))}"
         return self.initializers.setdefault(key, constant_value(data, key))
 
-    def weight(self, expression: StackedWeight | DistanceTable) -> ir.Value:
+    def weight(self, expression: StackedWeight | DistanceTable | PlainTable) -> ir.Value:
         return self.initializer(planned_value(expression, self.dtype, expression.key))
 
     def vector(self, name: str, scale: float = 1.0) -> ir.Value:
@@ -115,10 +115,14 @@ class Assembler:
 
     def embed(self) -> ir.Value:
         """Token embeddings, [batch, length, d_model], divided by 2^k."""
-        hidden = self.tape.op("Gather", [self.embedding_table(), self.inputs["input_ids"]], {"axis": 0})
+        hidden = self.look_up_tokens(self.inputs["input_ids"])
         if self.scale.k:
             hidden = self.tape.op("Mul", [hidden, self.number(2.0**-self.scale.k, "embedding_scale")])
         return hidden
+
+    def look_up_tokens(self, ids: ir.Value) -> ir.Value:
+        """Rows of the embedding table [batch, length, d_model]."""
+        return self.tape.op("Gather", [self.embedding_table(), ids], {"axis": 0})
 
     def number(self, value: float, name: str) -> ir.Value:
         """A scalar constant of the compute dtype."""

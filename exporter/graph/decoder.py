@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Stack
 from t5edge.exporter.graph.assembler import MASKED, Assembler
+from t5edge.exporter.graph.prompts import CACHE_START, hide_before_start
 from t5edge.kernels.block import BlockKind
 from t5edge.kernels.position_bias.fusion import distances, look_up, table_index
 from t5edge.kernels.values import as_int64, constant_value
@@ -73,11 +74,19 @@ class DecoderAssembler(Assembler):
         return False
 
     def look_up_biases(self, distance: ir.Value) -> list[ir.Value]:
-        """The biases for ``distance`` [target, keys]: one, or one per layer where every layer has its own."""
+        """The biases for ``distance`` [target, keys]: one, or one per layer where every layer has its own.
+
+        With learnt prefixes each row has its own: [batch, heads, target, keys].
+        """
         a = self.architecture
         index = table_index(self.tape, distance, a.max_distance, 1)
         owners = a.decoder_layers if a.per_layer_bias else 1
-        return [look_up(self.tape, self.bias_table(layer), index, by_row=self.by_row) for layer in range(owners)]
+        found = [look_up(self.tape, self.bias_table(layer), index, by_row=self.by_row) for layer in range(owners)]
+        start = self.inputs.get(CACHE_START)
+        if start is None:
+            return found
+        keys = self.length(distance, 2 if self.by_row else 1)
+        return [hide_before_start(self, bias, keys, start) for bias in found]
 
     def cross_shapes(self) -> tuple[ir.Value, ir.Value]:
         """Shapes in cross-attention: queries [sentences, beams * target, heads, d_kv], output [batch, target, _]."""

@@ -1,6 +1,6 @@
 """The encoder graph: embedding, layers, final norm, and the cross keys and values of every decoder layer.
 
-Of a sentence encoder one vector for each text.
+Of a sentence encoder one vector for each text; below a head what it gives.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from t5edge.bundle.architecture import Architecture, Stack
 from t5edge.bundle.ports import EMBEDDING, GraphPorts
 from t5edge.bundle.records import SentenceFacts
 from t5edge.exporter.graph.assembler import MASKED, Assembler
+from t5edge.exporter.graph.heads import head_outputs
+from t5edge.exporter.graph.prompts import look_up_prefixes, look_up_source
 from t5edge.exporter.graph.rescale import StackScale
 from t5edge.exporter.graph.sentence import sentence_embedding
 from t5edge.kernels.block import Block, BlockKind
@@ -42,10 +44,19 @@ class EncoderAssembler(Assembler):
         if self.sentence is not None:
             self.outputs[EMBEDDING] = self._embedding(hidden, self.sentence)
             self.flush("sentence")
+        if self.architecture.head:
+            self.outputs |= head_outputs(self, hidden)
         for layer in range(self.architecture.decoder_layers):
             key, value = self.add_block("cross_kv", layer, [hidden])
             self.outputs[f"present.{layer}.encoder.key"] = key
             self.outputs[f"present.{layer}.encoder.value"] = value
+        if self.architecture.prefix_lengths:
+            self.outputs |= look_up_prefixes(self)
+            self.flush("encoder/prefix")
+
+    def look_up_tokens(self, ids: ir.Value) -> ir.Value:
+        """Rows of the embedding table, and of that of virtual tokens where there is one."""
+        return look_up_source(self, ids) if self.architecture.prompt_shapes() else super().look_up_tokens(ids)
 
     def encode(self) -> ir.Value:
         """The last hidden state, [batch, source, d_model]."""

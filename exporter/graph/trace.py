@@ -253,7 +253,8 @@ BLOCK_KINDS: tuple[BlockKind, ...] = ("encoder", "decoder", "cross_kv")
 def trace_blocks(checkpoint: Checkpoint, progress: Progress) -> dict[BlockKind, Block]:
     """Each kind of block that the model has, traced once and fused, whatever the depth."""
     blocks: dict[BlockKind, Block] = {}
-    kinds = BLOCK_KINDS[:1] if checkpoint.architecture.encoder_alone else BLOCK_KINDS
+    architecture = checkpoint.architecture
+    kinds = BLOCK_KINDS[:1] if architecture.encoder_alone and not architecture.head_layers else BLOCK_KINDS
     with progress.stage("trace and fuse", len(kinds), "blocks") as stage:
         for kind in kinds:
             block = trace_block(checkpoint.architecture, kind)

@@ -155,6 +155,21 @@ class DistanceTable:
         return replace(self, source=prefix + self.source)
 
 
+@dataclass(frozen=True)
+class PlainTable:
+    """A tensor of the checkpoint as it is, of prompts or a head: no point of quantization, whatever the precision."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    def prefixed(self, prefix: str) -> PlainTable:
+        return replace(self, name=prefix + self.name)
+
+
 @singledispatch
 def evaluate(expression: WeightExpression, read: Read) -> torch.Tensor:
     """The numbers of an expression, in the checkpoint's precision; the caller casts and writes them."""
@@ -193,6 +208,11 @@ def _(expression: Exponents, read: Read) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(expression.factors.array().copy())
+
+
+@evaluate.register(PlainTable)
+def _(expression: PlainTable, read: Read) -> torch.Tensor:
+    return read(expression.name)
 
 
 @evaluate.register(DistanceTable)

@@ -38,13 +38,15 @@ class Outputs:
     """What a model makes of a batch, float32. Of an encoder alone ``cross`` is empty, and ``logits`` is [batch, 0, 0].
 
     ``hidden`` [batch, source, d_model]; ``logits`` [batch, target, vocab]; ``cross`` by port name
-    (``present.{i}.encoder.key``) [batch, heads, source, d_kv]; ``embedding`` [batch, size] of a sentence encoder.
+    (``present.{i}.encoder.key``) [batch, heads, source, d_kv]; ``embedding`` [batch, size] of a sentence encoder;
+    ``labels`` of a head: see ``heads.head_logits``.
     """
 
     hidden: np.ndarray
     cross: Mapping[str, np.ndarray]
     logits: np.ndarray
     embedding: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 class Reference(Protocol):

@@ -7,7 +7,7 @@ only the loop around the blocks is ours, and the position bias is passed in, as 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ import numpy as np
 
 from t5edge.bundle.architecture import Stack
 from t5edge.exporter.graph.trace import block_module
+from t5edge.exporter.reference.cache import cache_keyword
+from t5edge.exporter.reference.heads import WithDecoder, shifted_right
+from t5edge.exporter.reference.prompts import PaddedPrefixes, embed_source
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import encoder_outputs, speed_up_float16, stored_dtype, wide_linear
 
@@ -52,11 +55,17 @@ class StreamedReference:
         }
         if self.checkpoint.architecture.encoder_alone:
             for (name, batch), source in zip(batches.items(), encoded, strict=True):
-                yield name, encoder_outputs(self.checkpoint, source, batch)
+                yield name, encoder_outputs(self.checkpoint, source, batch, self._decode)
             return
         decoded = self.decode_all(list(batches.values()), encoded)
         for name, source, target in zip(batches, encoded, decoded, strict=True):
             yield name, Outputs(source.float().numpy(), keys_values.get(name, {}), self.logits(target).numpy())
+
+    def _decode(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """The output of the decoder below a head; see ``heads.Decode``."""
+        view: Any = WithDecoder(self.checkpoint)
+        fed = replace(batch, decoder_input_ids=shifted_right(batch, view.architecture.decoder_start_token_id))
+        return StreamedReference(view, self.dtype, keep_wo_float32=self.keep_wo_float32).decode(fed, hidden)
 
     def encode(self, batch: Batch) -> torch.Tensor:
         """The encoder's last hidden state, [batch, source, d_model]."""
@@ -81,14 +90,20 @@ class StreamedReference:
         """``decode`` for several batches; each layer is loaded once."""
         masks = [self._padding(batch.attention_mask) for batch in batches]
         hidden = [self._embed(batch.decoder_input_ids) for batch in batches]
+        prefixes = [self._prefixes(batch.input_ids) for batch in batches]
         for layer, block, bias in self._blocks("decoder"):
-            for index, states in enumerate(hidden):
-                length = states.shape[1]
-                own = bias(length) + self._causal(length)
-                hidden[index] = self._run(block, states, own, encoded[index], masks[index])
+            for index, (states, prefix) in enumerate(zip(hidden, prefixes, strict=True)):
+                length = prefix.length + states.shape[1]
+                own = prefix.hide(bias(length) + self._causal(length))
+                cache = prefix.cache(layer, self.dtype)
+                hidden[index] = self._run(block, states, own, encoded[index], masks[index], *cache)
                 self._after("decoder", layer, hidden[index])
             del block
         return [self._norm("decoder", states) for states in hidden]
+
+    def _prefixes(self, input_ids: np.ndarray) -> PaddedPrefixes:
+        """What rows of ``input_ids`` int64 [batch, source] put before a decoder's own positions."""
+        return PaddedPrefixes(self.checkpoint, input_ids)
 
     def cross_keys_values(self, encoded: torch.Tensor) -> dict[str, np.ndarray]:
         """Float32 [batch, heads, source, d_kv] of every decoder layer, by port name."""
@@ -123,11 +138,12 @@ class StreamedReference:
     def _after(self, stack: Stack, layer: int, hidden: torch.Tensor) -> None:
         """A place for subclasses to look at each layer's output."""
 
-    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None) -> Any:
+    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
         import torch
 
         with torch.inference_mode():
-            return block(hidden, None, bias, encoded, None, cross)[0]
+            kept = {cache_keyword(block.forward): cache[0]} if cache else {}
+            return block(hidden, None, bias, encoded, None, cross, **kept)[0]
 
     def _blocks(self, stack: Stack) -> Iterator[tuple[int, Any, Bias]]:
         """Layer by layer its block, and its position bias by length, which is made when asked for: batches are many."""
@@ -178,9 +194,7 @@ class StreamedReference:
         return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill(hidden, torch.finfo(self.dtype).min)
 
     def _embed(self, ids: np.ndarray) -> torch.Tensor:
-        import torch
-
-        return self.checkpoint.read("shared.weight")[torch.from_numpy(ids)].to(self.dtype)
+        return embed_source(self.checkpoint, ids, self.dtype)
 
     def _norm(self, stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
         import torch

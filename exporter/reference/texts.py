@@ -17,6 +17,7 @@ from t5edge.errors import UserError
 
 if TYPE_CHECKING:
     from t5edge.bundle.architecture import Architecture
+    from t5edge.bundle.records import PromptFacts
 
 DATA = Path(__file__).parents[1] / "data"
 MAX_TOKENS = 4096
@@ -37,6 +38,10 @@ class Batch:
     input_ids: np.ndarray
     attention_mask: np.ndarray
     decoder_input_ids: np.ndarray
+
+    def of_rows(self, rows: np.ndarray) -> Batch:
+        """Some of its rows, with all of its columns."""
+        return Batch(self.input_ids[rows], self.attention_mask[rows], self.decoder_input_ids[rows])
 
 
 def bundled_examples(demo: bool = False) -> list[Example]:
@@ -89,10 +94,15 @@ def text_key(text: str) -> str:
 
 
 class Encoder:
-    """Texts to ids of one model: its tokenizer, or, where there is none, ids that depend on the words alone."""
+    """Texts to ids of one model: its tokenizer, or, where there is none, ids that depend on the words alone.
 
-    def __init__(self, architecture: Architecture, tokenizer_json: bytes | None) -> None:
-        self._architecture = architecture
+    ``prompts``: ids of learnt prompts, of which every source has one in front; which one depends on its text.
+    """
+
+    def __init__(
+        self, architecture: Architecture, tokenizer_json: bytes | None, prompts: Sequence[PromptFacts] = ()
+    ) -> None:
+        self._architecture, self._prompts = architecture, prompts
         self._tokenizer = None
         if tokenizer_json is not None:
             from tokenizers import Tokenizer
@@ -117,6 +127,10 @@ class Encoder:
             )
         return [min(token, self._architecture.vocab_size - 1) for token in ids]
 
+    def prompt(self, text: str) -> list[int]:
+        """Ids in front of a source; none where the model has no learnt prompts."""
+        return list(self._prompts[zlib.crc32(text.encode()) % len(self._prompts)].ids) if self._prompts else []
+
     def _hashed(self, text: str) -> list[int]:
         first, size = 3, self._architecture.vocab_size
         return [first + zlib.crc32(word.encode()) % max(1, size - first) for word in text.split()]
@@ -124,7 +138,7 @@ class Encoder:
     def batch(self, examples: Sequence[Example]) -> Batch:
         """Pad examples into one batch; the decoder's input is the target behind the start token."""
         a = self._architecture
-        sources = [self.ids(example.source) for example in examples]
+        sources = [self.prompt(example.source) + self.ids(example.source) for example in examples]
         targets = [[a.decoder_start_token_id, *self.ids(example.target)[:-1]] for example in examples]
         ids, mask = pad(sources, a.pad_token_id)
         return Batch(ids, mask, pad(targets, a.pad_token_id)[0])
@@ -137,13 +151,13 @@ class Encoder:
 
 
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded on the right: ids and mask, int64 [rows, longest]."""
+    """Rows padded on the right: ids and mask, int64 [rows, longest]. Ids below 0 name prefixes and are masked."""
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
+        mask[index, : len(row)] = ids[index, : len(row)] >= 0
     return ids, mask
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from functools import partial
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5edge.bundle.architecture import Architecture
+from t5edge.bundle.architecture import VIRTUAL_TOKENS, Architecture
 from t5edge.exporter.family.config import config_from_architecture
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
+from t5edge.exporter.reference.heads import WithDecoder, head_logits, shifted_right
+from t5edge.exporter.reference.prompts import by_prefix, cache_of, prefix_states, prompted_embedding
 from t5edge.exporter.reference.protocol import Outputs, Weights
 from t5edge.exporter.reference.sentence import sentence_embedding
 
 if TYPE_CHECKING:
     import torch
 
+    from t5edge.exporter.reference.heads import Decode
     from t5edge.exporter.reference.texts import Batch
     from t5edge.runtime.generation.step import Tokens
 
@@ -32,12 +35,16 @@ def build_torch_model(checkpoint: Weights, dtype: torch.dtype, *, keep_wo_float3
         ``UMT5ForConditionalGeneration`` when every layer has its own position bias, else
         ``T5ForConditionalGeneration``; of an encoder alone ``UMT5EncoderModel`` or ``T5EncoderModel``.
     """
-    model = build_meta_model(checkpoint.architecture)
-    for name in checkpoint.names():
+    model, prompts = build_meta_model(checkpoint.architecture), checkpoint.architecture.prompt_shapes()
+    further = checkpoint.architecture.further_shapes()
+    for name in (name for name in checkpoint.names() if name not in further):
         _set_weight(model, name, checkpoint.read(name).to(stored_dtype(name, dtype, keep_wo_float32)))
     _tie(model, checkpoint.architecture.tied)
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not empty, empty
+    if prompts:
+        learnt = checkpoint.read(VIRTUAL_TOKENS).to(dtype) if VIRTUAL_TOKENS in prompts else None
+        model.encoder.embed_tokens = prompted_embedding(model.shared.weight, learnt)
     if not checkpoint.architecture.encoder_alone:
         model.generation_config = _generation_config(checkpoint.generation_config)
     return model.eval()
@@ -112,22 +119,27 @@ class WholeReference:
         self.weights = checkpoint
         self.model = build_torch_model(checkpoint, dtype, keep_wo_float32=keep_wo_float32)
         speed_up_float16(self.model)
+        self._dtype = dtype
         self._alone = checkpoint.architecture.encoder_alone
         self._cache = "" if self._alone else cache_keyword(self.model.forward)
 
     def outputs(self, batches: Mapping[str, Batch], cross: Container[str] = ()) -> Iterator[tuple[str, Outputs]]:
         """See ``Reference.outputs``."""
         for name, batch in batches.items():
-            yield name, self._outputs(batch, name in cross)
+            parts = [
+                (rows, self._outputs(batch.of_rows(rows), name in cross, prefix))
+                for prefix, rows in by_prefix(batch.input_ids)
+            ]
+            yield name, parts[0][1] if len(parts) == 1 else joined_outputs(parts)
 
-    def _outputs(self, batch: Batch, with_cross: bool) -> Outputs:
+    def _outputs(self, batch: Batch, with_cross: bool, prefix: int) -> Outputs:
         import torch
 
         source = {name: torch.from_numpy(getattr(batch, name)) for name in ("input_ids", "attention_mask")}
-        cache = new_cache()
         with torch.inference_mode():
             if self._alone:
-                return encoder_outputs(self.weights, self.model(**source).last_hidden_state, batch)
+                return encoder_outputs(self.weights, self.model(**source).last_hidden_state, batch, self._decode)
+            cache = self._new_cache(prefix, len(batch.input_ids))
             found = self.model(
                 **source,
                 decoder_input_ids=torch.from_numpy(batch.decoder_input_ids),
@@ -142,21 +154,84 @@ class WholeReference:
             hidden = found.encoder_last_hidden_state
             return Outputs(hidden.float().numpy(), cross, found.logits.float().numpy())
 
-    def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
-        """What transformers' ``generate`` gives: int64 [batch, length], start token first."""
+    @cached_property
+    def _decoder(self) -> Any:
+        """The decoder below a head."""
+        return build_torch_model(WithDecoder(self.weights), self._dtype).decoder
+
+    def _decode(self, batch: Batch, hidden: torch.Tensor) -> torch.Tensor:
+        """The decoder's output over the source, [batch, source, d_model]; see ``heads.Decode``."""
         import torch
 
-        found = self.model.generate(
-            torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy(attention_mask),
-            **{self._cache: new_cache()},  # transformers sizes its own by the encoder's depth
-            **settings,
-        )
+        found: torch.Tensor = self._decoder(
+            input_ids=torch.from_numpy(shifted_right(batch, self.weights.architecture.decoder_start_token_id)),
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=torch.from_numpy(batch.attention_mask),
+            use_cache=False,
+        ).last_hidden_state
+        return found
+
+    def _new_cache(self, prefix: int, rows: int) -> Any:
+        return cache_of(prefix_states(self.weights, prefix, self._dtype), rows)
+
+    def generate(self, input_ids: Tokens, attention_mask: Tokens, **settings: Any) -> Tokens:
+        """What transformers' ``generate`` gives: int64 [batch, length], start token first.
+
+        Rows with different prefixes run apart; shorter ones end in padding.
+        """
+        found = {
+            tuple(rows): self._generate(input_ids[rows], attention_mask[rows], prefix, settings)
+            for prefix, rows in by_prefix(input_ids)
+        }
+        each = sum(map(len, found.values())) // len(input_ids)
+        longest = max(tokens.shape[1] for tokens in found.values())
+        pad = self.weights.architecture.pad_token_id
+        joined: Tokens = np.full((len(input_ids), each, longest), pad, np.int64)
+        for rows, tokens in found.items():
+            joined[list(rows), :, : tokens.shape[1]] = tokens.reshape(len(rows), each, -1)
+        return joined.reshape(-1, longest)
+
+    def _generate(self, input_ids: Tokens, attention_mask: Tokens, prefix: int, settings: Mapping[str, Any]) -> Tokens:
+        import torch
+
+        prepare = self.model.prepare_inputs_for_generation
+
+        def prepare_with_prefix(*arguments: Any, **given: Any) -> Any:
+            """A prefix is no cache of tokens that transformers has seen: it comes when it has cut them, as in peft."""
+            found = prepare(*arguments, **given)
+            if found[self._cache].get_seq_length() == 0:
+                found[self._cache] = self._new_cache(prefix, len(found["decoder_input_ids"]))
+            return found
+
+        self.model.prepare_inputs_for_generation = prepare_with_prefix if prefix else prepare
+        try:
+            found = self.model.generate(
+                torch.from_numpy(input_ids),
+                attention_mask=torch.from_numpy(attention_mask),
+                **{self._cache: new_cache()},  # transformers sizes its own by the encoder's depth
+                **settings,
+            )
+        finally:
+            self.model.prepare_inputs_for_generation = prepare
         tokens: Tokens = found.numpy()
         return tokens
 
 
-def encoder_outputs(weights: Weights, hidden: torch.Tensor, batch: Batch) -> Outputs:
+def joined_outputs(parts: Sequence[tuple[np.ndarray, Outputs]]) -> Outputs:
+    """The outputs of a batch from those of some of its rows each."""
+
+    def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        found = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        for (rows, _), array in zip(parts, arrays, strict=True):
+            found[rows] = array
+        return found
+
+    outputs = [part for _, part in parts]
+    cross = {name: joined([part.cross[name] for part in outputs]) for name in outputs[0].cross}
+    return Outputs(joined([part.hidden for part in outputs]), cross, joined([part.logits for part in outputs]))
+
+
+def encoder_outputs(weights: Weights, hidden: torch.Tensor, batch: Batch, decode: Decode) -> Outputs:
     """The outputs of an encoder alone, from its last hidden state [batch, source, d_model]."""
     import torch
 
@@ -164,7 +239,8 @@ def encoder_outputs(weights: Weights, hidden: torch.Tensor, batch: Batch) -> Out
     if weights.sentence is not None:
         mask = torch.from_numpy(batch.attention_mask)
         embedding = sentence_embedding(hidden.float(), mask, weights.sentence.facts, weights.read).numpy()
-    return Outputs(hidden.float().numpy(), {}, np.zeros((len(hidden), 0, 0), np.float32), embedding)
+    labels = head_logits(weights, hidden, batch, decode)
+    return Outputs(hidden.float().numpy(), {}, np.zeros((len(hidden), 0, 0), np.float32), embedding, labels)
 
 
 WIDE_ROWS = 32

@@ -27,6 +27,7 @@ from t5edge.parity.exact.stored import StoredWeights
 from t5edge.parity.exact.widened import WidenedGraphs
 from t5edge.parity.limits import FLOAT32_ERROR, judge_error
 from t5edge.parity.measures import LogitErrors, compare_logits, relative_error
+from t5edge.parity.subject import label_logits
 
 if TYPE_CHECKING:
     from t5edge.exporter.reference.whole import WholeReference
@@ -80,8 +81,8 @@ def _epsilons(name: str, opener: Opener) -> CheckResult:
 def _encoder(
     name: str, model: BundleModel, batches: Mapping[str, Batch], reference: WholeReference
 ) -> Iterator[CheckResult]:
-    """Hidden states and sentence embeddings of the worst batch; keys and values of texts."""
-    worst, where, cross, embeddings = -1.0, "", {}, []
+    """Hidden states, sentence embeddings and label logits of the worst batch; keys and values of texts."""
+    worst, where, cross, embeddings, labels = -1.0, "", {}, [], []
     for key, expected in reference.outputs(batches, IN_CROSS):
         batch = batches[key]
         seen = batch.attention_mask.astype(bool)
@@ -90,11 +91,17 @@ def _encoder(
         worst, where = (error, key) if error > worst else (worst, where)
         if expected.embedding is not None:
             embeddings.append(relative_error(found[EMBEDDING], expected.embedding))
+        if expected.labels is not None:
+            own, wanted = np.asarray(label_logits(found)), expected.labels
+            rows = seen if wanted.ndim == 3 else slice(None)
+            labels.append(relative_error(own[rows], wanted[rows]))
         for port, wanted in expected.cross.items():
             cross[port] = relative_error(found[port].swapaxes(1, 2)[seen], wanted.swapaxes(1, 2)[seen])
     yield judge_error(name, f"encoder output, worst of {len(batches)} batches", worst, FLOAT32_ERROR, batch=where)
     if embeddings:
         yield judge_error(name, f"sentence embeddings, worst of {len(batches)} batches", max(embeddings), FLOAT32_ERROR)
+    if labels:
+        yield judge_error(name, f"label logits, worst of {len(batches)} batches", max(labels), FLOAT32_ERROR)
     if not cross:
         return
     port = max(cross, key=lambda port: cross[port])
@@ -120,10 +127,10 @@ def _decoder(
 
 
 def _capacity(model: BundleModel, form: str) -> int | None:
-    """Positions of a cache whose size is fixed."""
+    """Positions of a cache whose size is fixed, without those of learnt prefixes."""
     ports = model.manifest.ports[form].inputs
     sizes = [port.axes[2] for port in ports if port.name.endswith("decoder.key")]
-    return sizes[0] if isinstance(sizes[0], int) else None
+    return sizes[0] - model.architecture.prefix_length if isinstance(sizes[0], int) else None
 
 
 def _place(errors: LogitErrors, mask: np.ndarray) -> dict[str, int]:

@@ -12,6 +12,7 @@ from t5edge.bundle.architecture import Stack
 from t5edge.bundle.parity_report import CheckResult, at_most
 from t5edge.bundle.precision import Precision
 from t5edge.exporter.graph.assembler import MASKED
+from t5edge.exporter.graph.prompts import CACHE_START
 from t5edge.parity.limits import judge_error
 from t5edge.parity.localize.bounds import as_array, error_bound, error_of, torch_dtype
 from t5edge.parity.localize.segments import CutGraph
@@ -67,7 +68,8 @@ class EndChecks:
         if stack == "encoder":
             return {values["input_ids"]: ids, values["attention_mask"]: _visible_source().astype(np.int64)}
         past = np.zeros((1, a.num_heads, STEM_PAST, a.d_kv), np.float32)
-        return {
+        start = {values[CACHE_START]: np.zeros(1, np.int64)} if CACHE_START in values else {}
+        return start | {
             values["input_ids"]: ids[:, STEM_PAST:],
             values["encoder_attention_mask"]: _visible_source().astype(np.int64),
             values["past_key_values.0.decoder.key"]: past,

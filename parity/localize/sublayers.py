@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.precision import Precision
 from t5edge.calibration.quantize import round_columns, scheme_for, table_scheme
+from t5edge.exporter.reference.prompts import PaddedPrefixes
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.parity.localize.bounds import torch_dtype
 
@@ -94,7 +97,11 @@ class SublayerReference(StreamedReference):
 
     on_layer: OnLayer | None = None
 
-    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None) -> Any:
+    def _prefixes(self, input_ids: np.ndarray) -> PaddedPrefixes:
+        """Layers are compared without learnt prefixes: what the cache begins with is compared elsewhere."""
+        return super()._prefixes(np.maximum(input_ids, 0))
+
+    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
         import torch
 
         steps = []

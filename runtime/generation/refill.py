@@ -157,7 +157,7 @@ def _encoded(model: RefillModel, prompts: Iterable[Prompt], rows: int, pad: int)
         ids, mask = np.full((len(group), longest), pad, np.int64), np.zeros((len(group), longest), np.int64)
         for row, prompt in enumerate(group):
             ids[row, : len(prompt.ids)] = prompt.ids
-            mask[row, : len(prompt.ids)] = 1
+            mask[row, : len(prompt.ids)] = ids[row, : len(prompt.ids)] >= 0  # an id below 0 names a learnt prefix
         feeds = model.cross(ids, mask)
         for place, prompt in enumerate(group):
             yield Encoded(prompt, feeds, place)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel, State
+from t5edge.runtime.onnxruntime.model import CACHE_START, OnnxRuntimeModel, State
 
 if TYPE_CHECKING:
     from t5edge.bundle.ports import GraphPorts
@@ -62,17 +62,29 @@ class BufferedModel(OnnxRuntimeModel):
         self.rows_differ = not isinstance(length.shape[0], int)
 
     def start(self, feeds: dict[str, Any], rows: int) -> State:
-        """A state with empty buffers for ``rows`` rows; everything is bound as the decoder's input and output."""
+        """A state with buffers for ``rows`` rows; everything is bound as the decoder's input and output.
+
+        They are empty, or begin with the learnt prefixes in ``feeds``.
+        """
         heads, d_kv = self._own_shape
-        shape = (rows, heads, self._fixed_capacity or FIRST_CAPACITY, d_kv)
+        prefixes, others = self._split(feeds)
+        first = max((value.shape()[2] for value in prefixes.values()), default=0)
+        shape = (rows, heads, self._fixed_capacity or first + FIRST_CAPACITY, d_kv)
         caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
-        length = np.zeros(rows if self.rows_differ else 1, np.int64)
-        state = BufferedState(feeds=feeds, binding=self.decoder.io_binding(), caches=caches, past_length=length)
-        for name, value in feeds.items():
+        for name, value in prefixes.items():
+            caches[name][:, :, :first] = value.numpy()
+        length = np.full(rows if self.rows_differ else 1, first, np.int64)
+        state = BufferedState(others, first=first, binding=self.decoder.io_binding(), caches=caches, past_length=length)
+        for name, value in others.items():
             state.binding.bind_ortvalue_input(name, value)
         state.binding.bind_ortvalue_input("past_length", _value(state.past_length))
         self._bind_caches(state)
         return state
+
+    def _split(self, feeds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the caches begin with, and what else the decoder takes."""
+        own = {name: value for name, value in feeds.items() if name in self._present.values()}
+        return own, {name: value for name, value in feeds.items() if name not in own}
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab], valid until the next."""
@@ -90,7 +102,7 @@ class BufferedModel(OnnxRuntimeModel):
     def keep(self, state: State, lengths: Tokens) -> None:
         """Row ``r`` goes on behind its first ``lengths[r]`` positions. See ``DraftModel.keep``."""
         assert isinstance(state, BufferedState)
-        state.past_length[...] = lengths if self.rows_differ else lengths.max()
+        state.past_length[...] = state.first + (lengths if self.rows_differ else lengths.max())
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
@@ -110,16 +122,20 @@ class BufferedModel(OnnxRuntimeModel):
             if name == MASK:
                 held[row, source:] = 0
                 held[row, :source] = new
+            elif name == CACHE_START:
+                held[row] = new
             else:
                 held[row, :, :source] = new
-        state.past_length[row] = 0
+        for name, value in self._split(feeds)[0].items():
+            state.caches[name][row, :, : state.first] = value.numpy()[place]
+        state.past_length[row] = state.first
 
     def take(self, state: State, rows: Tokens) -> State:
         """A state of these rows alone; their cross keys, values and mask are one for each row."""
         assert isinstance(state, BufferedState)
         taken = self.start({}, len(rows))
         assert isinstance(taken, BufferedState)
-        taken.past_length[...] = state.past_length[rows]
+        taken.first, taken.past_length[...] = state.first, state.past_length[rows]
         taken.caches = {name: cache[rows] for name, cache in state.caches.items()}
         self._bind_caches(taken)
         self._bind_cross(taken, {name: value.numpy()[rows] for name, value in state.feeds.items()})
@@ -161,7 +177,9 @@ class BufferedModel(OnnxRuntimeModel):
 
 
 def _widened(array: np.ndarray, source: int) -> np.ndarray:
-    """A mask [rows, old] or keys [rows, heads, old, d_kv] with room for ``source`` positions."""
+    """A mask [rows, old] or keys [rows, heads, old, d_kv] with room for ``source`` positions; [rows] as it is."""
+    if array.ndim == 1:
+        return array
     axis = 1 if array.ndim == 2 else 2
     missing = source - array.shape[axis]
     return np.pad(array, [(0, missing if place == axis else 0) for place in range(array.ndim)])

@@ -19,15 +19,21 @@ if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
 
 
+CACHE_START = "cache_start"
+"""Output of the encoder and input of the decoder where there are learnt prefixes; see ``bundle.ports``."""
+
+
 @dataclass
 class State:
     """One batch under way: mask and cross keys/values, and the self-attention cache of every row.
 
     A growing cache cannot shrink without a copy, so the one before a step of several tokens is held until the next:
-    ``before`` with the tokens ``fed`` to it. ``pending`` are those of them that stay, to be fed again.
+    ``before`` with the tokens ``fed`` to it. ``pending`` are those of them that stay, to be fed again. ``first``
+    positions of the cache are those of learnt prefixes.
     """
 
     feeds: dict[str, Any]
+    first: int = field(default=0, kw_only=True)
     before: dict[str, Any] = field(default_factory=dict, kw_only=True)
     fed: Tokens | None = field(default=None, kw_only=True)
     pending: Tokens | None = field(default=None, kw_only=True)
@@ -96,17 +102,23 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
         mask = np.repeat(attention_mask, repeats, axis=0) if repeats > 1 else attention_mask
         feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
         for name, value in outputs.items():
-            if name.startswith("present."):
+            if name in self._present or name == CACHE_START:  # what the cache of every row begins with
+                feeds[self._present.get(name, name)] = self._repeated(value, copies)
+            elif name.startswith("present."):
                 feeds[name.replace("present", "past_key_values")] = self._repeated(value, repeats)
         return feeds
 
     def start(self, feeds: dict[str, Any], rows: int) -> State:
-        """The state of ``rows`` rows with an empty cache; ``feeds`` holds what the decoder takes besides."""
+        """The state of ``rows`` rows; ``feeds`` holds what the decoder takes besides, and what its cache begins with.
+
+        Without learnt prefixes the cache is empty.
+        """
         from onnxruntime import OrtValue
 
         heads, d_kv = self._own_shape
         empty = OrtValue.ortvalue_from_numpy(np.zeros((rows, heads, 0, d_kv), self._own_dtype))
-        return State(feeds | dict.fromkeys(self._present.values(), empty))
+        feeds = dict.fromkeys(self._present.values(), empty) | feeds
+        return State(feeds, first=_positions(feeds[next(iter(self._present.values()))]))
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
@@ -126,7 +138,7 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
 
     def keep(self, state: State, lengths: Tokens) -> None:
         """Go on behind the first ``lengths`` positions, all alike. See ``DraftModel.keep``."""
-        length, name = int(lengths[0]), next(iter(self._present.values()))
+        length, name = state.first + int(lengths[0]), next(iter(self._present.values()))
         held = _positions(state.feeds[name])
         if length >= held:
             state.pending = None if state.pending is None else state.pending[:, : length - held]

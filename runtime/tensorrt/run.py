@@ -18,12 +18,12 @@ from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.ports import GraphPorts, Limits, Port
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.device import Buffer, Device, when_unused
+from t5edge.runtime.tensorrt.prefixes import CACHE_START, Buffers, start_cache
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
 
 STEP_PROFILE, PREFILL_PROFILE = 0, 1
-Buffers = dict[str, Buffer]
 
 
 class Engine:
@@ -95,7 +95,7 @@ class State:
 
     Attributes:
         rows, source: sizes of the batch.
-        length: positions in the cache.
+        length: positions in the cache; the ``first`` of them are those of learnt prefixes.
         before: positions that it had before the last step.
         fed: the last step's tokens.
         pending: tokens to be fed again, in front of the next ones: drafted ones that stay where a cache cannot shrink.
@@ -111,6 +111,7 @@ class State:
     past: Buffers
     spare: Buffers
     length: int = 0
+    first: int = 0
     before: int = 0
     fed: Tokens | None = None
     pending: Tokens | None = None
@@ -210,13 +211,15 @@ class EngineModel(EngineEncoder):
         outputs = self._run_encoder(input_ids, attention_mask)
         fixed = {"encoder_attention_mask": self._uploaded(np.repeat(attention_mask, copies, axis=0))}
         for name, buffer in outputs.items():
-            if name.startswith("present."):
+            if name.startswith("present.") or name == CACHE_START:
                 fixed[name.replace("present", "past_key_values")] = self._repeated(buffer, batch, copies)
         past = self._new_cache(rows)
         for buffer in past.values():
             self.device.clear(buffer.address, buffer.size)  # keys that are not written yet must be finite
+        capacity = self.limits.max_target_length if self.in_place else None
+        length = start_cache(self.device, self._own[0], past, fixed, rows, capacity)
         self.device.synchronize()  # the encoder's own buffers are freed on return
-        state = State(rows, source, fixed, past, {} if self.in_place else self._new_cache(rows))
+        state = State(rows, source, fixed, past, {} if self.in_place else self._new_cache(rows), length, length)
         if self.on_done is not None:
             when_unused(state, self.on_done)
         return state
@@ -242,7 +245,7 @@ class EngineModel(EngineEncoder):
         Raises:
             UserError: a growing cache should go back further.
         """
-        length = int(lengths[0])
+        length = state.first + int(lengths[0])
         if self.in_place or length == state.length:
             state.length = length
             return

@@ -18,7 +18,9 @@ from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.tensorrt.flavor import TensorRT
-from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS
+from t5edge.runtime.tensorrt.run import BEST_SCORES, BEST_TOKENS, Engine, EngineModel
+
+FORMS = {"concat": "decoder", "in-place": "decoder_in_place"}
 
 
 class HostDevice:
@@ -218,3 +220,15 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, rtx: TensorRT, folder: Path) ->
     monkeypatch.setattr("t5edge.runtime.tensorrt.open.load_tensorrt", lambda target: tool)
     monkeypatch.setattr("t5edge.runtime.tensorrt.open.CudaDevice", lambda: device)
     return engines
+
+
+def open_on_host(folder: Path, form: str, record: bool = True, device: HostDevice | None = None) -> EngineModel:
+    """The engines' runtime over ONNX Runtime and host memory."""
+    manifest, device = Manifest.read(folder), device or HostDevice()
+    engines = []
+    for graph in ("encoder", FORMS[form]):
+        ports = manifest.ports[graph]
+        context = HostContext(folder / f"{graph}.onnx", ports, device)
+        engines.append(Engine(context, ports, 1 if graph == "encoder" else 2, device))
+    limits = manifest.limits
+    return EngineModel(engines[0], engines[1], limits, in_place=form == "in-place", record=record)

@@ -42,7 +42,8 @@ def changed_inputs(manifest: Manifest, options: ExportOptions) -> list[str]:
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     wanted = wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
     adapters = [facts.sha256 for facts in checkpoint.adapters] != [facts.sha256 for facts in manifest.adapters or ()]
-    return differences(known_inputs(manifest), wanted) + ["adapters"] * adapters
+    prompts = [facts.sha256 for facts in checkpoint.prompts] != [facts.sha256 for facts in manifest.prompts or ()]
+    return differences(known_inputs(manifest), wanted) + ["adapters"] * adapters + ["prompts"] * prompts
 
 
 def _compared(inputs: Mapping[str, Any]) -> dict[str, Any]:

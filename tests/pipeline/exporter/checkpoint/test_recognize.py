@@ -49,15 +49,25 @@ def test_a_wrapper_s_prefix_is_taken_off(tmp_path: Path, state: dict[str, torch.
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "head", "said"),
     [
-        (T5ForTokenClassification, "is a T5ForTokenClassification: an encoder and classifier.bias without a decoder"),
-        (T5ForSequenceClassification, "is a T5ForSequenceClassification: a classifier of whole texts"),
-        (T5ForQuestionAnswering, "is a T5ForQuestionAnswering: a span finder"),
+        (T5ForTokenClassification, "tokens", "is a T5ForTokenClassification: an encoder and "),
+        (
+            T5ForSequenceClassification,
+            "text",
+            "is a T5ForSequenceClassification with tensors of its own (classification_",
+        ),
+        (T5ForQuestionAnswering, "span", "is a T5ForQuestionAnswering with tensors of its own (qa_outputs."),
     ],
 )
-def test_other_heads_are_named(tmp_path: Path, kind: Any, said: str) -> None:
-    kind(config()).save_pretrained(tmp_path)
+def test_heads_are_known_by_their_tensors(tmp_path: Path, kind: Any, head: str, said: str) -> None:
+    model = kind(config())
+    model.save_pretrained(tmp_path)
+    found = open_checkpoint(str(tmp_path)).architecture
+    assert (found.head, found.encoder_alone, found.head_layers) == (head, True, int(head != "tokens"))
+    incomplete = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(".bias")}
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({name: tensor.clone() for name, tensor in incomplete.items()}, tmp_path / "pytorch_model.bin")
     assert said in refusal(tmp_path)
 
 

@@ -14,7 +14,7 @@ from support.bundles import Workshop
 from support.exports import GATED, RELU, Exports
 from t5edge.errors import UserError
 from t5edge.exporter.reference.whole import build_torch_model
-from t5edge.runtime import model as bundle_model
+from t5edge.runtime import scoring
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.targets import score_choices, score_targets
 from t5edge.runtime.inputs import IGNORED
@@ -75,8 +75,8 @@ def test_a_bundles_scores_equal_transformers(
     exports: Exports, monkeypatch: pytest.MonkeyPatch, name: str, batch_tokens: int, logits: int
 ) -> None:
     """In one batch, in batches of two rows and few positions, and row by row, position by position."""
-    monkeypatch.setattr(bundle_model, "BATCH_TOKENS", batch_tokens)
-    monkeypatch.setattr(bundle_model, "LOGITS", logits)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(scoring, "LOGITS", logits)
     model, reference, ids, mask = bundle_and_reference(exports, name)
     labels = np.random.default_rng(1).integers(1, model.vocab_size, (6, 9))
     labels[np.arange(9) >= np.array([[9], [1], [4], [7], [2], [9]])] = IGNORED
@@ -114,7 +114,7 @@ def test_a_bundles_generated_scores_equal_transformers(
 
 def test_text_is_scored_in_its_order_whatever_the_batches(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     model = t5edge.load(demo.bundle("fp32"))
-    monkeypatch.setattr(bundle_model, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 40)
     found = model.score_text(SOURCES, ANSWERS)
     for row, (source, answer) in enumerate(zip(SOURCES, ANSWERS, strict=True)):
         alone = model.score_text([source], [answer])
@@ -145,7 +145,7 @@ def test_first_tokens_among_choices(demo: Workshop, monkeypatch: pytest.MonkeyPa
     logits = model.logits(ids, mask, np.zeros((5, 1), np.int64))[:, 0]
     among = [model.tokenizer.vocabulary["seven"], 7, 1]
     expected = torch.log_softmax(torch.from_numpy(logits[:, among]), -1).numpy()
-    monkeypatch.setattr(bundle_model, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 40)
     found = model.score_first(SOURCES, ["seven", 7, "</s>"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert found[0, 0] == found.max() > -0.01

@@ -2,22 +2,19 @@ from __future__ import annotations
 
 import gc
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from support.bundles import Workshop
-from support.host_device import HostContext, HostDevice
+from support.host_device import FORMS, HostDevice, open_on_host
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.search import generate
 from t5edge.runtime.generation.step import BestModel
 from t5edge.runtime.model import BundleModel, load
-from t5edge.runtime.tensorrt.run import Engine, EngineModel
-
-FORMS = {"concat": "decoder", "in-place": "decoder_in_place"}
+from t5edge.runtime.tensorrt.run import EngineModel
 
 
 class Hasty(HostDevice):
@@ -32,18 +29,6 @@ class Hasty(HostDevice):
             self.skipped += 1
         else:
             super().synchronize()
-
-
-def open_on_host(folder: Path, form: str, record: bool = True, device: HostDevice | None = None) -> EngineModel:
-    """The engines' runtime over ONNX Runtime and host memory."""
-    manifest, device = Manifest.read(folder), device or HostDevice()
-    engines = []
-    for graph in ("encoder", FORMS[form]):
-        ports = manifest.ports[graph]
-        context = HostContext(folder / f"{graph}.onnx", ports, device)
-        engines.append(Engine(context, ports, 1 if graph == "encoder" else 2, device))
-    limits = manifest.limits
-    return EngineModel(engines[0], engines[1], limits, in_place=form == "in-place", record=record)
 
 
 def batch(rows: int, source: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +125,7 @@ def test_targets_are_scored_in_batches_that_engines_take(
     demo: Workshop, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More rows than the engines' largest batch; 30 positions in runs of ten, the later ones behind a cache."""
-    monkeypatch.setattr("t5edge.runtime.model.LOGITS", 4 * 10 * 187)
+    monkeypatch.setattr("t5edge.runtime.scoring.LOGITS", 4 * 10 * 187)
     folder = demo.bundle("fp32")
     reference, model = load(folder), BundleModel(folder, Manifest.read(folder), open_on_host(folder, form))
     assert model.manifest.limits.max_batch == 4

@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "max_source_length": 77,
     "max_target_length": 78,
     "adapter": ("an adapter", "another"),
+    "prompt": ("a name=a prompt", "another"),
     "vocabulary": "a corpus.txt",
     "vocabulary_floor": 3,
     "texts": "judged.jsonl",
