@@ -16,6 +16,7 @@ from t5edge.calibration.texts import read_texts
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
+from t5edge.exporter.family.variants import find_variant
 from t5edge.exporter.reference.texts import (
     Encoder,
     Example,
@@ -25,7 +26,7 @@ from t5edge.exporter.reference.texts import (
     text_key,
 )
 from t5edge.parity import texts
-from t5edge.parity.judged import judged
+from t5edge.parity.judged import _fill, judged
 from t5edge.parity.ladder import verify
 from t5edge.parity.subject import Subject
 from t5edge.parity.texts import TASK_FILE, Judging, check_disjoint, judged_texts
@@ -177,3 +178,11 @@ def test_every_structure_holds_the_limits_of_the_quantized_precisions(
 ) -> None:
     exports.checkpoint(tiny)
     assert export(str(exports.root / tiny), precision, out=tmp_path / "tiny", target=("onnxruntime",)).passed
+
+
+def test_a_deep_model_is_judged_in_smaller_batches() -> None:
+    """All layers' keys and values of a batch are in memory at once."""
+    row = ([5] * 128, [0] * 10)
+    shallow, deep = (find_variant(f"t5-efficient-small-nl{layers}").architecture for layers in (6, 48))
+    assert _fill(shallow, [row] * 31) < 1
+    assert _fill(deep, [row] * 4) < 1 < _fill(deep, [row] * 8)
