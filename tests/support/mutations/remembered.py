@@ -59,11 +59,11 @@ def _measured_once(measure: Function) -> Function:
 
 
 def _outputs_once(outputs: Function) -> Function:
-    def ask(self: WholeReference, batch: Batch, with_cross: bool) -> Outputs:
+    def ask(self: WholeReference, batch: Batch, with_cross: bool, prefix: Any) -> Outputs:
         known = self.__dict__.setdefault("known_outputs", {})
-        key = (_key(batch), with_cross)
+        key = (_key(batch), with_cross)  # a prefix is one of the ids
         if key not in known:
-            known[key] = outputs(self, batch, with_cross)
+            known[key] = outputs(self, batch, with_cross, prefix)
         found: Outputs = known[key]
         return found
 
