@@ -76,7 +76,7 @@ class DraftedSearch:
         most = np.where(self.running, self.options.total_length - self.lengths - 1, 0)
         draft = self._alike(self.drafter.draft(self.output, self.lengths, most))
         newest = self.output[np.arange(len(self.output)), self.lengths - 1]
-        fed = np.concatenate((newest[:, None], draft.tokens), axis=1)
+        fed = np.concatenate((newest[:, None], draft.tokens), axis=1) if draft.tokens.size else newest[:, None]
         started = time.perf_counter()
         logits = self.model.step(self.state, fed)
         seconds = time.perf_counter() - started

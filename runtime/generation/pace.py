@@ -20,6 +20,8 @@ FORGET = 0.97
 """Weight of the times that were seen, per pass."""
 FADE = 0.995
 """Weight of the drafts that were seen, per pass: what does not pay is tried again after some hundred tokens."""
+MOST = 16.0
+"""As many drafted tokens are remembered at most: a text that stops copying is found out within a few passes."""
 MARGIN = 1.05
 """How much better than plain search a draft must promise to be."""
 FIRST_RATE, FIRST_COUNT = 0.75, 2.0
@@ -84,6 +86,8 @@ class Acceptance:
         """``accepted`` of ``drafted`` tokens were right; the first wrong one was tried, those behind it were not."""
         self.accepted += accepted
         self.tried += min(accepted + 1, drafted)
+        if self.tried > MOST:
+            self.accepted, self.tried = self.accepted * MOST / self.tried, MOST
 
 
 @dataclass

@@ -36,6 +36,9 @@ def test_rates_follow_what_is_accepted_and_drift_back() -> None:
     for _ in range(30):
         kind.saw(4, 4)
     assert kind.rate > 0.95
+    for _ in range(30):
+        kind.saw(0, 4)
+    assert kind.rate < 0.3, "a long past does not weigh more than what is seen now"
 
 
 @pytest.mark.parametrize(("slope", "rate", "expected"), [(0.05, 0.98, 8), (0.05, 0.01, 0), (1.0, 0.6, 0)])
