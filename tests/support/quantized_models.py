@@ -81,11 +81,11 @@ class Model:
         return write_bundle(parts, row, ExportOptions("x", row.name), folder)
 
     def errors(self, folder: Path) -> LogitErrors:
-        """Teacher-forced logits of a bundle in cached steps against float32 PyTorch, on the gate's texts."""
+        """Teacher-forced logits of a bundle as recorded, cached steps, against float32 PyTorch on the gate's texts."""
         batch = self.texts.gate
         if not self.answers:
             self.answers = [found for _, found in WholeReference(self.checkpoint, torch.float32).outputs({"": batch})]
-        logits = load(folder).logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
+        logits = load(folder, tune="off").logits(batch.input_ids, batch.attention_mask, batch.decoder_input_ids)
         mask = target_mask(batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id)
         return compare_logits(logits[mask], self.answers[0].logits[mask])
 
