@@ -220,6 +220,7 @@ def peak_bytes(bundle: Path, variant: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
     """A model of 48 wide layers takes hardly more than one of 6: weights of 1.1 GB more, memory of 0.1 GB at most."""
     from t5edge.exporter.family.variants import find_variant
