@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from t5edge.errors import UserError
+
+if TYPE_CHECKING:
+    from t5edge.bundle.architecture import Architecture
+    from t5edge.runtime.tokenizer import BundleTokenizer
 
 TextsT = TypeVar("TextsT", bound=Iterable[str | int])
 
 BATCH_TOKENS = 4096
 """Most source tokens of a batch of ``generate_text``, padding included, beams counted as rows; of scores target tokens
 too."""
+
+
+class LoadedModel(Protocol):
+    """A loaded bundle, as far as what feeds it texts in batches needs it."""
+
+    step_model: Any
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def tokenizer(self) -> BundleTokenizer: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
 
 def check_pairs(name: str, count: int, other: str, expected: int) -> None:

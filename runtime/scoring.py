@@ -9,31 +9,18 @@ import numpy as np
 
 from t5edge.bundle.records import NO_PROMPT
 from t5edge.errors import UserError
-from t5edge.runtime.batches import BATCH_TOKENS, batches, check_pairs, listed
+from t5edge.runtime.batches import BATCH_TOKENS, LoadedModel, batches, check_pairs, listed
 from t5edge.runtime.generation.targets import LOGITS, TargetScores, score_choices, score_targets
 from t5edge.runtime.inputs import IGNORED, as_ids, as_labels, check_memory
 
 if TYPE_CHECKING:
-    from t5edge.bundle.architecture import Architecture
     from t5edge.runtime.generation.options import GenerationOptions
     from t5edge.runtime.generation.step import Scores, Tokens
     from t5edge.runtime.prompts import Prompts
-    from t5edge.runtime.tokenizer import BundleTokenizer
 
 
-class ScoredModel(Protocol):
+class ScoredModel(LoadedModel, Protocol):
     """What is needed of a loaded bundle."""
-
-    step_model: Any
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    @property
-    def tokenizer(self) -> BundleTokenizer: ...
-
-    @property
-    def vocab_size(self) -> int: ...
 
     def options(self) -> GenerationOptions: ...
 

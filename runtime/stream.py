@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from t5edge.errors import UserError
-from t5edge.runtime.batches import listed
+from t5edge.runtime.batches import LoadedModel, listed
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.refill import Prompt, RefillModel, stream
@@ -17,26 +17,14 @@ from t5edge.runtime.generation.search import generate
 from t5edge.runtime.inputs import as_ids, check_memory
 
 if TYPE_CHECKING:
-    from t5edge.bundle.architecture import Architecture
     from t5edge.runtime.generation.pace import Pace
     from t5edge.runtime.generation.step import Tokens
-    from t5edge.runtime.tokenizer import BundleTokenizer
 
 
-class TextModel(Protocol):
+class TextModel(LoadedModel, Protocol):
     """What is needed of a loaded bundle."""
 
-    step_model: Any
     pace: Pace
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    @property
-    def tokenizer(self) -> BundleTokenizer: ...
-
-    @property
-    def vocab_size(self) -> int: ...
 
 
 WINDOW = 16
