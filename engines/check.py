@@ -20,7 +20,13 @@ from t5edge.runtime.gpu import GpuReport
 from t5edge.runtime.tensorrt.flavor import Flavor
 
 LIMITS = {"float": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
-"""Largest relative error of the outputs by compute dtype: two runs that each round, a few ulps of that dtype apart."""
+"""Largest relative error of the outputs by compute dtype: two runs that each round, a few ulps of that dtype apart.
+
+With weights alone quantized these hold too: the reference computes in float32 what the graph says (``WIDENED``), where
+ONNX Runtime's own kernels round activations by block, up to 0.15 away (t5-demo, int8-weight in float16: 0.009)."""
+ROUNDED = 0.4
+"""The same with rounded activations: a number near the middle of two int8 steps goes either way, and what follows with
+it. Right computations of t5-demo in int8 that round floats differently are up to 0.18 apart."""
 RUNG = "engine logits against onnxruntime"
 MEASURE = "largest logit difference over the largest logit"
 ENCODER_RUNG = "engine encoder output against onnxruntime"
@@ -41,7 +47,7 @@ def run_state(folder: Path, manifest: Manifest, flavor: Flavor, capability: str,
         error = output_error(folder, manifest, flavor.target)
     except UserError as refused:
         return f"not run: {refused}"
-    limit = LIMITS[manifest.precision.compute]
+    limit = ROUNDED if manifest.precision.activations else LIMITS[manifest.precision.compute]
     names = (ENCODER_RUNG, ENCODER_MEASURE) if manifest.architecture.encoder_alone else (RUNG, MEASURE)
     return proof(gpu, ParityReport([at_most(*names, error, limit)]))
 
@@ -72,8 +78,10 @@ def output_error(folder: Path, manifest: Manifest, target: str) -> float:
         UserError: one of the two cannot run the bundle here.
     """
     from t5edge.runtime.model import open_model
+    from t5edge.runtime.onnxruntime.kernels import WIDENED
 
-    engines, reference = open_model(folder, manifest, target), open_model(folder, manifest)
+    exact = {"kernels": dict.fromkeys(("encoder", "decoder"), WIDENED)} if manifest.precision.quantized else {}
+    engines, reference = open_model(folder, manifest, target), open_model(folder, manifest, **exact)
     limits, random = manifest.limits, np.random.default_rng(0)
     rows, source = min(2, limits.max_batch), min(24, limits.max_source_length)
     ids = random.integers(3, engines.vocab_size, (rows, source))

@@ -70,7 +70,7 @@ class BufferedModel(OnnxRuntimeModel):
         prefixes, others = self._split(feeds)
         first = max((value.shape()[2] for value in prefixes.values()), default=0)
         shape = (rows, heads, self._fixed_capacity or first + FIRST_CAPACITY, d_kv)
-        caches = {name: np.zeros(shape, self._own_dtype) for name in self._present.values()}
+        caches = {name: np.zeros(shape, np.float32) for name in self._present.values()}
         for name, value in prefixes.items():
             caches[name][:, :, :first] = value.numpy()
         length = np.full(rows if self.rows_differ else 1, first, np.int64)

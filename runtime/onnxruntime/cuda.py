@@ -14,6 +14,8 @@ from t5edge.runtime.onnxruntime.sessions import session_options
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+PROVIDERS: tuple[Any, ...] = ((PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider")
+"""Float32 products stay float32, which the provider would round to TF32's 10 bits from Ampere on."""
 
 
 def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEncoder:
@@ -31,7 +33,7 @@ def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEnc
         raise UserError(no_provider(onnxruntime.__version__))
 
     def start(path: Path) -> Any:
-        return onnxruntime.InferenceSession(str(path), session_options(), providers=[PROVIDER, "CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), session_options(entries={}), providers=[*PROVIDERS])
 
     return open_on_gpu(folder, manifest, PROVIDER, start)
 

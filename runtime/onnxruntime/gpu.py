@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel, positions_of
+from t5edge.runtime.onnxruntime.rows import Rows
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Tokens
@@ -24,21 +27,28 @@ Start = Callable[[Path], Any]
 
 
 class DeviceModel(OnnxRuntimeModel):
-    """As on the CPU, with outputs left on the device; only logits come to the host. Beams pass through the host."""
+    """As on the CPU, with outputs left on the device; only logits come to the host."""
 
     def __init__(
-        self, encoder: Any, decoder: Any, ports: GraphPorts, device: str, *, rows_share_cross: bool = False
+        self,
+        encoder: Any,
+        decoder: Any,
+        ports: GraphPorts,
+        device: str,
+        start: Start,
+        *,
+        rows_share_cross: bool = False,
     ) -> None:
-        """``device``: ONNX Runtime's name of where outputs stay, ``cuda`` (tests: ``cpu``)."""
+        """``device``: ONNX Runtime's name of where outputs stay, ``cuda`` (tests: ``cpu``); ``start``: as there."""
         super().__init__(encoder, decoder, ports, rows_share_cross=rows_share_cross)
         self._device = device
+        self._rows = Rows(self._own_dtype, start, device)
 
     def reorder(self, state: State, rows: Tokens) -> None:
-        """Row ``r`` continues the cache of the old row ``rows[r]``, by way of the host."""
-        from onnxruntime import OrtValue
-
+        """Row ``r`` continues the cache of the old row ``rows[r]``."""
         for name in self._present.values():
-            state.feeds[name] = OrtValue.ortvalue_from_numpy(state.feeds[name].numpy()[rows])
+            cache = state.feeds[name]
+            state.feeds[name] = self._rows.take(cache, rows, positions_of(cache))
 
     def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """Run with bound outputs; see ``OnnxRuntimeModel.execute``."""
@@ -50,6 +60,14 @@ class DeviceModel(OnnxRuntimeModel):
         session.run_with_iobinding(binding)
         outputs: Sequence[Any] = binding.get_outputs()
         return outputs
+
+    def _shortened(self, cache: Any, length: int) -> Any:
+        return self._rows.take(cache, np.arange(cache.shape()[0]), length)
+
+    def _repeated(self, value: Any, copies: int) -> Any:
+        if copies == 1 or len(value.shape()) != 4:  # where the cache starts is one number per sentence, of the host
+            return super()._repeated(value, copies)
+        return self._rows.take(value, np.repeat(np.arange(value.shape()[0]), copies), positions_of(value))
 
 
 def require_gpu(target: str) -> None:
@@ -87,4 +105,4 @@ def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -
     if manifest.architecture.encoder_alone:
         return OnnxRuntimeEncoder(sessions[0])  # its outputs come to the host
     ports = manifest.ports["decoder"]
-    return DeviceModel(sessions[0], sessions[1], ports, "cuda", rows_share_cross=manifest.rows_share_cross)
+    return DeviceModel(sessions[0], sessions[1], ports, "cuda", start, rows_share_cross=manifest.rows_share_cross)

@@ -14,6 +14,7 @@ import numpy as np
 from t5edge.bundle.dtype import DTYPES
 from t5edge.bundle.ports import GraphPorts
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic
+from t5edge.runtime.onnxruntime.values import to_value, widened
 
 if TYPE_CHECKING:
     from t5edge.runtime.generation.step import Scores, Tokens
@@ -51,20 +52,23 @@ class OnnxRuntimeEncoder:
         self._encoder_outputs = [output.name for output in encoder.get_outputs()]
 
     def hidden_and_cross(self, input_ids: Tokens, attention_mask: Tokens) -> dict[str, np.ndarray]:
-        """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value."""
+        """Every encoder output by name, as numpy: last_hidden_state and present.{i}.encoder.key/value.
+
+        bfloat16 is widened to float32.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return {name: value.numpy() for name, value in self._run(self.encoder, self._encoder_outputs, inputs).items()}
+        outputs = self.on_host(self.encoder, self._encoder_outputs, _values(inputs))
+        return {name: widened(value) for name, value in zip(self._encoder_outputs, outputs, strict=True)}
 
     def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
+        return self.on_host(session, names, feeds)
+
+    @staticmethod
+    def on_host(session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+        """``execute``, with every output in host memory."""
         outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
         return outputs
-
-    def _run(self, session: Any, names: Sequence[str], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        from onnxruntime import OrtValue
-
-        feeds = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        return dict(zip(names, self.execute(session, names, feeds), strict=True))
 
 
 class OnnxRuntimeModel(OnnxRuntimeEncoder):
@@ -84,7 +88,7 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
         own = [port for port in ports.inputs if port.name.endswith(("decoder.key", "decoder.value"))]
         self._present = {port.name.replace("past_key_values", "present"): port.name for port in own}
         self._own_shape = (int(own[0].axes[1]), int(own[0].axes[3]))
-        self._own_dtype = DTYPES[own[0].dtype].array
+        self._own_dtype = own[0].dtype
         self._fixed_capacity = own[0].axes[2] if isinstance(own[0].axes[2], int) else None
         self._vocab_size = int(ports.outputs[0].axes[2])
 
@@ -94,14 +98,12 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
 
     def cross(self, input_ids: Tokens, attention_mask: Tokens, copies: int = 1) -> dict[str, Any]:
         """Run the encoder: mask, cross keys and values as the decoder's inputs, for ``copies`` rows per sentence."""
-        from onnxruntime import OrtValue
-
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        outputs = self._run(self.encoder, self._encoder_outputs, inputs)
+        outputs = self.execute(self.encoder, self._encoder_outputs, _values(inputs))
         repeats = 1 if self.rows_share_cross else copies
         mask = np.repeat(attention_mask, repeats, axis=0) if repeats > 1 else attention_mask
-        feeds: dict[str, Any] = {"encoder_attention_mask": OrtValue.ortvalue_from_numpy(np.ascontiguousarray(mask))}
-        for name, value in outputs.items():
+        feeds: dict[str, Any] = {"encoder_attention_mask": to_value(mask)}
+        for name, value in zip(self._encoder_outputs, outputs, strict=True):
             if name in self._present or name == CACHE_START:  # what the cache of every row begins with
                 feeds[self._present.get(name, name)] = self._repeated(value, copies)
             elif name.startswith("present."):
@@ -113,22 +115,18 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
 
         Without learnt prefixes the cache is empty.
         """
-        from onnxruntime import OrtValue
-
         heads, d_kv = self._own_shape
-        empty = OrtValue.ortvalue_from_numpy(np.zeros((rows, heads, 0, d_kv), self._own_dtype))
+        empty = to_value(np.zeros((rows, heads, 0, d_kv), DTYPES[self._own_dtype].array), self._own_dtype)
         feeds = dict.fromkeys(self._present.values(), empty) | feeds
-        return State(feeds, first=_positions(feeds[next(iter(self._present.values()))]))
+        return State(feeds, first=positions_of(feeds[next(iter(self._present.values()))]))
 
     def step(self, state: State, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
-        from onnxruntime import OrtValue
-
         again = 0 if state.pending is None else state.pending.shape[1]
         fed = tokens if state.pending is None else np.concatenate((state.pending, tokens), axis=1)
         state.pending, state.fed = None, fed
         state.before = {name: state.feeds[name] for name in self._present.values()} if tokens.shape[1] > 1 else {}
-        state.feeds["input_ids"] = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(fed))
+        state.feeds["input_ids"] = to_value(fed)
         outputs = self.execute(self.decoder, self._decoder_outputs, state.feeds)
         for name, value in zip(self._decoder_outputs, outputs, strict=True):
             if name in self._present:
@@ -139,10 +137,10 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
     def keep(self, state: State, lengths: Tokens) -> None:
         """Go on behind the first ``lengths`` positions, all alike. See ``DraftModel.keep``."""
         length, name = state.first + int(lengths[0]), next(iter(self._present.values()))
-        held = _positions(state.feeds[name])
+        held = positions_of(state.feeds[name])
         if length >= held:
             state.pending = None if state.pending is None else state.pending[:, : length - held]
-        elif state.before and state.fed is not None and length >= _positions(state.before[name]):
+        elif state.before and state.fed is not None and length >= positions_of(state.before[name]):
             state.pending = state.fed[:, : length - held + state.fed.shape[1]]
             state.feeds |= state.before
         else:
@@ -150,12 +148,9 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
             state.feeds |= {name: self._shortened(state.feeds[name], length) for name in self._present.values()}
         state.before = {}
 
-    @staticmethod
-    def _shortened(cache: Any, length: int) -> Any:
+    def _shortened(self, cache: Any, length: int) -> Any:
         """A copy of the first positions."""
-        from onnxruntime import OrtValue
-
-        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(cache.numpy()[:, :, :length]))
+        return to_value(cache.numpy()[:, :, :length])
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
@@ -164,13 +159,15 @@ class OnnxRuntimeModel(OnnxRuntimeEncoder):
             cache = state.feeds[name].numpy()  # a view: what is written is in the OrtValue
             cache[moved] = cache[rows[moved]]
 
-    @staticmethod
-    def _repeated(value: Any, copies: int) -> Any:
-        from onnxruntime import OrtValue
-
-        return value if copies == 1 else OrtValue.ortvalue_from_numpy(np.repeat(value.numpy(), copies, axis=0))
+    def _repeated(self, value: Any, copies: int) -> Any:
+        """Each row ``copies`` times in a row."""
+        return value if copies == 1 else to_value(np.repeat(value.numpy(), copies, axis=0))
 
 
-def _positions(cache: Any) -> int:
+def _values(inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: to_value(array) for name, array in inputs.items()}
+
+
+def positions_of(cache: Any) -> int:
     """Positions in a cache, an ``OrtValue`` [rows, heads, positions, d_kv]."""
     return int(cache.shape()[2])

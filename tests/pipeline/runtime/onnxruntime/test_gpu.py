@@ -19,6 +19,12 @@ from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 TARGETS = ("onnxruntime-cuda", "onnxruntime-rtx")
 
 
+def start_on_cpu(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
 def refusal(folder: Path, target: str) -> str:
     with pytest.raises(UserError) as caught:
         load(folder, target=target)
@@ -34,7 +40,7 @@ def test_bound_outputs_give_the_same_tokens_and_logits(demo: Workshop) -> None:
     reference, manifest = load(folder), Manifest.read(folder)
     sessions = [onnxruntime.InferenceSession(str(folder / f"{name}.onnx")) for name in ("encoder", "decoder")]
     ports = manifest.ports["decoder"]
-    model = BundleModel(folder, manifest, DeviceModel(sessions[0], sessions[1], ports, "cpu"))
+    model = BundleModel(folder, manifest, DeviceModel(sessions[0], sessions[1], ports, "cpu", start_on_cpu))
     ids, mask = reference.tokenizer.encode(["spell 7", "spell 1984"])
     targets = np.random.default_rng(0).integers(3, 180, (2, 10))
     expected = reference.logits(ids, mask, targets)
