@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+GPU_VENV ?= $(VENV)-gpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := bundle runtime engines kernels exporter calibration parity tools commands
 FILES := __init__ cli pipeline options errors progress
 
-.PHONY: demo test test-avx2 lint clean
+.PHONY: demo test test-avx2 gpu lint clean
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +31,23 @@ test: $(VENV)/dev.stamp
 test-avx2: $(VENV)/dev.stamp
 	$(BIN)/python tests/hardware/mask_cpu/run.py avx2 $(BIN)/pytest
 
+# Everything that only a GPU can answer: targets, engines, parity, speed; without one it says so. What of the two TensorRT
+# packages does not install is not run.
+$(GPU_VENV)/gpu.stamp: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --editable '.[export,onnxruntime-gpu]'
+	-$(GPU_VENV)/bin/python -m pip install --quiet --editable '.[rtx]'
+	-$(GPU_VENV)/bin/python -m pip install --quiet --editable '.[tensorrt]'
+	touch $@
+
+ifeq ($(shell command -v nvidia-smi),)
+gpu: $(VENV)/demo.stamp
+	$(BIN)/python -m benchmarks.gpu --out build/gpu
+else
+gpu: $(GPU_VENV)/gpu.stamp
+	$(GPU_VENV)/bin/python -m benchmarks.gpu --out build/gpu
+endif
+
 # mypy does not follow an editable install's import hook: it reads the package through links.
 build/types: Makefile
 	rm -rf $@
@@ -44,4 +62,4 @@ lint: $(VENV)/dev.stamp build/types
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(GPU_VENV) build

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,9 @@ def output_error(folder: Path, manifest: Manifest, target: str) -> float:
     from t5edge.runtime.model import open_model
     from t5edge.runtime.onnxruntime.kernels import WIDENED
 
-    exact = {"kernels": dict.fromkeys(("encoder", "decoder"), WIDENED)} if manifest.precision.quantized else {}
+    exact: dict[str, Any] = (
+        {"kernels": dict.fromkeys(("encoder", "decoder"), WIDENED)} if manifest.precision.quantized else {}
+    )
     engines, reference = open_model(folder, manifest, target), open_model(folder, manifest, **exact)
     limits, random = manifest.limits, np.random.default_rng(0)
     rows, source = min(2, limits.max_batch), min(24, limits.max_source_length)

@@ -19,8 +19,10 @@ from t5edge.runtime.tensorrt.run import Engine, EngineEncoder, EngineModel
 from t5edge.runtime.tensorrt.weights import WEIGHTS_FILE, DeviceWeights
 
 
-def open(folder: Path, manifest: Manifest, target: str) -> EngineEncoder:
+def open(folder: Path, manifest: Manifest, target: str, *, cuda_graphs: bool = True) -> EngineEncoder:
     """The engines for the first GPU; the in-place decoder where there are both, none of an encoder alone.
+
+    ``cuda_graphs`` False: every step's kernels are launched one by one.
 
     Raises:
         UserError: no GPU, the package is missing, no engine for this GPU, or an engine that does not fit.
@@ -36,7 +38,7 @@ def open(folder: Path, manifest: Manifest, target: str) -> EngineEncoder:
     decoder = next((name for name in ("decoder_in_place", "decoder") if name in records), None)
     weights = DeviceWeights(device, folder / WEIGHTS_FILE)
     names = ["encoder", *([] if decoder is None else [decoder])]
-    opened = [_open_engine(folder, manifest, tool, records[name], device, weights) for name in names]
+    opened = [_open_engine(folder, manifest, tool, records[name], (device, weights, cuda_graphs)) for name in names]
     caches = [kernels for _, kernels in opened if kernels is not None]
 
     def keep_kernels() -> None:
@@ -47,7 +49,7 @@ def open(folder: Path, manifest: Manifest, target: str) -> EngineEncoder:
     engines = [engine for engine, _ in opened]
     if decoder is None:
         return EngineEncoder(engines[0], manifest.limits, on_done)
-    in_place, record = decoder == "decoder_in_place", not tool.flavor.jit
+    in_place, record = decoder == "decoder_in_place", cuda_graphs and not tool.flavor.jit
     return EngineModel(engines[0], engines[1], manifest.limits, in_place=in_place, record=record, on_done=on_done)
 
 
@@ -88,14 +90,14 @@ def _open_engine(
     manifest: Manifest,
     tool: TensorRT,
     record: EngineRecord,
-    device: Device,
-    weights: DeviceWeights,
+    shared: tuple[Device, DeviceWeights, bool],
 ) -> tuple[Engine, KernelCache | None]:
-    """Deserialize one engine and make its execution context."""
+    """Deserialize one engine and make its execution context. ``shared``: device, weights on it, CUDA graphs or not."""
+    device, weights, cuda_graphs = shared
     log = make_log(tool)
     runtime = tool.trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine((folder / record.file).read_bytes())
-    context, kernels = (None, None) if engine is None else _context(tool, engine, record)
+    context, kernels = (None, None) if engine is None else _context(tool, engine, record, cuda_graphs)
     if context is None:
         said = shorten(log.errors[0]) if log.errors else "no reason given"
         raise UserError(
@@ -107,7 +109,7 @@ def _open_engine(
     return Engine(context, ports, len(record.profiles), device, owners, inputs), kernels
 
 
-def _context(tool: TensorRT, engine: Any, record: EngineRecord) -> tuple[Any, KernelCache | None]:
+def _context(tool: TensorRT, engine: Any, record: EngineRecord, cuda_graphs: bool) -> tuple[Any, KernelCache | None]:
     """An execution context. TensorRT-RTX finishes kernels here: it gets its runtime cache and its CUDA graphs."""
     path = runtime_cache(tool, record)
     if path is None:
@@ -115,7 +117,8 @@ def _context(tool: TensorRT, engine: Any, record: EngineRecord) -> tuple[Any, Ke
     config = engine.create_runtime_config()
     kernels = KernelCache(config.create_runtime_cache(), path)
     config.set_runtime_cache(kernels.cache)
-    config.cuda_graph_strategy = tool.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    if cuda_graphs:
+        config.cuda_graph_strategy = tool.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     return engine.create_execution_context(config), kernels
 
 
