@@ -73,16 +73,20 @@ class DraftedSearch:
 
     def advance(self, pick: Pick | None = None) -> None:
         """One pass of the model; every running row gets a token at least."""
-        most = np.where(self.running, self.options.total_length - self.lengths - 1, 0)
-        draft = self._alike(self.drafter.draft(self.output, self.lengths, most))
-        newest = self.output[np.arange(len(self.output)), self.lengths - 1]
-        fed = np.concatenate((newest[:, None], draft.tokens), axis=1) if draft.tokens.size else newest[:, None]
+        most = (self.options.total_length - 1 - self.lengths) * self.running
+        draft = self.drafter.draft(self.output, self.lengths, most)
+        newest = self.output[np.arange(len(self.output)), self.lengths - 1][:, None]
+        if draft.tokens.size:
+            draft = self._alike(draft)
+            newest = np.concatenate((newest, draft.tokens), axis=1)
         started = time.perf_counter()
-        logits = self.model.step(self.state, fed)
+        logits = self.model.step(self.state, newest)
         seconds = time.perf_counter() - started
+        plain = not draft.tokens.size and bool(self.running.all())
         accepted = self._check(draft, logits, pick)
         self.drafter.learn(accepted, draft.counts, seconds)
-        self._keep()
+        if not plain:  # else the cache holds what was fed, and all of that stays
+            self._keep()
 
     def _alike(self, draft: Draft) -> Draft:
         """Where rows go on together, drafts of one length."""
@@ -108,12 +112,13 @@ class DraftedSearch:
             if pick is not None:
                 self.transitions[rows, at] = pick(scores, np.arange(len(rows)), chosen)
             self.lengths[rows] += 1
-            ended = self.lengths[rows] >= self.options.total_length
+            ended = at + 1 >= self.options.total_length
             for token in self.options.eos:
                 ended |= chosen == token
             self.running[rows] = ~ended
-            drafted = place < draft.counts[rows]
-            right = drafted & (chosen == draft.tokens[rows, place]) if drafted.any() else drafted
+            if place >= draft.tokens.shape[1]:
+                break
+            right = (place < draft.counts[rows]) & (chosen == draft.tokens[rows, place])
             accepted[rows] += right
             going[rows] = right & ~ended
             if not going.any() or not (self.model.rows_differ or going[self.running].all()):
