@@ -69,7 +69,8 @@ class Manifest:
         ports: inputs and outputs of every graph, by its file's name.
         parity: the checks on ONNX Runtime; None when they were not run.
         quantization: the plan of a quantized bundle.
-        layout: another layout beside ours; speed: against float32; None where there is none.
+        layout: another layout beside ours; None where there is none.
+        speed: of a quantized bundle against float32; None where it was not measured.
         costs: what each graph costs, by its file's name; None in bundles of older versions.
         files: every other file, by its name with forward slashes.
         other: keys of a later version, kept as they are.

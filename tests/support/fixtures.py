@@ -14,10 +14,12 @@ from support.deep_models import LAYERS, Exported, deep_model
 from support.encoders import Bundles, encoder_bundles
 from support.exports import Exports
 from support.optimum_layout import write_layout
+from support.schemas import check_written
 from support.sentences import Sentences, sentence_models
 from support.shared import once, shared_folder
 from support.tiny_models import save_tiny_model
 from support.traces import shared_traces
+from t5edge.bundle.manifest import Manifest
 from t5edge.parity.texts import LEAST_ON_BUDGET, Judging
 from t5edge.pipeline import export
 
@@ -37,6 +39,20 @@ class OneThread(onnxruntime.InferenceSession):
 def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "InferenceSession", OneThread)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests_fit_the_schema() -> Iterator[None]:
+    """Every ``bundle.json`` that this process writes fits the JSON Schema that the package ships."""
+    write = Manifest.write
+
+    def checked(self: Manifest, folder: Path) -> None:
+        write(self, folder)
+        check_written(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Manifest, "write", checked)
         yield
 
 
