@@ -138,3 +138,9 @@ def test_further_keys_are_allowed() -> None:
     data["architecture"]["of a later version"] = data["ports"]["decoder_later"] = None
     data["ports"]["decoder_later"] = data["ports"]["decoder"]
     assert validator().is_valid(data)
+
+
+def test_the_specification_names_every_key() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    entries = manifest_schema()["$defs"]["Manifest"]["properties"]
+    assert [name for name in entries if f"`{name}`" not in text] == []
