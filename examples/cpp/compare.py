@@ -29,11 +29,19 @@ def sources(model: t5edge.BundleModel, count: int) -> list[list[int]]:
     return [[*random.integers(3, model.vocab_size, random.integers(16, 64)).tolist(), 1] for _ in range(count)]
 
 
+def padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask, int64 [batch, longest], padded on the right."""
+    mask = np.array([[at < len(row) for at in range(max(map(len, rows)))] for row in rows])
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask.astype(np.int64)
+
+
 def in_python(model: t5edge.BundleModel, rows: list[list[int]], batch: int, eos: int) -> tuple[float, list[list[int]]]:
     began, answers = time.perf_counter(), []
     for first in range(0, len(rows), batch):
-        for row in model.generate(*model.tokenizer.pad(rows[first : first + batch]))[:, 1:].tolist():
-            answers.append(row[: row.index(eos) + 1] if eos in row else row)
+        made = model.generate(*padded(rows[first : first + batch]))[:, 1:].tolist()
+        answers += [row[: row.index(eos) + 1] if eos in row else row for row in made]
     return time.perf_counter() - began, answers
 
 

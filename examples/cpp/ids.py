@@ -1,7 +1,7 @@
 """Text to ids and back beside the C++ program, with a bundle's tokenizer.json; needs the tokenizers package only.
 
-    python ids.py encode BUNDLE < texts > sources
-    python ids.py decode BUNDLE < answers > texts
+python ids.py encode BUNDLE < texts > sources
+python ids.py decode BUNDLE < answers > texts
 """
 
 from __future__ import annotations

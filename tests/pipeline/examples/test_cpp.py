@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 import t5edge
+from support.answers import PROMPTS, our_answers
 from support.bundles import Workshop
 from support.debian import unpacked
 from t5edge.bundle.manifest import Manifest
@@ -24,11 +25,6 @@ from t5edge.bundle.manifest import Manifest
 pytestmark = pytest.mark.peer
 ROOT = Path(__file__).parents[3]
 SOURCES = ROOT / "examples" / "cpp"
-PROMPTS = [
-    json.loads(line)["source"]
-    for line in (ROOT / "exporter/data/t5-demo/heldout.jsonl").read_text(encoding="utf-8").splitlines()
-]
-EOS = 1
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +51,6 @@ def run(*command: str | Path, given: str) -> str:
     done = subprocess.run(list(map(str, command)), input=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def our_answers(folder: Path, batch: int) -> list[list[int]]:
-    """Of each prompt the ids behind the start token, up to the end token."""
-    model, answers = t5edge.load(folder), []
-    rows = model.tokenizer.ids(PROMPTS)
-    for first in range(0, len(rows), batch):
-        for row in model.generate(*model.tokenizer.pad(rows[first : first + batch]))[:, 1:].tolist():
-            answers.append(row[: row.index(EOS) + 1])
-    return answers
 
 
 @pytest.mark.parametrize("batch", [1, 16])
