@@ -2,8 +2,9 @@
 //
 //     generate BUNDLE [--batch N] [--threads N] [--max-new-tokens N] [--stats] < sources > answers
 //
-// The encoder runs once per batch. The decoder is decoder_buffered.onnx: its cache lies in buffers that are input and
-// output at one address, so that nothing is bound, allocated or copied between two tokens. See docs/bundle-format.md.
+// The encoder runs once per batch. The decoder is decoder_buffered.onnx where the bundle has it: its cache lies in
+// buffers that are input and output at one address, so that nothing is bound, allocated or copied between two tokens.
+// Otherwise it is decoder.onnx, whose cache grows by concatenation. See docs/bundle-format.md.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -11,6 +12,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -27,8 +30,9 @@ namespace fs = std::filesystem;
 using json = nlohmann::json;
 using Ids = std::vector<int64_t>;
 
-const std::string GRAPH = "decoder_buffered";
+const std::string BUFFERED = "decoder_buffered", GROWING = "decoder";
 constexpr int64_t FORMAT_VERSION = 1, DEFAULT_NEW_TOKENS = 20, FIRST_CAPACITY = 64;
+constexpr int SINCE = 27;  // ONNX Runtime 1.27: older ones compute quantized and buffered graphs wrongly or not at all
 
 // Settings of generation_config.json that change a greedy answer and do not exist here, with the values that are none.
 const json NEUTRAL = json::parse(R"({
@@ -62,24 +66,32 @@ json read_manifest(const fs::path& bundle) {
         throw std::runtime_error("the bundle has a later format than this program knows");
     if (manifest.value("task", "generate") != "generate")
         throw std::runtime_error("the bundle is an encoder alone: there is nothing to generate");
-    if (!manifest.at("ports").contains(GRAPH))
-        throw std::runtime_error("the bundle has no " + GRAPH + ".onnx; export it in fp32, int8, int8-weight or "
-                                 "int4-weight with float32 compute");
+    if (manifest.at("precision").at("compute") != "float")
+        throw std::runtime_error("the bundle computes in 16 bits; export it in fp32, int8, int8-weight or int4-weight");
     return manifest;
 }
 
+// The decoder that this ONNX Runtime runs best.
+std::string choose_decoder(const json& manifest) {
+    int minor = 0;
+    std::sscanf(OrtGetApiBase()->GetVersionString(), "1.%d", &minor);
+    if (minor < SINCE && manifest.at("precision").value("weight_bits", 0) > 0)
+        throw std::runtime_error("quantized bundles need ONNX Runtime 1." + std::to_string(SINCE));
+    return minor >= SINCE && manifest.at("ports").contains(BUFFERED) ? BUFFERED : GROWING;
+}
+
 // A file that is missing or of another size is not what was exported. (Its sha256 is in the manifest too.)
-void check_files(const fs::path& bundle, const json& manifest) {
-    for (const std::string& name : {std::string("encoder.onnx"), GRAPH + ".onnx", std::string("weights.safetensors")}) {
+void check_files(const fs::path& bundle, const json& manifest, const std::string& decoder) {
+    for (const std::string& name : std::vector<std::string>{"encoder.onnx", decoder + ".onnx", "weights.safetensors"}) {
         const fs::path path = bundle / name;
         if (!fs::is_regular_file(path) || fs::file_size(path) != manifest.at("files").at(name).at("bytes"))
             throw std::runtime_error("'" + path.string() + "' is missing or not what was exported");
     }
 }
 
-// Names of a graph's inputs. One that this program does not know belongs to something that it cannot do.
-void check_inputs(const json& manifest) {
-    for (const json& port : manifest.at("ports").at(GRAPH).at("inputs")) {
+// An input of the decoder that this program does not know belongs to something that it cannot do.
+void check_inputs(const json& manifest, const std::string& decoder) {
+    for (const json& port : manifest.at("ports").at(decoder).at("inputs")) {
         const std::string name = port.at("name");
         const bool known = name == "input_ids" || name == "encoder_attention_mask" || name == "past_length";
         if (!known && name.rfind("past_key_values.", 0) != 0)
@@ -127,7 +139,8 @@ bool saturates() {
 #endif
 }
 
-Ort::Session open_graph(const Ort::Env& env, const Arguments& arguments, const json& manifest, const std::string& graph) {
+Ort::Session open_graph(const Ort::Env& env, const Arguments& arguments, const json& manifest,
+                        const std::string& graph) {
     const std::string role = graph == "encoder" ? "encoder" : "decoder";
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(3);
@@ -141,24 +154,29 @@ Ort::Session open_graph(const Ort::Env& env, const Arguments& arguments, const j
     return Ort::Session(env, (arguments.bundle / (graph + ".onnx")).c_str(), options);
 }
 
+const Ort::MemoryInfo& cpu() {
+    static const auto info = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return info;
+}
+
 template <typename T>
 Ort::Value tensor(std::vector<T>& memory, const std::vector<int64_t>& shape) {
-    static const auto cpu = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor<T>(cpu, memory.data(), memory.size(), shape.data(), shape.size());
+    return Ort::Value::CreateTensor<T>(cpu(), memory.data(), memory.size(), shape.data(), shape.size());
 }
 
 // ---------------------------------------------------------------------------------------------- one batch
 
-// A batch of sources: the encoder's outputs, and the decoder's buffers, bound once.
+// A batch of sources: the encoder's outputs and the decoder's cache, as its inputs.
 class Batch {
   public:
-    Batch(Ort::Session& encoder, Ort::Session& decoder, const json& manifest, const std::vector<Ids>& sources)
+    Batch(Ort::Session& encoder, Ort::Session& decoder, const json& manifest, const std::string& graph,
+          const std::vector<Ids>& sources)
         : decoder_(decoder), binding_(decoder), rows_(static_cast<int64_t>(sources.size())) {
         const json& sizes = manifest.at("architecture");
         heads_ = sizes.at("num_heads"), d_kv_ = sizes.at("d_kv"), vocab_ = sizes.at("vocab_size");
         encode(encoder, manifest, sources, sizes.value("pad_token_id", int64_t{0}));
         tokens_.resize(rows_), logits_.resize(rows_ * vocab_);
-        for (const json& port : manifest.at("ports").at(GRAPH).at("inputs")) {
+        for (const json& port : manifest.at("ports").at(graph).at("inputs")) {
             const std::string name = port.at("name");
             const json& axes = port.at("axes");
             if (name == "past_length") lengths_.assign(axes[0].is_number() ? 1 : rows_, 0);
@@ -167,17 +185,24 @@ class Batch {
             caches_[name];
         }
         binding_.BindInput("input_ids", tensor(tokens_, {rows_, 1}));
-        binding_.BindInput("past_length", tensor(lengths_, {static_cast<int64_t>(lengths_.size())}));
         binding_.BindOutput("logits", tensor(logits_, {rows_, 1, vocab_}));
+        if (lengths_.empty()) {  // the cache grows by itself: of no positions at first
+            reserve(0);
+            leave_outputs();
+            return;
+        }
+        binding_.BindInput("past_length", tensor(lengths_, {static_cast<int64_t>(lengths_.size())}));
         reserve(fixed_ > 0 ? fixed_ : FIRST_CAPACITY);
     }
 
     // Feed one token per row; the best next token of each.
     Ids step(const Ids& tokens) {
-        if (lengths_[0] == capacity_) reserve(capacity_ + capacity_ / 2);
+        const bool grows = lengths_.empty();
+        if (!grows && lengths_[0] == capacity_) reserve(capacity_ + capacity_ / 2);
         std::copy(tokens.begin(), tokens.end(), tokens_.begin());
         decoder_.Run(Ort::RunOptions(), binding_);
         for (int64_t& length : lengths_) ++length;
+        if (grows) feed_back();
         Ids best(rows_);
         for (int64_t row = 0; row < rows_; ++row) {
             const auto first = logits_.begin() + row * vocab_;
@@ -229,6 +254,21 @@ class Batch {
             binding_.BindOutput(("present" + name.substr(15)).c_str(), value);
         }
         capacity_ = capacity;
+    }
+
+    // The outputs of this pass are the inputs of the next one.
+    void feed_back() {
+        const std::vector<std::string> names = binding_.GetOutputNames();
+        const std::vector<Ort::Value> values = binding_.GetOutputValues();
+        for (size_t index = 0; index < names.size(); ++index)
+            if (names[index] != "logits")
+                binding_.BindInput(("past_key_values" + names[index].substr(7)).c_str(), values[index]);
+        leave_outputs();
+    }
+
+    // Present keys and values of the next pass go wherever ONNX Runtime puts them.
+    void leave_outputs() {
+        for (const auto& [name, cache] : caches_) binding_.BindOutput(("present" + name.substr(15)).c_str(), cpu());
     }
 
     Ort::Session& decoder_;
@@ -302,19 +342,20 @@ Arguments parse(int count, char** words) {
 
 void run(const Arguments& arguments) {
     const json manifest = read_manifest(arguments.bundle);
-    check_files(arguments.bundle, manifest);
-    check_inputs(manifest);
+    const std::string graph = choose_decoder(manifest);
+    check_files(arguments.bundle, manifest, graph);
+    check_inputs(manifest, graph);
     const Settings settings = read_settings(manifest, arguments.max_new_tokens);
     const Ort::Env env(ORT_LOGGING_LEVEL_ERROR, "t5edge");
     Ort::Session encoder = open_graph(env, arguments, manifest, "encoder");
-    Ort::Session decoder = open_graph(env, arguments, manifest, GRAPH);
+    Ort::Session decoder = open_graph(env, arguments, manifest, graph);
     const std::vector<Ids> sources = read_sources(std::cin, manifest);
     const auto began = std::chrono::steady_clock::now();
     size_t tokens = 0;
     for (size_t first = 0; first < sources.size(); first += arguments.batch) {
         const size_t last = std::min(sources.size(), first + static_cast<size_t>(arguments.batch));
         const std::vector<Ids> some(sources.begin() + first, sources.begin() + last);
-        Batch batch(encoder, decoder, manifest, some);
+        Batch batch(encoder, decoder, manifest, graph, some);
         for (const Ids& answer : generate(batch, some.size(), settings)) {
             for (size_t index = 0; index < answer.size(); ++index) std::cout << (index ? " " : "") << answer[index];
             std::cout << '\n';

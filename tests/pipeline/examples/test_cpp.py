@@ -71,6 +71,17 @@ def test_text_goes_in_and_comes_out(program: Path, demo: Workshop) -> None:
     assert texts.splitlines() == ["one thousand, nine hundred and eighty-four", "eintausendneunhundertvierundachtzig"]
 
 
+def test_a_bundle_without_buffers_answers_alike(program: Path, demo: Workshop, tmp_path: Path) -> None:
+    folder = demo.fresh(tmp_path / "concatenated", "fp32", "both")
+    written = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    del written["ports"]["decoder_buffered"]
+    (folder / "bundle.json").write_text(json.dumps(written), encoding="utf-8")
+    (folder / "decoder_buffered.onnx").unlink()
+    rows = t5edge.load(demo.bundle("fp32")).tokenizer.ids(PROMPTS)
+    sources = "".join(f"{' '.join(map(str, row))}\n" for row in rows)
+    assert run(program, folder, given=sources) == run(program, demo.bundle("fp32"), given=sources)
+
+
 def test_the_cache_grows(program: Path, demo: Workshop, tmp_path: Path) -> None:
     """Without an end token the answer is longer than the first buffers, and then as we have it."""
     folder = demo.fresh(tmp_path / "endless", "fp32", "both")
@@ -107,6 +118,7 @@ def test_what_it_does_not_know_is_refused(program: Path, demo: Workshop, tmp_pat
         "cache_start": {"ports": {**written["ports"], "decoder_buffered": {"inputs": [unknown, *decoder["inputs"]]}}},
         "not what was exported": {"files": {**written["files"], "encoder.onnx": {"bytes": 1}}},
         "encoder alone": {"task": "encode"},
+        "16 bits": {"precision": {**written["precision"], "compute": "float16"}},
     }
     for message, change in changes.items():
         (folder / "bundle.json").write_text(json.dumps({**written, **change}), encoding="utf-8")
