@@ -37,13 +37,14 @@ export class Bundle {
         externalData: [{ path: "weights.safetensors", data: weights }],
         extra: manifest.session?.[role] ?? {},
       });
-    const vocabulary = JSON.parse(new TextDecoder().decode(tokenizer));
-    const sessions = [await session(encoder, "encoder"), await session(decoder, "decoder")];
-    return new Bundle(manifest, new Tokenizer(vocabulary, {}), ...sessions);
+    const pieces = JSON.parse(new TextDecoder().decode(tokenizer));
+    return new Bundle(manifest, pieces, await session(encoder, "encoder"), await session(decoder, "decoder"));
   }
 
-  constructor(manifest, tokenizer, encoder, decoder) {
-    Object.assign(this, { manifest, tokenizer, encoder, decoder });
+  // `pieces`: the content of tokenizer.json; sessions of encoder and decoder.
+  constructor(manifest, pieces, encoder, decoder) {
+    Object.assign(this, { manifest, encoder, decoder, tokenizer: new Tokenizer(pieces, {}) });
+    this.bytes = byteFallback(pieces.model);
     const sizes = manifest.architecture;
     const given = manifest.generation;
     this.pad = given.pad_token_id ?? sizes.pad_token_id;
@@ -55,7 +56,8 @@ export class Bundle {
 
   // The ids of a text, the end token last.
   ids(text) {
-    return this.tokenizer.encode(text).ids;
+    const { ids, tokens } = this.tokenizer.encode(text);
+    return ids.flatMap((id, at) => this.bytes(id, tokens[at]));
   }
 
   // The text of an answer's ids.
@@ -124,6 +126,15 @@ function check(manifest) {
     if (value !== neutral)
       throw new Error(`the bundle generates with ${name} ${JSON.stringify(value)}, which this page does not have`);
   }
+}
+
+// Unknown characters as the pieces of their bytes, where a Unigram model has such: tokenizers.js leaves them unknown.
+function byteFallback({ type, byte_fallback: fallback, unk_id: unknown, vocab }) {
+  if (type !== "Unigram" || !fallback) return (id) => [id];
+  const index = new Map(vocab.map(([piece], id) => [piece, id]));
+  const piece = (byte) => index.get(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
+  return (id, token) =>
+    id !== unknown || token === vocab[unknown][0] ? [id] : Array.from(new TextEncoder().encode(token), piece);
 }
 
 async function fetched(url) {

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 
 import t5edge
+from support import unigram
 from support.answers import PROMPTS, our_answers
 from support.bundles import Workshop
+from support.exports import Exports
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]
 PAGE = Path(__file__).parents[3] / "examples" / "browser"
@@ -79,7 +81,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         thread.join()
 
 
-@pytest.mark.parametrize(("precision", "batch"), [("fp32", 1), ("fp32", 16), ("int8-weight", 1), ("int8", 16)])
+@pytest.mark.parametrize(
+    ("precision", "batch"), [("fp32", 1), ("fp32", 16), ("int8-weight", 1), ("int8", 16), ("int4-weight", 16)]
+)
 def test_the_tokens_are_ours(site: Site, demo: Workshop, precision: str, batch: int) -> None:
     folder = demo.bundle(precision)
     batches = [PROMPTS[first : first + batch] for first in range(0, len(PROMPTS), batch)]
@@ -88,6 +92,19 @@ def test_the_tokens_are_ours(site: Site, demo: Workshop, precision: str, batch: 
     assert [row["source"] for row in found["rows"]] == t5edge.load(folder).tokenizer.ids(PROMPTS)
     assert [row["tokens"] for row in found["rows"]] == our_answers(folder, batch)
     assert len(found["rows"]) == 200
+
+
+def test_texts_of_sentencepiece_are_cut_as_ours(site: Site, exports: Exports, tmp_path: Path) -> None:
+    """A Unigram vocabulary with byte fallback, as mT5's, and characters that it does not have."""
+    saved = unigram.save_checkpoint(tmp_path / "checkpoint")
+    folder = exports.export(str(saved), "fp32", tmp_path / "unigram", no_verify=True)
+    texts = [text for script in unigram.ALPHABETS for text in unigram.sentences(script, 20, seed=7)]
+    texts += ["CAPS and Straße", "日本語 😀 done", "ﬁne ½ ①", "<extra_id_0> x <unk>", "  two  spaces ", "e\u0301"]
+    found = site.ask(folder, [texts])
+    tokenizer = t5edge.load(folder).tokenizer
+    ids = tokenizer.ids(texts)
+    assert [row["source"] for row in found["rows"]] == ids
+    assert [row["text"] for row in found["rows"]] == [tokenizer.text(row["tokens"]) for row in found["rows"]]
 
 
 def test_a_person_sees_answer_and_tokens(site: Site, demo: Workshop) -> None:

@@ -54,7 +54,7 @@ def run(*command: str | Path, given: str) -> str:
 
 
 @pytest.mark.parametrize("batch", [1, 16])
-@pytest.mark.parametrize("precision", ["fp32", "int8-weight", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8-weight", "int8", "int4-weight"])
 def test_the_tokens_are_ours(program: Path, demo: Workshop, precision: str, batch: int) -> None:
     folder = demo.bundle(precision)
     sources = run(sys.executable, SOURCES / "ids.py", "encode", folder, given="\n".join(PROMPTS) + "\n")
