@@ -73,11 +73,12 @@ json read_manifest(const fs::path& bundle) {
 
 // The decoder that this ONNX Runtime runs best.
 std::string choose_decoder(const json& manifest) {
-    int minor = 0;
-    std::sscanf(OrtGetApiBase()->GetVersionString(), "1.%d", &minor);
-    if (minor < SINCE && manifest.at("precision").value("weight_bits", 0) > 0)
+    int major = 0, minor = 0;
+    std::sscanf(OrtGetApiBase()->GetVersionString(), "%d.%d", &major, &minor);
+    const bool recent = major > 1 || minor >= SINCE;
+    if (!recent && manifest.at("precision").value("weight_bits", 0) > 0)
         throw std::runtime_error("quantized bundles need ONNX Runtime 1." + std::to_string(SINCE));
-    return minor >= SINCE && manifest.at("ports").contains(BUFFERED) ? BUFFERED : GROWING;
+    return recent && manifest.at("ports").contains(BUFFERED) ? BUFFERED : GROWING;
 }
 
 // A file that is missing or of another size is not what was exported. (Its sha256 is in the manifest too.)
@@ -200,7 +201,7 @@ class Batch {
         const bool grows = lengths_.empty();
         if (!grows && lengths_[0] == capacity_) reserve(capacity_ + capacity_ / 2);
         std::copy(tokens.begin(), tokens.end(), tokens_.begin());
-        decoder_.Run(Ort::RunOptions(), binding_);
+        decoder_.Run(Ort::RunOptions{nullptr}, binding_);
         for (int64_t& length : lengths_) ++length;
         if (grows) feed_back();
         Ids best(rows_);
@@ -234,7 +235,7 @@ class Batch {
         for (const std::string& name : names) wanted.push_back(name.c_str());
         const char* inputs[] = {"input_ids", "attention_mask"};
         const Ort::Value values[] = {tensor(ids, shape), tensor(mask_, shape)};
-        cross_ = encoder.Run(Ort::RunOptions(), inputs, values, 2, wanted.data(), wanted.size());
+        cross_ = encoder.Run(Ort::RunOptions{nullptr}, inputs, values, 2, wanted.data(), wanted.size());
         binding_.BindInput("encoder_attention_mask", tensor(mask_, shape));
         for (size_t index = 0; index < names.size(); ++index)
             binding_.BindInput(("past_key_values" + names[index].substr(7)).c_str(), cross_[index]);
