@@ -35,6 +35,7 @@ EXTRAS: Mapping[str, str] = {
     "sentencepiece": "sentencepiece",
     "fsspec": EXPORT,
     "ray": "ray",
+    "shtab": "completion",
 }
 """Which of the package's extras brings an import name; `pyproject.toml` lists them."""
 

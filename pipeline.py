@@ -19,7 +19,7 @@ from t5edge.bundle.versions import tool_versions
 from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, make_plan
 from t5edge.calibration.ranges import choose_rescale
 from t5edge.calibration.speed import measure_speed, too_slow, verdict
-from t5edge.calibration.texts import read_texts
+from t5edge.calibration.texts import CalibrationTexts, read_texts
 from t5edge.engines.build import BuildSettings, add_engines
 from t5edge.engines.targets import choose_targets
 from t5edge.errors import GateError, UserError
@@ -60,6 +60,20 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What an export begins with, once nothing can be refused early any more.
+
+    Attributes:
+        row: the precision; ``out``: where the bundle goes; ``targets``: the engines to build; ``checkpoint``: of what.
+    """
+
+    row: Precision
+    out: Path
+    targets: tuple[str, ...]
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a bundle is made of: a checkpoint, its fused blocks, and the graphs assembled from them."""
 
@@ -78,17 +92,8 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         GateError: parity or an engine's check failed; the bundle is kept as ``<out>.failed``.
     """
     progress = progress or Silent()
-    row = wanted_row(options)
-    out = Path(options.out or options.folder_name)
-    check_target_folder(out, options.force)
-    check_layout(options.layout, row)
-    integers = [f"int{row.weight_bits}"] if row.quantized else []
-    targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
-    checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
-    check_task(checkpoint, options)
-    require_room(checkpoint.prompts, options.limits)
-    for difference in checkpoint.differences:
-        progress.message(difference)
+    ready = prepare(options, progress)
+    row, out, targets, checkpoint = ready.row, ready.out, ready.targets, ready.checkpoint
     with writing(out, options.force) as folder:
         parts = make_parts(checkpoint, row, options, progress)
         saved = save_parts(parts, row, options, folder, progress)
@@ -108,6 +113,26 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
         if failures:
             raise GateError(" ".join(failures))
     return Bundle(out, manifest)
+
+
+def prepare(options: ExportOptions, progress: Progress) -> Prepared:
+    """Open the checkpoint, and refuse what the export would refuse later.
+
+    Raises:
+        UserError: bad input or environment.
+    """
+    row = wanted_row(options)
+    out = Path(options.out or options.folder_name)
+    check_target_folder(out, options.force)
+    check_layout(options.layout, row)
+    integers = [f"int{row.weight_bits}"] if row.quantized else []
+    targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
+    checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
+    check_task(checkpoint, options)
+    require_room(checkpoint.prompts, options.limits)
+    for difference in checkpoint.differences:
+        progress.message(difference)
+    return Prepared(row, out, targets, checkpoint)
 
 
 def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
@@ -135,11 +160,23 @@ def check_deep_head(source: str, options: ExportOptions) -> None:
         raise UserError(f"{name}, which is not built for {engines[0]}; leave out --target.")
 
 
-def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
-    """Trace and fuse one block of each kind, assemble the graphs from them, quantize as far as the texts allow."""
+def choose_texts(
+    checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress
+) -> CalibrationTexts | None:
+    """The texts to calibrate on; None where nothing is quantized.
+
+    Raises:
+        UserError: they, or those that the bundle is judged on, cannot be read, or a text is among both.
+    """
     texts = read_texts(checkpoint, options.calibration, options.limits, progress) if row.quantized else None
     if not options.no_verify:
         check_disjoint(checkpoint, options.texts, () if texts is None else texts.keys)
+    return texts
+
+
+def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, progress: Progress) -> Parts:
+    """Trace and fuse one block of each kind, assemble the graphs from them, quantize as far as the texts allow."""
+    texts = choose_texts(checkpoint, row, options, progress)
     blocks, rescale, plan = trace_blocks(checkpoint, progress), Rescale(), None
     if row.rescale and not options.no_rescale:
         rescale = choose_rescale(checkpoint, options.calibration, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ class BuildOptions:
         "engines read their matrices from weights.safetensors instead of holding them", False
     )
     force: bool = option("build again what is up to date", False)
+    dry_run: bool = option("say what would be built, and stop", False)
 
 
 def run(options: BuildOptions, progress: Progress) -> Result:
@@ -50,6 +52,8 @@ def run(options: BuildOptions, progress: Progress) -> Result:
         raise UserError("no engine target runs here ('t5edge doctor' says why); name one with --target.")
     for target in targets:
         load_tensorrt(target)
+    if options.dry_run:
+        return _dry_run(options, targets, progress)
     from t5edge.engines.build import build_engines
 
     built = {
@@ -70,3 +74,21 @@ def run(options: BuildOptions, progress: Progress) -> Result:
             console.print(line, highlight=False)
 
     return Result({"bundle": str(Path(options.bundle)), "engines": plain(built)}, show)
+
+
+def _dry_run(options: BuildOptions, targets: Sequence[str], progress: Progress) -> Result:
+    """Each engine that would be built, and what it would replace."""
+    from t5edge.engines.build import BuildSettings, plan_engines
+
+    settings = BuildSettings(options.compute_capability, options.no_fuse, options.separate_weights, options.force)
+    folder = Path(options.bundle)
+    plans = [plan for target in dict.fromkeys(targets) for plan in plan_engines(folder, target, settings, progress)]
+
+    def show(console: Console) -> None:
+        for plan in plans:
+            state = "up to date" if plan.kept else "would be built"
+            if plan.replaces is not None and not plan.kept:
+                state += f", in place of {plan.replaces / 1e6:.1f} MB"
+            console.print(f"{plan.file}  {state}", highlight=False, soft_wrap=True, markup=False)
+
+    return Result({"bundle": str(folder), "dry_run": True, "engines": [plain(plan) for plan in plans]}, show)

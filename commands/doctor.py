@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from t5edge.commands.result import Result
+from t5edge.commands.result import Result, say
 from t5edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,16 +26,18 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
     data = {"targets": report, "int8": int8, "kernels": kernels, "tools": tool_versions()}
 
     def show(console: Console) -> None:
-        from rich.markup import escape
         from rich.table import Table
 
-        table = Table("target", "version", "builds here", "runs here", "why not", title_justify="left")
+        table = Table("target", "version", "builds here", "runs here", title_justify="left")
         for row in report:
             marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
-            table.add_row(row["target"], row["version"] or "not installed", *marks, escape(row["reason"]))
+            table.add_row(row["target"], row["version"] or "not installed", *marks)
         console.print(table)
+        for row in report:
+            if row["reason"]:
+                say(console, f"{row['target']}: {row['reason']}")
         if int8 is not None:
-            console.print(f"int8 on this CPU: {int8}", highlight=False)
-            console.print(f"encoders with int8 or int4 weights alone: {kernels}", highlight=False)
+            say(console, f"int8 on this CPU: {int8}")
+            say(console, f"encoders with int8 or int4 weights alone: {kernels}")
 
     return Result(data, show)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5edge.commands.bars import announce_torch
+from t5edge.commands.dry_run import dry_run, refuse_early
 from t5edge.commands.parity_table import parity_table
 from t5edge.commands.result import Result, shown
 from t5edge.errors import require_extra
@@ -24,6 +26,8 @@ def run(options: SweepOptions, progress: Progress) -> Result:
     """Export, then show what came of it and where it lies."""
     if not options.no_verify:
         require_extra("onnxruntime")
+    if options.dry_run:
+        return dry_run(options, progress)
     if options.is_sweep:
         return _many(options, progress)
     return _single(options.one(options.variant[0], options.precisions[0], options.out), progress)
@@ -31,6 +35,9 @@ def run(options: SweepOptions, progress: Progress) -> Result:
 
 def _single(options: ExportOptions, progress: Progress) -> Result:
     from t5edge.bundle.parity_report import ParityReport
+
+    refuse_early(options)
+    announce_torch(progress, f"{options.variant} in {options.precision}")
     from t5edge.pipeline import export_bundle
 
     bundle = export_bundle(options, progress)
@@ -49,6 +56,7 @@ def _single(options: ExportOptions, progress: Progress) -> Result:
 
 def _many(options: SweepOptions, progress: Progress) -> Result:
     """Exit 1 when any export failed."""
+    announce_torch(progress, f"sweep of {' '.join(options.variant)} in {' '.join(options.precisions)}")
     from t5edge.tools.sweep.run import sweep
 
     report = sweep(options, progress)

@@ -19,6 +19,11 @@ def shown(text: object) -> str:
     return escape(printable(str(text)))
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line that is never wrapped nor cut, so that names and commands in it can be copied."""
+    console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
+
 @dataclass(frozen=True)
 class Result:
     """``data`` is printed as JSON under ``--json``; otherwise ``show`` draws it on the console.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t5edge.commands.result import Result
+from t5edge.commands.table import print_table
 from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
@@ -28,8 +29,18 @@ PLAN_COLUMNS = (
     "encoder\nms",
     "decode\nms/token",
 )
-PIPED_WIDTH = 132
-"""Columns of the plan's table where it goes into a file or pipe."""
+FIRST = ("parameters", "layers", "d_model", "d_ff", "heads", "d_kv", "ffn", "vocab", "family", "tied")
+PLAN_FIRST = (
+    "bundle\nMB",
+    "decode\nms/token",
+    "encoder\nms",
+    "parameters",
+    "weights\nMB/token",
+    "encoder\nGFLOP",
+    "KV\nB/token",
+    "cross KV\nB/token",
+)
+"""Columns by their worth to a reader whose terminal is too narrow for all."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +80,21 @@ def _listed(rows: list[Variant]) -> Result:
     data = [row.as_dict() for row in rows]
 
     def show(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(*COLUMNS, title=f"{len(data)} variants", title_justify="left")
-        for row in data:
-            layers = f"{row['encoder_layers']}+{row['decoder_layers']}"
-            sizes = [str(row[key]) for key in ("d_model", "num_heads", "d_kv", "d_ff")]
-            facts = [layers, row["ffn"], "yes" if row["tied"] else "no", str(row["vocab_size"])]
-            mark = "*" if row.get("note") else ""
-            table.add_row(row["name"], row["family"], f"{row['parameters'] / 1e6:,.1f} M{mark}", *sizes, *facts)
-        console.print(table)
+        cells = [_cells(row) for row in data]
+        print_table(console, f"{len(data)} variants", COLUMNS, cells, FIRST)
         if any(row.get("note") for row in data):
             console.print("* the card's own parameter count differs; see --json", highlight=False)
 
     return Result(data, show)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Of a variant, in the order of ``COLUMNS``."""
+    parameters = f"{row['parameters'] / 1e6:,.1f} M" + ("*" if row.get("note") else "")
+    sizes = [str(row[key]) for key in ("d_model", "num_heads", "d_kv", "d_ff")]
+    layers = f"{row['encoder_layers']}+{row['decoder_layers']}"
+    tied = "yes" if row["tied"] else "no"
+    return [row["name"], row["family"], parameters, *sizes, layers, row["ffn"], tied, str(row["vocab_size"])]
 
 
 def _planned(options: VariantsOptions, rows: list[Variant], progress: Progress) -> Result:
@@ -113,30 +125,25 @@ def _planned(options: VariantsOptions, rows: list[Variant], progress: Progress) 
     return Result(data, lambda console: _show_plans(console, plans, facts))
 
 
-def _show_plans(console: Console, plans: list[VariantCost], facts: dict[str, Any]) -> None:
-    from rich.table import Table
+def _plan_cells(plan: VariantCost) -> list[str]:
+    return [
+        plan.name.rpartition("/")[2],
+        f"{plan.parameters / 1e6:,.1f} M",
+        f"{plan.bundle_bytes / 1e6:,.1f}",
+        f"{plan.bytes_per_token / 1e6:,.1f}",
+        f"{plan.kv_bytes_per_token:,}",
+        f"{plan.cross_kv_bytes_per_source_token:,}",
+        f"{plan.encoder_flops / 1e9:,.1f}",
+        *(f"{latency.ms:,.3f} {latency.bound[0]}" for latency in (plan.encoder, plan.decode)),
+    ]
 
+
+def _show_plans(console: Console, plans: list[VariantCost], facts: dict[str, Any]) -> None:
     device = facts["device"]
     title = (
         f"{len(plans)} variants in {plans[0].precision} on {device['name']}, source {facts['source_length']}, batch 1"
     )
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)
-    table = Table("name", title=title, title_justify="left")
-    for column in PLAN_COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for plan in plans:
-        table.add_row(
-            plan.name.rpartition("/")[2],
-            f"{plan.parameters / 1e6:,.1f} M",
-            f"{plan.bundle_bytes / 1e6:,.1f}",
-            f"{plan.bytes_per_token / 1e6:,.1f}",
-            f"{plan.kv_bytes_per_token:,}",
-            f"{plan.cross_kv_bytes_per_source_token:,}",
-            f"{plan.encoder_flops / 1e9:,.1f}",
-            *(f"{latency.ms:,.3f} {latency.bound[0]}" for latency in (plan.encoder, plan.decode)),
-        )
-    console.print(table)
+    print_table(console, title, ("name", *PLAN_COLUMNS), [_plan_cells(plan) for plan in plans], PLAN_FIRST, right=True)
     rates = ", ".join(f"{rate:.3g} {dtype}" for dtype, rate in device["tflops"].items())
     console.print(
         f"{device['bandwidth']:.4g} GB/s; TFLOP/s: {rates} ({device['source']}). m: bound by memory, c: by compute; "

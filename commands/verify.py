@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5edge.commands.bars import announce_torch
 from t5edge.commands.parity_table import parity_table
 from t5edge.commands.result import Result
 from t5edge.errors import UserError
@@ -58,13 +59,17 @@ class VerifyOptions:
 def run(options: VerifyOptions, progress: Progress) -> Result:
     """Run the ladder; exit 1 when a check fails or one that is not allowed to was not run, 2 when nothing could run."""
     from t5edge.bundle.baseline import against_baseline
+    from t5edge.bundle.manifest import Manifest
     from t5edge.bundle.parity_report import ParityReport
-    from t5edge.parity.ladder import verify
 
     check_budget(options.time_budget)
     if options.worse < 1:
         raise UserError(f"--worse is {options.worse:g}; a factor of at least 1 is needed.")
     known = None if options.baseline is None else ParityReport.read(baseline_file(Path(options.baseline)))
+    Manifest.read(Path(options.bundle))
+    announce_torch(progress, options.bundle)
+    from t5edge.parity.ladder import verify
+
     report = verify(
         options.bundle,
         options.checkpoint,

@@ -24,8 +24,8 @@ from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
 from t5edge.errors import GateError
 from t5edge.progress import Progress, Silent
-from t5edge.runtime.gpu import find_gpus
-from t5edge.runtime.tensorrt.flavor import TensorRT, flavor_of
+from t5edge.runtime.gpu import GpuReport, find_gpus
+from t5edge.runtime.tensorrt.flavor import Flavor, TensorRT, flavor_of
 from t5edge.runtime.tensorrt.records import (
     engine_path,
     graphs_of,
@@ -128,14 +128,9 @@ def engines_for(
     Raises:
         UserError, GateError: as ``build_engines``; what was yielded before stands.
     """
-    flavor, found = flavor_of(target), find_gpus()
-    capabilities = choose_capabilities(flavor, settings.compute_capabilities, found)
-    files = [f"{graph}.onnx" for graph in graphs_of(manifest)]
-    with progress.stage("check the bundle", len(files) + 1, "files") as stage:
-        sources = check_sources(folder, manifest, [*files, WEIGHTS], stage.advance)
-    check_locations((folder / name for name in files), sources)
-    check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
-    tool, job = load_builder(target), Job(folder, manifest, sources, settings)
+    found = find_gpus()
+    flavor, capabilities, job = _job(folder, manifest, target, settings, found, progress)
+    tool = load_builder(target)
     for capability in capabilities:
         graphs = {graph: _engine(job, tool, capability, graph, progress) for graph in graphs_of(manifest)}
         before = manifest.engines.get(target, {}).get(capability)
@@ -145,12 +140,63 @@ def engines_for(
         require_right(run, flavor, settings.no_fuse)
 
 
+def _job(
+    folder: Path, manifest: Manifest, target: str, settings: BuildSettings, found: GpuReport, progress: Progress
+) -> tuple[Flavor, tuple[str, ...], Job]:
+    """What is to be built, for which compute capabilities; raises as ``build_engines`` for a bundle that cannot be."""
+    flavor = flavor_of(target)
+    capabilities = choose_capabilities(flavor, settings.compute_capabilities, found)
+    files = [f"{graph}.onnx" for graph in graphs_of(manifest)]
+    with progress.stage("check the bundle", len(files) + 1, "files") as stage:
+        sources = check_sources(folder, manifest, [*files, WEIGHTS], stage.advance)
+    check_locations((folder / name for name in files), sources)
+    check_dtypes(flavor, capabilities, dtypes_of(manifest, [folder / name for name in files]))
+    return flavor, capabilities, Job(folder, manifest, sources, settings)
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine that ``build_engines`` would build, or keep; ``replaces``: bytes of the one that is there."""
+
+    target: str
+    compute_capability: str
+    graph: str
+    file: str
+    kept: bool
+    replaces: int | None
+
+
+def plan_engines(folder: Path, target: str, settings: BuildSettings, progress: Progress) -> list[EnginePlan]:
+    """What ``build_engines`` would do; builds and writes nothing.
+
+    Raises:
+        UserError: as ``build_engines``, as far as it can be known without building.
+    """
+    manifest = Manifest.read(folder)
+    _, capabilities, job = _job(folder, manifest, target, settings, find_gpus(), progress)
+    tool, plans = load_builder(target), []
+    for capability in capabilities:
+        for graph in graphs_of(manifest):
+            path = engine_path(folder, target, capability, graph)
+            size = path.stat().st_size if path.is_file() else None
+            kept = _kept(job, path, _identity(job, tool, capability, graph)) is not None
+            plans.append(EnginePlan(target, capability, graph, path.relative_to(folder).as_posix(), kept, size))
+    return plans
+
+
+def _kept(job: Job, path: Path, wanted: Mapping[str, Any]) -> EngineRecord | None:
+    """The record of an engine that fits already; None where it is to be built."""
+    record = read_record(path)
+    fits = record is not None and not job.settings.force and all(getattr(record, key) == wanted[key] for key in wanted)
+    return record if fits else None
+
+
 def _engine(job: Job, tool: TensorRT, capability: str, graph: str, progress: Progress) -> EngineRecord:
     """Build one engine, or keep the one that fits; returns its record."""
     path = engine_path(job.folder, tool.flavor.target, capability, graph)
     wanted = _identity(job, tool, capability, graph)
-    kept = read_record(path)
-    if kept is not None and not job.settings.force and all(getattr(kept, key) == wanted[key] for key in wanted):
+    kept = _kept(job, path, wanted)
+    if kept is not None:
         progress.message(f"{graph} for {tool.flavor.target} {capability} is up to date")
         return kept
     places = separable_weights(job.folder / f"{graph}.onnx") if job.settings.separate_weights else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +75,33 @@ def download(repository: Repository, weights: bool = True) -> tuple[Path, str]:
     with _hub_errors(repository):
         folder = _pinned_in_cache(repository, weights) or _download(repository, weights)
     return folder, folder.name
+
+
+def to_download(repository: Repository) -> int:
+    """Bytes of weights that ``download`` would fetch, about; 0 where the cache has them. Downloads nothing.
+
+    Raises:
+        UserError: as ``download``.
+    """
+    from huggingface_hub import HfApi
+
+    with _hub_errors(repository):
+        cached = _cached(repository)
+        if cached is not None and _complete(cached / repository.subfolder):
+            return 0
+        info = HfApi().model_info(
+            repository.name, revision=repository.revision, timeout=TIMEOUT_SECONDS, files_metadata=True
+        )
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    for name in map(repository.inside, (*ADAPTER_FILES, *WEIGHT_FILES)):
+        if name in sizes:
+            return sizes[name]
+    shards = {name: size for name, size in sizes.items() if name.startswith(repository.inside(""))}
+    return next((found for end in (".safetensors", ".bin") if (found := _sum_of(shards, end))), 0)
+
+
+def _sum_of(sizes: Mapping[str, int], end: str) -> int:
+    return sum(size for name, size in sizes.items() if name.endswith(end))
 
 
 def _download(repository: Repository, weights: bool) -> Path:

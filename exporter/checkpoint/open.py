@@ -32,7 +32,7 @@ from t5edge.exporter.checkpoint.trimmed import Corpus, choose_vocabulary, stored
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
 
-__all__ = ["Checkpoint", "names_adapter", "open_checkpoint"]
+__all__ = ["Checkpoint", "check_name", "names_adapter", "on_the_hub", "open_checkpoint"]
 
 
 def open_checkpoint(
@@ -70,6 +70,31 @@ def open_checkpoint(
     return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
 
 
+def on_the_hub(variant: str, revision: str | None = None, subfolder: str | None = None) -> Repository | None:
+    """The repository that ``open_checkpoint`` would read; None where ``variant`` names something on this machine.
+
+    Raises:
+        UserError: nothing can have that name.
+    """
+    row, folder = look_up_variant(variant), _as_path(variant) / (subfolder or "")
+    if variant == DEMO_NAME or _is_checkpoint(folder) or (row is None and _is_path(variant)):
+        return None
+    return replace(_repository(variant, row, revision), subfolder=subfolder or "")
+
+
+def check_name(variant: str, revision: str | None = None, subfolder: str | None = None) -> None:
+    """Refuse a name that ``open_checkpoint`` would refuse, as far as that shows without torch and the network.
+
+    Raises:
+        UserError: nothing of that name; or the hub is switched off (``HF_HUB_OFFLINE``) and the cache lacks it.
+    """
+    from huggingface_hub import constants
+
+    repository = on_the_hub(variant, revision, subfolder)
+    if repository is not None and constants.HF_HUB_OFFLINE:
+        download(repository)
+
+
 def names_adapter(variant: str) -> bool:
     """Whether ``variant`` is the folder of a PEFT adapter, which ``open_checkpoint`` merges into the model it names.
 
@@ -99,9 +124,9 @@ def _open(variant: str, random_weights: int | None, revision: str | None, subfol
         return _open_random(variant, folder, row, random_weights, revision)
     if variant == DEMO_NAME:
         return _open_folder(DEMO_NAME, DEMO_FOLDER)
-    if _is_checkpoint(folder / subfolder) or (row is None and _is_path(variant)):
+    repository = on_the_hub(variant, revision, subfolder)
+    if repository is None:
         return _open_folder(variant, folder / subfolder, expected=row)
-    repository = replace(_repository(variant, row, revision), subfolder=subfolder)
     folder, commit = download(repository)
     return _open_folder(repository.name, folder / subfolder, commit, expected=row)
 

@@ -96,6 +96,11 @@ def plan_variant(
     )
 
 
+def bundle_bytes(a: Architecture, precision: Precision) -> int:
+    """Bytes of weights and graphs, about."""
+    return _Weights(a, precision).total + graph_bytes(a)
+
+
 def roofline(bytes_read: float, flops: float, device: DeviceSpec, dtype: str) -> Latency:
     """The larger of the time to read and the time to compute."""
     memory, compute = bytes_read / device.bandwidth / 1e6, flops / device.rate(dtype) / 1e9

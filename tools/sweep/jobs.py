@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from t5edge.errors import GateError, UserError
 from t5edge.options import ExportOptions
+
+if TYPE_CHECKING:
+    from t5edge.bundle.manifest import Manifest
 
 Status = Literal["exported", "kept", "failed"]
 
@@ -66,17 +69,30 @@ def run_job(job: Job) -> Outcome:
 
 
 def _run(job: Job) -> dict[str, Any]:
-    from t5edge.tools.sweep.inputs import bundle_facts, changed_inputs
+    from t5edge.tools.sweep.inputs import bundle_facts
     from t5edge.tools.sweep.store import Store
 
-    store, status = Store(job.out), "kept"
-    place, manifest = store.place(job.name), store.manifest(job.name)
+    store, status, manifest = Store(job.out), "kept", kept_manifest(job)
+    if manifest is None:
+        status, manifest = "exported", store.export(job.name, job.options)
+    return {"status": status, "bundle": store.place(job.name), **bundle_facts(manifest)}
+
+
+def kept_manifest(job: Job) -> Manifest | None:
+    """The manifest of a finished bundle of the same inputs, which need not be made again.
+
+    Raises:
+        UserError: it was made from other inputs, and must not be replaced.
+    """
+    from t5edge.tools.sweep.inputs import changed_inputs
+    from t5edge.tools.sweep.store import Store
+
+    store = Store(job.out)
+    manifest = store.manifest(job.name)
     changed = [] if manifest is None else changed_inputs(manifest, job.options)
     if changed and not job.options.force:
         raise UserError(
-            f"'{place}' was made from other inputs ({', '.join(changed[:4])}); "
+            f"'{store.place(job.name)}' was made from other inputs ({', '.join(changed[:4])}); "
             "pass --force to replace such bundles, or choose another --out."
         )
-    if manifest is None or changed or not store.complete(job.name, manifest):
-        status, manifest = "exported", store.export(job.name, job.options)
-    return {"status": status, "bundle": place, **bundle_facts(manifest)}
+    return None if manifest is None or changed or not store.complete(job.name, manifest) else manifest

@@ -33,6 +33,10 @@ class SweepOptions(ExportOptions):
     force: bool = option("replace an existing bundle; in a sweep, those made from other inputs", False)
     jobs: int | None = option("a sweep's exports at a time (default: as memory and cores allow)", None, metavar="N")
     ray: str | None = option("sweep on the Ray cluster at this address", None, metavar="ADDRESS")
+    config: str | None = option(
+        "a TOML file of these options, such as max-batch = 4; the command line comes before it", None, metavar="FILE"
+    )
+    dry_run: bool = option("say what would be exported, from where and into which files, and stop", False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
