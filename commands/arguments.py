@@ -31,7 +31,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 class CompletionOptions:
     """What ``completion`` takes."""
 
-    shell: str = option("bash, zsh or tcsh", "", positional=True, choices=SHELLS)
+    shell: str | None = option("bash, zsh or tcsh (default: yours, by $SHELL)", None, positional=True, choices=SHELLS)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _usage(command: Command) -> str:
     """What must be given; the flags, dozens in places, are listed below it."""
     texts = [entry for entry in fields(command.options) if entry.metadata.get("positional")]
-    names = [f"[{entry.name.upper()} ...]" if entry.default == () else entry.name.upper() for entry in texts]
+    forms = {(): "[{} ...]", None: "[{}]"}
+    names = [forms.get(entry.default, "{}").format(entry.name.upper()) for entry in texts]
     names += ["--variant V"] if command.options is SweepOptions else []
     return " ".join(["t5edge", command.name, *names, "[options]"])
 
@@ -174,6 +175,7 @@ def _add_flag(parser: argparse._ActionsContainer, entry: Field[Any], hint: Any) 
         return
     if meta.get("positional"):
         settings |= {"type": kind, "choices": meta.get("choices"), "metavar": entry.name.upper()}
+        settings |= {"nargs": "?"} if default is None else {}
         parser.add_argument(entry.name, **settings)
         return
     settings |= {"type": kind, "default": default, "metavar": meta.get("metavar")}

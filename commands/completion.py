@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5edge.commands.arguments import CompletionOptions, build_parser
+from t5edge.commands.arguments import SHELLS, CompletionOptions, build_parser
 from t5edge.commands.result import Result
-from t5edge.errors import missing_package
+from t5edge.errors import UserError, missing_package
 from t5edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -22,8 +24,11 @@ def run(options: CompletionOptions, progress: Progress) -> Result:
     """Print the script; it is static, so completing runs nothing of t5edge.
 
     Raises:
-        UserError: shtab is missing.
+        UserError: shtab is missing, or the shell is none that it knows.
     """
+    shell = options.shell or Path(os.environ.get("SHELL", "")).name
+    if shell not in SHELLS:
+        raise UserError(f"the shell '{shell}' is not among those completed; name one of {', '.join(SHELLS)}.")
     try:
         import shtab
     except ImportError as error:
@@ -32,13 +37,13 @@ def run(options: CompletionOptions, progress: Progress) -> Result:
     for action in _actions(parser):
         kind = FILES.get(str(action.metavar))
         if kind is not None:
-            action.complete = getattr(shtab, kind)  # type: ignore[attr-defined]
-    script: str = shtab.complete(parser, options.shell)
+            action.complete = getattr(shtab, kind)
+    script: str = shtab.complete(parser, shell)
 
     def show(console: Console) -> None:
         console.file.write(script)
 
-    return Result({"shell": options.shell, "script": script}, show)
+    return Result({"shell": shell, "script": script}, show)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5edge.commands.result import Result, say
+from t5edge.commands.table import print_table
 from t5edge.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+COLUMNS = ("target", "version", "builds here", "runs here")
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,7 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
     data = {"targets": report, "int8": int8, "kernels": kernels, "tools": tool_versions()}
 
     def show(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table("target", "version", "builds here", "runs here", title_justify="left")
-        for row in report:
-            marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
-            table.add_row(row["target"], row["version"] or "not installed", *marks)
-        console.print(table)
+        print_table(console, "", COLUMNS, [_cells(row) for row in report], COLUMNS[1:])
         for row in report:
             if row["reason"]:
                 say(console, f"{row['target']}: {row['reason']}")
@@ -41,3 +39,9 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
             say(console, f"encoders with int8 or int4 weights alone: {kernels}")
 
     return Result(data, show)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Of a target; why it cannot do something is too long for a cell."""
+    marks = ["yes" if row[key] else "no" for key in ("can_build", "can_run")]
+    return [row["target"], row["version"] or "not installed", *marks]

@@ -51,7 +51,7 @@ def _width(console: Console, table: Table) -> int:
 def _table(title: str, columns: Sequence[str], kept: Sequence[str], rows: Rows, right: bool) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title or None, title_justify="left")
     for column in kept:
         justify = "right" if right and column != columns[0] else "left"
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]

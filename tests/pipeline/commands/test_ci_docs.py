@@ -15,7 +15,9 @@ from support.bundles import Workshop
 from t5edge.cli import main
 
 ROOT = Path(__file__).parents[3]
-LINES = [line.strip() for line in (ROOT / "docs" / "ci.md").read_text("utf-8").splitlines()]
+TEXT = (ROOT / "docs" / "ci.md").read_text("utf-8")
+EXPORT = TEXT.partition("```toml\n")[2].partition("```")[0]
+LINES = [line.strip() for line in TEXT.splitlines()]
 STEPS = [
     line.removeprefix("- run: ").removeprefix("- ") for line in LINES if line.startswith("- ") and "t5edge " in line
 ]
@@ -51,12 +53,23 @@ def test_a_wrong_baseline_is_one_line(
     assert message in capsys.readouterr().err
 
 
+def test_the_file_of_the_docs_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export.toml").write_text(EXPORT)
+    assert main(["export", "--config", "export.toml", "--out", "bundle", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["variant"], plan["precision"], plan["out"]) == ("t5-demo", "int8", "bundle")
+
+
 @pytest.mark.slow
 def test_the_steps_of_both_pipelines_run(tmp_path: Path) -> None:
     """In turn, from an empty folder; the first export is the baseline of both."""
     assert len(STEPS) == 6
     (tmp_path / "prompts.txt").write_text("spell 1984\nspell 7\n")
-    environment = {**os.environ, "MODEL": "t5-demo", "PRECISION": "int8"}
+    (tmp_path / "export.toml").write_text(EXPORT)
+    environment = dict(os.environ)
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for step in STEPS:
         if " verify " in step and not (tmp_path / "baseline").exists():
