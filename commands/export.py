@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from t5edge.commands.bars import announce_torch
 from t5edge.commands.dry_run import dry_run, refuse_early
-from t5edge.commands.parity_table import parity_table
+from t5edge.commands.parity_table import print_parity
 from t5edge.commands.result import Result, shown
 from t5edge.errors import require_extra
 from t5edge.options import ExportOptions
@@ -45,7 +45,7 @@ def _single(options: ExportOptions, progress: Progress) -> Result:
 
     def show(console: Console) -> None:
         if bundle.passed is not None:
-            console.print(parity_table(ParityReport.read(bundle.folder / PARITY_FILE)))
+            print_parity(console, ParityReport.read(bundle.folder / PARITY_FILE))
         size = bundle.manifest.stored_bytes
         parity = bundle.manifest.parity
         verdict = "not run" if parity is None else shown(parity.describe())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.commands.bars import announce_torch
-from t5edge.commands.parity_table import parity_table
+from t5edge.commands.parity_table import print_parity
 from t5edge.commands.result import Result
 from t5edge.errors import UserError
 from t5edge.options import BUDGET_HELP, TEXTS_HELP, check_budget, option
@@ -88,7 +88,7 @@ def run(options: VerifyOptions, progress: Progress) -> Result:
         report.write_junit(Path(options.junit))
 
     def show(console: Console) -> None:
-        console.print(parity_table(report))
+        print_parity(console, report)
 
     if report.ran:
         accepted = report.acceptable(options.allow_not_run)
