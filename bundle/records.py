@@ -60,6 +60,10 @@ class Layout:
         return f"the graphs of layout {self.name} do not give our logits (relative error {errors}, limit {limit})."
 
 
+NOTICEABLE = 0.95
+"""A part is called slower below this ratio: above, runs differ by as much."""
+
+
 @dataclass(frozen=True)
 class Times:
     """Milliseconds of one encoder run and of one decoder step, where there is a decoder."""

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import psutil
 
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.records import Speed, Times
+from t5edge.bundle.records import NOTICEABLE, Speed, Times
 from t5edge.runtime.onnxruntime.cpu import open_graph
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_entries, session_options
@@ -27,8 +27,6 @@ SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps where there is a decoder, one text."""
 PARTS = {"encoder": "encoder_ms", "decoder step": "step_ms"}
 """What the user calls a part, and its time."""
-NOTICEABLE = 0.95
-"""A part is called slower from this ratio on: below, runs differ by as much."""
 ROUNDS = 5
 MEMORY_SHARE = 0.5
 """Of the machine's memory, for the float32 weights; a model that needs more is not timed."""

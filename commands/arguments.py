@@ -122,7 +122,7 @@ def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
 def _usage(command: Command) -> str:
     """What must be given; the flags, dozens in places, are listed below it."""
     texts = [entry for entry in fields(command.options) if entry.metadata.get("positional")]
-    forms = {(): "[{} ...]", None: "[{}]"}
+    forms: dict[Any, str] = {(): "[{} ...]", None: "[{}]"}
     names = [forms.get(entry.default, "{}").format(entry.name.upper()) for entry in texts]
     names += ["--variant V"] if command.options is SweepOptions else []
     return " ".join(["t5edge", command.name, *names, "[options]"])

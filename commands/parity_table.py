@@ -26,7 +26,7 @@ def print_parity(console: Console, report: ParityReport) -> None:
 def parity_table(report: ParityReport, spread: bool = True) -> Table:
     """A row for each measure; of a block-wise run, whose layers are many, those of ``condense``.
 
-    ``spread``: with raw rates and intervals.
+    ``spread``: with raw rates and intervals; without them, reasons stand where measures do.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -38,10 +38,10 @@ def parity_table(report: ParityReport, spread: bool = True) -> Table:
     table.add_column("measure")
     for column in ("value", "limit", *(("raw", "95 %") if spread else ())):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("verdict", no_wrap=not spread)
     for result in condense(report.results) if facts.get("blockwise") else report.results:
         colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow" if result.missing else "dim")
-        cells = (result.name, result.measure if result.ran else result.reason)
+        cells = (result.name, result.measure if result.ran or spread else result.reason)
         numbers = (number_text(result.value), number_text(result.limit), *(_spread(result) if spread else ()))
         table.add_row(
             *map(shown, (*cells, *numbers)), f"[{colour}]{shown(result.verdict.partition(':')[0])}[/{colour}]"

@@ -1,4 +1,4 @@
-"""``t5edge report``: one self-contained HTML page about a bundle."""
+"""``t5edge report``: one self-contained HTML page about a bundle, or about two side by side."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ class ReportOptions:
     """What ``report`` takes."""
 
     bundle: str = option("a bundle written by export", "", positional=True)
+    other: str | None = option("another bundle, to set beside it", None, positional=True)
     out: str | None = option("the page to write (default: <bundle>.html beside the bundle)", None, metavar="FILE")
 
 
 def run(options: ReportOptions, progress: Progress) -> Result:
     """Write the page; beside the bundle unless ``--out`` says otherwise, so that the bundle stays as it is."""
-    from t5edge.tools.report.report import report_page, write_page
+    from t5edge.tools.report.report import compare_page, report_page, write_page
 
-    folder = Path(options.bundle)
-    page = report_page(folder)
-    resolved = folder.resolve()
-    out = Path(options.out) if options.out else resolved.with_name(f"{resolved.name}.html")
-    write_page(page, out, folder)
+    folders = [Path(folder) for folder in (options.bundle, options.other) if folder is not None]
+    page = report_page(folders[0]) if len(folders) == 1 else compare_page(*folders)
+    names = [folder.resolve().name for folder in folders]
+    out = Path(options.out) if options.out else folders[0].resolve().with_name(f"{'-beside-'.join(names)}.html")
+    write_page(page, out, *folders)
 
     def show(console: Console) -> None:
         console.print(f"[bold]{shown(out)}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
+from t5edge.runtime.onnxruntime.kernels import cpu_name
 
 if TYPE_CHECKING:
     from t5edge.kernels.block import Block, BlockKind
@@ -258,7 +261,13 @@ def run_ladder(
         if result.verdict == FAIL:
             progress.message(f"failed: {result.describe()}")
     facts = {**_facts(opener.manifest, opener.target), **({"blockwise": True} if opener.mapped else {})}
-    return ParityReport(results, {**facts, "seconds": round(time.monotonic() - begin, 1)})
+    return ParityReport(results, {**facts, "seconds": round(time.monotonic() - begin, 1), **_occasion()})
+
+
+def _occasion() -> dict[str, str]:
+    """When and where this runs: UTC, the CPU and the system, for whoever reads the report later."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, "cpu": cpu_name(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def _refuse_engines(target: str) -> None:
