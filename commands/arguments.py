@@ -76,7 +76,11 @@ COMMANDS = (
     Command("bench", BenchOptions, "how fast a bundle runs here, beside the machine's limits"),
     Command("tune", TuneOptions, "measure which kernels run a bundle fastest on this CPU, and remember them"),
     Command("inspect", InspectOptions, "what is in a bundle, what each graph costs"),
-    Command("report", ReportOptions, "one HTML page: sizes, parity, what was rounded and what it costs"),
+    Command(
+        "report",
+        ReportOptions,
+        "one HTML page about a bundle, or two: verdict, what was not run, figures and their limits",
+    ),
     Command("variants", VariantsOptions, "the family as a table"),
     Command("doctor", DoctorOptions, "which targets this machine can build and run, and why not"),
     Command("completion", CompletionOptions, "the script that makes a shell complete t5edge's commands and flags"),

@@ -177,7 +177,7 @@ def _svg(figure: Any, label: str) -> str:
     pyplot.close(figure)
     root = _kept(ElementTree.fromstring(written.getvalue()))
     root.attrib |= {"role": "img", "aria-label": visible(label)}
-    return ElementTree.tostring(root, encoding="unicode", method="html")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _kept(element: ElementTree.Element) -> ElementTree.Element:

@@ -215,7 +215,9 @@ def _why_untimed(manifest: Manifest) -> str:
         return "only quantized bundles are timed, against float32"
     if manifest.precision.compute != "float":
         return f"this bundle computes in {manifest.precision.compute}, for which CPUs have no kernels"
-    return "it was not asked for, or float32 did not fit in memory"
+    if (manifest.options or {}).get("no_verify"):
+        return "the bundle was written without verification"
+    return "it is not recorded, or float32 did not fit in memory"
 
 
 def _ranges(rescale: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:

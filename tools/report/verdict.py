@@ -235,10 +235,10 @@ def tiles(manifest: Manifest, parity: ParityReport | None, size: int) -> list[Fa
         results = () if parity is None else parity.results
         result = next((one for one in results if one.name == check and one.measure.startswith(measure)), None)
         if result is not None:
-            words = f"{result.measure}, limit {figure(result.limit)}"
-            found.append(_tile(figure(result.value), words, "fail" if result.verdict == FAIL else ""))
+            kind = "fail" if result.verdict == FAIL else ""
+            found.append(_tile(figure(result.value), result.measure, kind, figure(result.limit)))
     return found
 
 
-def _tile(figure: str, words: str, kind: str = "") -> Facts:
-    return {"figure": figure, "words": words, "kind": kind}
+def _tile(shown: str, words: str, kind: str = "", limit: str = "") -> Facts:
+    return {"figure": shown, "words": words, "kind": kind, "limit": limit}
