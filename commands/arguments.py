@@ -79,7 +79,7 @@ COMMANDS = (
     Command(
         "report",
         ReportOptions,
-        "one HTML page about a bundle, or two: verdict, what was not run, figures and their limits",
+        "one HTML page about a bundle, or two: verdict, what was not run, figures",
     ),
     Command("variants", VariantsOptions, "the family as a table"),
     Command("doctor", DoctorOptions, "which targets this machine can build and run, and why not"),

@@ -166,7 +166,7 @@ def origin(manifest: Manifest, parity: ParityReport | None) -> Facts:
         "revision": manifest.revision,
         "key": manifest.content_key,
         "weights": next((facts.sha256 for name, facts in manifest.files.items() if name == WEIGHTS), None),
-        "date": known.get("date"),
+        "date": None if "date" not in known else f"{str(known['date']).replace('T', ' ')[:16]} UTC",
         "cpu": known.get("cpu"),
         "system": known.get("system"),
         "seconds": known.get("seconds"),

@@ -45,6 +45,14 @@ class Verdict:
         return len(self.failures)
 
     @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """What was not run, that with the same reason together."""
+        names: dict[str, list[str]] = {}
+        for missing in self.not_run:
+            names.setdefault(missing.reason, []).append(missing.name)
+        return [(", ".join(known), reason) for reason, known in names.items()]
+
+    @property
     def kind(self) -> str:
         """How it is coloured: pass, fail or open."""
         return {"passed": "pass", "failed": "fail"}.get(self.word, "open")
