@@ -84,15 +84,17 @@ def to_download(repository: Repository) -> int:
         UserError: as ``download``.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
     with _hub_errors(repository):
         cached = _cached(repository)
         if cached is not None and _complete(cached / repository.subfolder):
             return 0
-        info = HfApi().model_info(
-            repository.name, revision=repository.revision, timeout=TIMEOUT_SECONDS, files_metadata=True
-        )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        HfApi().model_info(
+            repository.name, revision=repository.revision, timeout=TIMEOUT_SECONDS
+        )  # shows what is wrong
+        entries = list(HfApi().list_repo_tree(repository.name, revision=repository.revision, recursive=True))
+    sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
     for name in map(repository.inside, (*ADAPTER_FILES, *WEIGHT_FILES)):
         if name in sizes:
             return sizes[name]

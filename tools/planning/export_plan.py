@@ -14,6 +14,7 @@ from typing import Any
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import Precision
+from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.hub import Repository, to_download
 from t5edge.exporter.checkpoint.open import Checkpoint, on_the_hub
 from t5edge.options import ExportOptions
@@ -67,9 +68,9 @@ def plan_export(options: ExportOptions, progress: Progress) -> ExportPlan:
     Raises:
         UserError: as ``export_bundle``, as far as it can be known before a graph is made.
     """
-    repository = None if options.random_weights is not None else on_the_hub(options.variant, options.revision)
+    repository = None if options.random_weights is not None else on_the_hub(*_named(options))
     fetched = 0 if repository is None else to_download(repository)
-    ready = prepare(replace(options, random_weights=STRUCTURE_SEED) if fetched else options, progress)
+    ready = prepare(_structure(options) if fetched else options, progress)
     checkpoint, row = ready.checkpoint, ready.row
     if not fetched:
         choose_texts(checkpoint, row, options, progress)
@@ -91,6 +92,20 @@ def plan_export(options: ExportOptions, progress: Progress) -> ExportPlan:
         verify=verify,
         targets=ready.targets,
     )
+
+
+def _named(options: ExportOptions) -> tuple[str, str | None, str | None]:
+    return options.variant, options.revision, options.subfolder
+
+
+def _structure(options: ExportOptions) -> ExportOptions:
+    """Raises: UserError where the structure alone cannot be opened."""
+    if options.subfolder is not None:
+        raise UserError(
+            f"'{options.variant}' is not in the cache, and --dry-run downloads no weights; export it, or fetch it with "
+            "'hf download' first."
+        )
+    return replace(options, random_weights=STRUCTURE_SEED)
 
 
 def _source(checkpoint: Checkpoint, options: ExportOptions, repository: Repository | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants as hub_constants
@@ -20,6 +23,7 @@ import pytest
 
 from support.sentences import save_sentence_model
 from support.tiny_models import find_tiny_model, save_tiny_model
+from t5edge.cli import main
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.hub import Repository
 from t5edge.exporter.checkpoint.open import open_checkpoint
@@ -322,3 +326,42 @@ def test_download_of_a_sentence_model_takes_its_modules(hub: FakeHub, monkeypatc
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     again = open_checkpoint("someone/sentence-t5", revision=COMMIT)
     assert again.content_key() == first.content_key()
+
+
+def plan(*more: str, variant: str = NAME) -> tuple[int, dict[str, Any]]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        code = main(["export", "--variant", variant, "--out", "never-written", "--dry-run", "--json", *more])
+    return code, json.loads(out.getvalue() or "{}")
+
+
+def test_a_dry_run_downloads_no_weights_and_says_how_many_there_are(hub: FakeHub) -> None:
+    save_tiny_model(TINY, hub.folder, 1)
+    code, found = plan(variant="someone/their-t5")
+    assert (code, found["download"]) == (0, (hub.folder / "model.safetensors").stat().st_size)
+    assert (found["source"], found["revision"]) == ("someone/their-t5 on the hub", COMMIT)
+    assert found["parameters"] == TINY.architecture.parameters
+    assert "model.safetensors" not in hub.downloaded()
+    open_checkpoint("someone/their-t5")
+    assert plan(variant="someone/their-t5")[1]["download"] == 0
+
+
+def test_a_dry_run_counts_the_shards(hub: FakeHub) -> None:
+    save_tiny_model(TINY, hub.folder, 1, "transformers4", sharded=True, bin=True)
+    shards = sum(path.stat().st_size for path in hub.folder.glob("pytorch_model-*.bin"))
+    assert plan(variant="someone/their-t5")[1]["download"] == shards
+
+
+@pytest.mark.parametrize("answer", [(403, "GatedRepo"), (404, "RepoNotFound"), (501, "Down")])
+def test_a_dry_run_is_refused_by_the_hub_as_the_export_is(
+    hub: FakeHub, answer: tuple[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refusal = answer
+    assert plan()[0] == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"t5edge export: {refusal(NAME)}"
+
+
+def test_a_dry_run_of_a_part_that_is_not_cached_says_so(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_model(TINY, hub.folder / "text_encoder_2", 1)
+    assert plan("--subfolder", "text_encoder_2", variant="someone/pipeline")[0] == 2
+    assert "is not in the cache, and --dry-run downloads no weights" in capsys.readouterr().err
