@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -274,6 +276,28 @@ def test_the_completion_names_commands_and_flags(shell: str, capsys: pytest.Capt
     script = capsys.readouterr().out
     assert all(command.name in script for command in cli.COMMANDS)
     assert "max-source-length" in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("t5edge ex", ["export"]),
+        ("t5edge export --max-s", ["--max-source-length"]),
+        ("t5edge export --cache in", ["in-place"]),
+        ("t5edge report bun", ["bundles"]),
+        ("t5edge export --texts tex", ["texts.txt"]),
+    ],
+)
+def test_bash_completes(words: str, completed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "texts.txt").touch()
+    given = words.split()
+    ask = f'COMP_WORDS=({words}); COMP_CWORD={len(given) - 1}; _shtab_t5edge; echo "${{COMPREPLY[@]}}"'
+    script = f"{capsys.readouterr().out}\n{ask}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.split() == completed
 
 
 def test_the_completion_is_for_the_users_own_shell(
