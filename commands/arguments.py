@@ -79,11 +79,11 @@ COMMANDS = (
     Command(
         "report",
         ReportOptions,
-        "one HTML page about a bundle, or two: verdict, what was not run, figures",
+        "one HTML page about a bundle, or two: verdict, not run, figures",
     ),
     Command("variants", VariantsOptions, "the family as a table"),
     Command("doctor", DoctorOptions, "which targets this machine can build and run, and why not"),
-    Command("completion", CompletionOptions, "the script that makes a shell complete t5edge's commands and flags"),
+    Command("completion", CompletionOptions, "the script that makes a shell complete commands and flags"),
 )
 OUTPUT = {
     "quiet": "only results and errors",
@@ -113,7 +113,8 @@ def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for command in COMMANDS:
         sub = commands.add_parser(command.name, help=command.help, description=command.help, usage=_usage(command))
         hints = typing.get_type_hints(command.options)
-        groups = {name: sub.add_argument_group(title) for title, names in command.groups.items() for name in names}
+        made = {title: sub.add_argument_group(title) for title in command.groups}
+        groups = {name: made[title] for title, names in command.groups.items() for name in names}
         for entry in fields(command.options):
             _add_flag(groups.get(entry.name, sub), entry, hints[entry.name])
         sub.add_argument("--json", action="store_true", help="print one JSON object on standard output")

@@ -175,6 +175,9 @@ def test_every_option_is_in_the_help_with_a_text_of_its_own(command: Any, capsys
         assert not words.endswith(".")
     assert all(flag in shown for flag in ("--json", "--quiet", "--verbose"))
     assert max(map(len, shown.splitlines())) <= 80
+    headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == sorted(set(headings), key=headings.index)
+    assert len(headings) == 1 + len(command.groups) + ("positional arguments:" in headings)
 
 
 def test_the_groups_of_the_help_name_options() -> None:
