@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5edge.commands.result import Result, shown
+from t5edge.commands.result import Result, say, shown
 from t5edge.options import option
 from t5edge.progress import Progress
 
@@ -25,7 +25,8 @@ class ReportOptions:
 
 def run(options: ReportOptions, progress: Progress) -> Result:
     """Write the page; beside the bundle unless ``--out`` says otherwise, so that the bundle stays as it is."""
-    from t5edge.tools.report.report import compare_page, report_page, write_page
+    from t5edge.tools.report.report import compare_page, read_bundle, report_page, write_page
+    from t5edge.tools.report.verdict import judge
 
     folders = [Path(folder) for folder in (options.bundle, options.other) if folder is not None]
     page = report_page(folders[0]) if len(folders) == 1 else compare_page(*folders)
@@ -33,7 +34,15 @@ def run(options: ReportOptions, progress: Progress) -> Result:
     out = Path(options.out) if options.out else folders[0].resolve().with_name(f"{'-beside-'.join(names)}.html")
     write_page(page, out, *folders)
 
-    def show(console: Console) -> None:
-        console.print(f"[bold]{shown(out)}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False)
+    verdicts = [judge(*read_bundle(folder)) for folder in folders]
 
-    return Result({"report": str(out), "bytes": len(page.encode())}, show)
+    def show(console: Console) -> None:
+        console.print(f"[bold]{shown(out)}[/bold]  {len(page) / 1e3:.0f} kB", highlight=False, soft_wrap=True)
+        for folder, found in zip(folders, verdicts, strict=True):
+            say(console, f"{folder}: {found.word}; {found.counts}")
+
+    said = [
+        {"bundle": str(folder), "verdict": found.word, **found.numbers}
+        for folder, found in zip(folders, verdicts, strict=True)
+    ]
+    return Result({"report": str(out), "bytes": len(page.encode()), "bundles": said}, show)

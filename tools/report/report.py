@@ -130,11 +130,19 @@ def _markup(draw: Any) -> Any:
     return lambda *given: Markup(draw(*given))
 
 
+def read_bundle(folder: Path) -> tuple[Manifest, ParityReport | None]:
+    """The manifest of a bundle and its parity report, that of ``parity.json`` with its details where it is there.
+
+    Raises:
+        UserError: it is no bundle, or one of the files is damaged.
+    """
+    manifest, path = Manifest.read(folder), folder / PARITY
+    return manifest, ParityReport.read(path) if path.is_file() else manifest.parity
+
+
 def _facts(folder: Path) -> Facts:
-    """The manifest, the parity report, and what is computed from them. This is where they are read."""
-    manifest = Manifest.read(folder)
-    path = folder / PARITY
-    parity = ParityReport.read(path) if path.is_file() else manifest.parity
+    """What a bundle says, and what is computed from it."""
+    manifest, parity = read_bundle(folder)
     plan, stored = manifest.quantization, _stored_files(plain(manifest.files))
     size = sum(size for name, size in stored if name.endswith((".onnx", ".safetensors")))
     return {

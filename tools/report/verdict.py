@@ -45,6 +45,17 @@ class Verdict:
         return len(self.failures)
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """How many of each."""
+        not_run = len(self.not_run)
+        return {"passed": self.passed, "failed": self.failed, "not_run": not_run, "not_applicable": self.not_applicable}
+
+    @property
+    def counts(self) -> str:
+        """``numbers`` in words."""
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.numbers.items())
+
+    @property
     def reasons(self) -> list[tuple[str, str]]:
         """What was not run, that with the same reason together."""
         names: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def test_the_page_is_written_beside_the_first_bundle(
 ) -> None:
     assert main(["report", str(bundles[0]), "--json", str(bundles[1])]) == 0
     assert (bundles[0].parent / "first-beside-second.html").is_file()
+    said = json.loads(capsys.readouterr().out)["bundles"]
+    assert [bundle["bundle"] for bundle in said] == [str(folder) for folder in bundles]
+    assert [bundle["verdict"] for bundle in said] == ["passed", "passed except what was not run"]
+    assert [bundle["not_run"] for bundle in said] == [0, 1]
+    assert main(["report", str(bundles[1])]) == 0
+    line = "passed except what was not run; 3 passed, 0 failed, 1 not run, 0 not applicable"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{bundles[1]}: {line}"
     assert main(["report", *map(str, bundles), "--out", str(bundles[1] / "page.html")]) == 2
     assert main(["report", str(bundles[0]), str(bundles[0].parent)]) == 2
     assert "lies in the bundle" in capsys.readouterr().err
