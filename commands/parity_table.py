@@ -43,9 +43,8 @@ def parity_table(report: ParityReport, spread: bool = True) -> Table:
         colour = {PASS: "green", FAIL: "red"}.get(result.verdict, "yellow" if result.missing else "dim")
         cells = (result.name, result.measure if result.ran or spread else result.reason)
         numbers = (number_text(result.value), number_text(result.limit), *(_spread(result) if spread else ()))
-        table.add_row(
-            *map(shown, (*cells, *numbers)), f"[{colour}]{shown(result.verdict.partition(':')[0])}[/{colour}]"
-        )
+        verdict = shown(result.verdict if spread else result.verdict.partition(":")[0])
+        table.add_row(*map(shown, (*cells, *numbers)), f"[{colour}]{verdict}[/{colour}]")
     return table
 
 
