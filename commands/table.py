@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDEST = 10_000
+PIPED_WIDTH = 132
+"""Columns of a pipe at least, for what is printed below a table too."""
 Rows = Sequence[Sequence[str]]
 
 
@@ -30,7 +32,7 @@ def print_table(
     kept = list(columns)
     table = _table(title, columns, kept, rows, right)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = max(console.width, _width(console, table))
+        console.width = max(console.width, PIPED_WIDTH, _width(console, table))
     least = [columns[0], *first]
     while _width(console, table) > console.width and len(kept) > 1:
         kept.remove(max(kept, key=least.index))
