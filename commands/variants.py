@@ -145,8 +145,6 @@ def _show_plans(console: Console, plans: list[VariantCost], facts: dict[str, Any
     )
     print_table(console, title, ("name", *PLAN_COLUMNS), [_plan_cells(plan) for plan in plans], PLAN_FIRST, right=True)
     rates = ", ".join(f"{rate:.3g} {dtype}" for dtype, rate in device["tflops"].items())
-    console.print(
-        f"{device['bandwidth']:.4g} GB/s; TFLOP/s: {rates} ({device['source']}). m: bound by memory, c: by compute; "
-        "rooflines are bounds from below. Accuracy is not in this table.",
-        highlight=False,
-    )
+    console.print(f"{device['bandwidth']:.4g} GB/s; TFLOP/s: {rates} ({device['source']})", highlight=False)
+    console.print("m: bound by memory, c: by compute; rooflines are bounds from below", highlight=False)
+    console.print("Accuracy is not in this table.", highlight=False)
