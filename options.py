@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from t5edge.bundle.manifest import TASKS
+from t5edge.bundle.manifest import PORTABLE_OPSET, STANDARD_OPSET, TASKS
 from t5edge.bundle.ports import Limits
 from t5edge.bundle.precision import PRECISIONS, Precision, precision
 from t5edge.bundle.schema import InFolder
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
-from t5edge.exporter.form import Form
+from t5edge.exporter.form import Form, check_portable
 from t5edge.exporter.reference.texts import Example
 from t5edge.parity.texts import BUDGET, LEAST, LEAST_ON_BUDGET
 from t5edge.runtime.backend import find_backend
@@ -35,6 +35,8 @@ BUDGET_HELP = (
     f"judge texts for so long, but {LEAST_ON_BUDGET} target positions at least "
     f"(default: {LEAST} positions, and what {BUDGET:g} seconds allow)"
 )
+OPSETS = (STANDARD_OPSET, PORTABLE_OPSET)
+"""Of the graphs: with fused operators, or without."""
 LAYOUTS = ("t5edge", "optimum")
 """Whose files a bundle holds: ours alone, or optimum's and transformers.js' beside them."""
 COMPUTES = ("auto", "fp32", "fp16")
@@ -114,6 +116,12 @@ class ExportOptions:
         "t5edge",
         choices=LAYOUTS,
     )
+    opset: int = option(
+        f"of the graphs: {STANDARD_OPSET}, or {PORTABLE_OPSET} for TensorRT before 10.14 and other older runtimes "
+        f"(default: {STANDARD_OPSET})",
+        STANDARD_OPSET,
+        choices=OPSETS,
+    )
     no_fuse: bool = option("engines with plain instead of fused attention", False)
     separate_weights: bool = option(
         "engines read their matrices from weights.safetensors instead of holding them", False
@@ -137,13 +145,14 @@ class ExportOptions:
         choice = (
             ("cache", CACHES),
             ("layout", LAYOUTS),
+            ("opset", OPSETS),
             ("compute", COMPUTES),
             ("observer", (None, *OBSERVERS)),
             ("task", (None, *TASKS)),
         )
         for name, choices in choice:
             if getattr(self, name) not in choices:
-                known = ", ".join(choice for choice in choices if choice is not None)
+                known = ", ".join(str(choice) for choice in choices if choice is not None)
                 raise UserError(f"--{name} is '{getattr(self, name)}'; choose one of {known}.")
         given = {"blockwise": self.blockwise, "texts": self.texts, "time-budget": self.time_budget}
         for name in (name for name, value in given.items() if value and self.no_verify):
@@ -163,7 +172,7 @@ class ExportOptions:
     @property
     def form(self) -> Form:
         """The graphs that they ask for."""
-        return Form(self.cache, self.layout, self.max_target_length)
+        return Form(self.cache, self.layout, self.max_target_length, self.opset)
 
     @property
     def folder_name(self) -> str:
@@ -241,6 +250,7 @@ def wanted_row(options: ExportOptions) -> Precision:
     if options.count_ties and not row.quantized:
         raise UserError(f"--count-ties is for quantized precisions, and {row.name} quantizes nothing; leave it out.")
     row = replace(row.computing(_compute(options, row)), count_ties=options.count_ties)
+    check_portable(options.form, row)
     if options.require_speedup and row.quantized and row.compute != "float":
         raise UserError(
             f"--require-speedup times the bundle on this machine's CPU, where {row.compute} has no kernels; "
@@ -268,6 +278,7 @@ def recorded_options(options: ExportOptions) -> dict[str, Any]:
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
     unused = [name for name in ("adapter", "prompt", "subfolder", "task") if not getattr(options, name)]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
+    unused += ["opset"] if options.opset == STANDARD_OPSET else []
     for name in unused:  # as in bundles of versions without them
         del kept[name]
     files = ("calibration", "texts", "vocabulary")

@@ -27,6 +27,7 @@ from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.checkpoint.prompts import require_room
 from t5edge.exporter.family.config import label_names
 from t5edge.exporter.graph.assemble import Graphs
+from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.trace import trace_blocks
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
@@ -185,6 +186,8 @@ def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, p
         settings = Settings() if options.observer is None else Settings(options.observer)
         plan = make_plan(checkpoint, graphs, row, texts, progress, settings)
         apply_plan(plan, graphs)
+    if options.form.portable:
+        make_portable(graphs)
     return Parts(checkpoint, blocks, rescale, graphs, plan)
 
 
@@ -218,6 +221,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         options=recorded_options(options),
         limits=options.limits,
         cache=options.cache,
+        opset=options.opset,
         session=CONFIGURATION,
         rows_share_cross=True,
         ports=parts.graphs.ports(),

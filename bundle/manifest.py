@@ -36,6 +36,8 @@ GRAPHS = ("encoder", "decoder")
 """Graphs that every bundle has; an encoder alone has the first."""
 TASKS = ("generate", "encode")
 """What a bundle is for: text from text, which is not written, or the hidden states of an encoder alone."""
+STANDARD_OPSET, PORTABLE_OPSET = 23, 17
+"""Of the graphs: with fused operators (the decoder that writes its cache in place has 24), or for older runtimes."""
 CACHES = ("concat", "in-place", "both")
 OMITTED_WHEN_NONE = ("subfolder", "session", "costs", "adapters", "prompts", "vocabulary", "sentence", "labels")
 HINT = "pass a bundle written by 't5edge export'."
@@ -64,6 +66,7 @@ class Manifest:
         options: the options of the export.
         limits: the largest sizes that engines take.
         cache: how the engines' decoder keeps keys and values: concat, in-place or both.
+        opset: of the graphs; bundles that do not say it have ``STANDARD_OPSET``.
         session: configuration entries of ONNX Runtime's CPU sessions, by graph; None for the runtime's own.
         rows_share_cross: the decoder takes cross keys, values and mask once per sentence.
         ports: inputs and outputs of every graph, by its file's name.
@@ -94,6 +97,7 @@ class Manifest:
     options: Mapping[str, Any] | None = None
     limits: Limits
     cache: Annotated[str, OneOf(CACHES)] = "concat"
+    opset: Size = STANDARD_OPSET
     session: Mapping[str, Mapping[str, str]] | None = None
     rows_share_cross: bool = False
     ports: Mapping[str, GraphPorts]
@@ -162,6 +166,8 @@ class Manifest:
         kept = {name: value for name, value in data.items() if value is not None or name not in OMITTED_WHEN_NONE}
         if self.task == TASKS[0]:  # as in bundles of versions without other tasks
             del kept["task"]
+        if self.opset == STANDARD_OPSET:  # likewise
+            del kept["opset"]
         return {**kept, **self.other}
 
     def write(self, folder: Path) -> None:
@@ -183,6 +189,11 @@ class Manifest:
     def passed(self) -> bool | None:
         """Whether every check was run and passed; None when parity was not run."""
         return None if self.parity is None else self.parity.passed
+
+    @property
+    def portable(self) -> bool:
+        """Whether older runtimes read the graphs: they have no fused operators."""
+        return self.opset <= PORTABLE_OPSET
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -19,6 +19,7 @@ from t5edge.exporter.form import Form
 from t5edge.exporter.graph.assemble import Graphs, assemble
 from t5edge.exporter.graph.costs import graph_costs
 from t5edge.exporter.graph.in_place import add_in_place
+from t5edge.exporter.graph.portable import check_file, is_portable
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.write import attach, plan_weights, write_weights
 from t5edge.exporter.layouts.optimum import add_optimum
@@ -50,7 +51,7 @@ def assemble_graphs(
     graphs = assemble(*facts, None if checkpoint.sentence is None else checkpoint.sentence.facts)
     if graphs.decoder is None:
         return graphs
-    if row.compute == "float":
+    if row.compute == "float" and not form.portable:
         graphs = add_in_place(graphs, *facts)
     if form.cache != "concat":
         graphs = add_in_place(graphs, *facts, form.max_target_length)
@@ -67,6 +68,8 @@ def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, progress: 
     for name, model in graphs.items():
         attach(model, plan, folder)
         ir.save(model, folder / f"{name}.onnx")
+        if is_portable(model):
+            check_file(folder / f"{name}.onnx")
     costs = {name: graph_costs(model) for name, model in graphs.items() if name in GRAPHS}
     return SavedGraphs(digest, costs)
 

@@ -132,12 +132,16 @@ def _quantize(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
 
 
 def _dequantize(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+    """With a zero point where one number scales all: without it ONNX Runtime takes integers that it moves for unsigned."""
     values, scale, *zero = _given(node)
-    narrow = dtype_of(scale)
-    if narrow == FLOAT:
+    narrow, single = dtype_of(scale), scale.shape is not None and len(scale.shape) == 0
+    if narrow == FLOAT and (zero or not single):
         return []
-    wide = tape.op("DequantizeLinear", [values, _widened(scale), *zero], dict(node.attributes))
-    return [tape.op("Cast", [wide], {"to": narrow})]
+    if single and not zero:
+        zero = [constant_value(np.zeros((), np.int8), "int8_0")]
+    scale = scale if narrow == FLOAT else _widened(scale)
+    wide = tape.op("DequantizeLinear", [values, scale, *zero], dict(node.attributes))
+    return [wide if narrow == FLOAT else tape.op("Cast", [wide], {"to": narrow})]
 
 
 def _gather(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:

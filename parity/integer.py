@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from t5edge.parity.subject import Subject
 
 GRAPH = "encoder"
+AXES_ARE_INPUTS = 18
+"""The opset from which on reductions take their axes so."""
 ROUNDINGS = 4.0
 """Two correct results differ by at most so many units in the last place of float32: scale, product, and integers above
 2^24, on either side."""
@@ -168,11 +170,15 @@ def _expose_largest(graph: ir.Graph, sites: list[_Site]) -> list[str]:
     graph.outputs.clear()
     axes = ir.tensor(np.array([-1]), name="largest/axes")
     last = ir.Value(name=axes.name, type=ir.TensorType(axes.dtype), shape=ir.Shape([1]), const_value=axes)
-    graph.register_initializer(last)
+    if graph.opset_imports[""] >= AXES_ARE_INPUTS:
+        graph.register_initializer(last)
+        axis: tuple[list[ir.Value], dict[str, Any]] = [last], {}
+    else:
+        axis = [], {"axes": [-1]}
     for place, site in enumerate(sites):
         magnitude = ir.node("Abs", [site.x])
         magnitude.outputs[0].name = f"largest/magnitude/{place}"
-        node = ir.node("ReduceMax", [magnitude.outputs[0], last], {"keepdims": 0})
+        node = ir.node("ReduceMax", [magnitude.outputs[0], *axis[0]], {"keepdims": 0, **axis[1]})
         node.outputs[0].name = f"largest/{place}"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         graph.extend([magnitude, node])

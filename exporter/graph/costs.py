@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from t5edge.bundle.costs import GatheredTable, GraphCosts
+from t5edge.kernels.roles import AttentionNode, attentions
 
 PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
 LOOKED_THROUGH = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
@@ -22,12 +23,12 @@ def read_costs(path: Path) -> GraphCosts:
 def graph_costs(model: ir.Model) -> GraphCosts:
     """Operator counts, weights, products and attentions of one graph.
 
-    Products are MatMul, Gemm and Attention, which is all but a few per cent.
+    Products are MatMul, Gemm and attentions, which is all but a few per cent.
     """
     graph = model.graph
     counts = Counter(node.op_type for node in graph)
     products = [weight for node in graph if node.op_type in PRODUCTS and (weight := _weight(node)) is not None]
-    attentions = Counter(_key_axis(graph, node) for node in graph if node.op_type == "Attention")
+    axes = Counter(_key_axis(graph, attention) for attention in attentions(graph))
     read, gathered = 0, []
     for node in graph:
         for index, value in enumerate(node.inputs):
@@ -42,8 +43,8 @@ def graph_costs(model: ir.Model) -> GraphCosts:
         operators=dict(counts.most_common()),
         token_axis="target" if _has_cross_mask(graph) else "source",
         matmul_elements=sum(weight.size for weight in products),
-        attention_width=_attention_width(graph) if attentions else 0,
-        attentions=dict(attentions),
+        attention_width=_attention_width(graph) if axes else 0,
+        attentions=dict(axes),
         bytes_read=read,
         gathered=tuple(gathered),
     )
@@ -68,10 +69,9 @@ def _table(tensor: ir.TensorProtocol) -> GatheredTable:
     return GatheredTable(tensor.nbytes, tensor.nbytes // max(1, int(tensor.shape[0])))  # type: ignore[arg-type]
 
 
-def _key_axis(graph: ir.Graph, node: ir.Node) -> str:
+def _key_axis(graph: ir.Graph, attention: AttentionNode) -> str:
     """The axis of an attention's keys: in a decoder those of the source are an input, its own are computed."""
-    key = node.inputs[1]
-    if not _has_cross_mask(graph) or (key is not None and key.producer() is None):
+    if not _has_cross_mask(graph) or attention.key.producer() is None:
         return "source"
     return "past + target"
 
@@ -80,13 +80,14 @@ def _attention_width(graph: ir.Graph) -> int:
     """Heads times d_kv: of a port with keys [batch, heads, length, d_kv], or of the matrix behind an attention."""
     port = next((v for v in (*graph.inputs, *graph.outputs) if v.name and v.name.endswith(".key")), None)
     if port is None:
-        return _rows_behind(next(node for node in graph if node.op_type == "Attention"))
+        return _rows_behind(next(attentions(graph)).out)
     assert port.shape is not None
     return int(port.shape[1]) * int(port.shape[3])  # type: ignore[arg-type]
 
 
-def _rows_behind(node: ir.Node) -> int:
-    """Rows [in] of the matrix of the first product that reads what ``node`` computes."""
+def _rows_behind(value: ir.Value) -> int:
+    """Rows [in] of the matrix of the first product that reads ``value``."""
+    node = next(iter(value.uses())).node
     while node.op_type not in PRODUCTS:
         node = next(iter(node.outputs[0].uses())).node
     weight = _weight(node)

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from t5edge.bundle.manifest import PORTABLE_OPSET
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.kernels.fusion import FusionError
 from t5edge.kernels.primitives import expand
 
-OPSET, IR_VERSION = 17, 8
+OPSET, IR_VERSION = PORTABLE_OPSET, 8
 
 
 def make_portable(graphs: Graphs) -> None:
@@ -48,6 +49,10 @@ def rewrite(model: ir.Model) -> None:
         graph.initializers.pop(name)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
+
+
+def is_portable(model: ir.Model) -> bool:
+    return model.graph.opset_imports[""] == OPSET
 
 
 def too_new(model: ir.Model) -> list[str]:

@@ -21,6 +21,7 @@ from t5edge.bundle.ports import EMBEDDING
 from t5edge.errors import UserError
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.texts import Batch, target_mask
+from t5edge.kernels.roles import norms
 from t5edge.parity.exact.cases import Case, decoder_cases, encoder_batches
 from t5edge.parity.exact.reference import stored_reference
 from t5edge.parity.exact.stored import StoredWeights
@@ -71,9 +72,8 @@ def _epsilons(name: str, opener: Opener) -> CheckResult:
     for form in opener.manifest.ports:
         k = opener.rescale_k("encoder" if form == "encoder" else "decoder")
         expected = opener.manifest.architecture.norm_epsilon * 4.0**-k
-        norms = [node for node in ir.load(opener.folder / f"{form}.onnx").graph if node.op_type == "RMSNormalization"]
-        found = [(node.name, node.attributes.get_float("epsilon", 1e-5)) for node in norms]
-        wrong += [f"{form}: {node}" for node, epsilon in found if not math.isclose(epsilon, expected, rel_tol=1e-6)]
+        found = norms(ir.load(opener.folder / f"{form}.onnx").graph)
+        wrong += [f"{form}: {norm.name}" for norm in found if not math.isclose(norm.epsilon, expected, rel_tol=1e-6)]
     first = f", the first {wrong[0]}" if wrong else ""
     return at_most(name, f"norms with another epsilon{first}", len(wrong), 0)
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.dtype import NARROW
+from t5edge.kernels.roles import attentions, norms
 from t5edge.runtime.onnxruntime.arithmetic import open_exact
 from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION, PROVIDERS, Entries, session_options
@@ -55,9 +56,7 @@ class CutGraph:
             index, _, part = (node.name or "").removeprefix(prefix).partition(".")
             if (node.name or "").startswith(prefix) and part.startswith("block"):
                 blocks.setdefault(int(index), []).append(node)
-        first = next(node for node in blocks[0] if node.op_type == "RMSNormalization")
-        hidden = first.inputs[0]
-        assert hidden is not None
+        hidden = next(norms(blocks[0])).x
         found: dict[int, list[Sublayer]] = {}
         for layer, nodes in sorted(blocks.items()):
             found[layer] = _sublayers(nodes, hidden)
@@ -124,7 +123,7 @@ class CutGraph:
 
 def _sublayers(nodes: Sequence[ir.Node], hidden: ir.Value) -> list[Sublayer]:
     """The additions to the residual stream that begins with ``hidden``, in order."""
-    biases = [node.inputs[3] for node in nodes if node.op_type == "Attention"]
+    biases = [attention.mask for attention in attentions(nodes)]
     found: list[Sublayer] = []
     for node in nodes:
         if node.op_type != "Add" or hidden not in node.inputs:

@@ -39,11 +39,14 @@ def emulate(model: ir.Model, compute: str) -> ir.Model:
     narrow = ir.DataType[compute.upper()]
     graph = model.graph
     floats = _float_values(graph, narrow)
+    _bypass_casts(graph, narrow)
     for node in list(graph):
         for output in node.outputs:
             if output in floats and node.op_type not in EXACT:
                 _round(graph, node, output, narrow)
-    return widen(model, compute)
+    _widen_ports(graph, narrow)
+    _widen_weights(graph, narrow)
+    return model
 
 
 def widen(model: ir.Model, compute: str) -> ir.Model:
@@ -51,11 +54,31 @@ def widen(model: ir.Model, compute: str) -> ir.Model:
     import onnx_ir as ir
 
     narrow = ir.DataType[compute.upper()]
-    for port in (*model.graph.inputs, *model.graph.outputs):
-        if port.dtype == narrow:
-            port.dtype = ir.DataType.FLOAT
+    _bypass_casts(model.graph, narrow)
+    _widen_ports(model.graph, narrow)
     _widen_weights(model.graph, narrow)
     return model
+
+
+def _widen_ports(graph: ir.Graph, narrow: ir.DataType) -> None:
+    import onnx_ir as ir
+
+    for port in (*graph.inputs, *graph.outputs):
+        if port.dtype == narrow:
+            port.dtype = ir.DataType.FLOAT
+
+
+def _bypass_casts(graph: ir.Graph, narrow: ir.DataType) -> None:
+    """Casts to the narrow dtype, where a portable graph computes in float32 by itself, leave float32 as it is."""
+    import onnx_ir as ir
+
+    for node in graph:
+        if _narrows(node, narrow):
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+
+
+def _narrows(node: ir.Node, narrow: ir.DataType) -> bool:
+    return node.op_type == "Cast" and node.attributes["to"].as_int() == narrow
 
 
 def widened_ports(ports: GraphPorts, compute: str) -> GraphPorts:
@@ -85,6 +108,8 @@ def _float_values(graph: ir.Graph, narrow: ir.DataType) -> set[Any]:
     """Values that hold floats: outputs of float operators, found by following the inputs' types."""
     floats = {v for v in (*graph.inputs, *graph.initializers.values()) if v.dtype == narrow}
     for node in graph:
+        if _narrows(node, narrow):
+            floats.update(node.outputs)
         if node.op_type not in WITHOUT_FLOATS and any(v in floats for v in node.inputs if v is not None):
             floats.update(node.outputs)
     return floats

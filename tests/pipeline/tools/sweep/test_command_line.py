@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "compute_capability": ("8.6", "12.0"),
     "cache": "both",
     "layout": "optimum",
+    "opset": 17,
     "max_batch": 3,
     "max_source_length": 77,
     "max_target_length": 78,
