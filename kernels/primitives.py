@@ -70,8 +70,10 @@ def _attention(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
     if len(node.inputs) != 4 or node.attributes.get_float("scale", 0.0) != 1.0:
         raise ValueError(f"Attention '{node.name}' is not one of ours: q, k, v, mask and scale 1")
     scores = tape.op("MatMul", [query, tape.op("Transpose", [key], {"perm": [0, 1, 3, 2]})])
-    masked = tape.op("Add", [scores, mask])
-    weights = _in_float32(tape, masked, lambda x: tape.op("Softmax", [x], {"axis": -1}))
+    wide = [x if dtype_of(x) == FLOAT else tape.op("Cast", [x], {"to": FLOAT}) for x in (scores, mask)]
+    weights = tape.op("Softmax", [tape.op("Add", wide)], {"axis": -1})
+    if dtype_of(value) != FLOAT:
+        weights = tape.op("Cast", [weights], {"to": dtype_of(value)})
     return [tape.op("MatMul", [weights, value])]
 
 

@@ -51,11 +51,11 @@ def attentions(nodes: Iterable[ir.Node]) -> Iterator[AttentionNode]:
             yield AttentionNode(name, _given(node, 1), _given(node, 3), node.outputs[0])
         elif node.op_type == "Softmax":
             add = _producer(_before(_given(node, 0), "Cast"), "Add")
-            scores = _producer(_given(add, 0), "MatMul")
+            scores = _producer(_before(_given(add, 0), "Cast"), "MatMul")
             key = _given(_producer(_given(scores, 1), "Transpose"), 0)
             (after,) = node.outputs[0].consumers()
             product = after if after.op_type == "MatMul" else after.outputs[0].consumers()[0]
-            yield AttentionNode(name.rpartition("/")[0], key, _given(add, 1), product.outputs[0])
+            yield AttentionNode(name.rpartition("/")[0], key, _before(_given(add, 1), "Cast"), product.outputs[0])
 
 
 def _given(node: ir.Node, index: int) -> ir.Value:
