@@ -127,7 +127,8 @@ def prepare(options: ExportOptions, progress: Progress) -> Prepared:
     check_target_folder(out, options.force)
     check_layout(options.layout, row)
     integers = [f"int{row.weight_bits}"] if row.quantized else []
-    targets = choose_targets(options.target, options.compute_capability, row.compute, *integers)
+    dtypes = [row.compute, *integers]
+    targets = choose_targets(options.target, options.compute_capability, *dtypes, portable=options.form.portable)
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     check_task(checkpoint, options)
     require_room(checkpoint.prompts, options.limits)

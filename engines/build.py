@@ -18,7 +18,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import BuiltEngine, EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.check import require_right, run_state
-from t5edge.engines.guards import check_dtypes, check_locations, check_sources, choose_capabilities, dtypes_of
+from t5edge.engines.guards import check_dtypes, check_form, check_locations, check_sources, choose_capabilities, dtypes_of
 from t5edge.engines.polygraphy_backend import load_builder
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights
@@ -58,10 +58,13 @@ class Job:
     settings: BuildSettings
 
 
-def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
+def check_buildable(
+    target: str, compute_capabilities: Sequence[str], *dtypes: str, portable: bool = False
+) -> tuple[str, ...]:
     """Refuse early what ``build_engines`` would refuse later; returns the compute capabilities it would build for.
 
-    ``dtypes`` are the graphs' compute dtype (float, float16, bfloat16) and their weights', where it is another.
+    ``dtypes`` are the graphs' compute dtype (float, float16, bfloat16) and their weights', where it is another;
+    ``portable``: they have no fused operators.
 
     Raises:
         UserError: as ``build_engines``, as far as it can be known without the graphs.
@@ -69,7 +72,7 @@ def check_buildable(target: str, compute_capabilities: Sequence[str], *dtypes: s
     flavor = flavor_of(target)
     capabilities = choose_capabilities(flavor, compute_capabilities, find_gpus())
     check_dtypes(flavor, capabilities, set(dtypes))
-    load_builder(target)
+    check_form(load_builder(target), portable)
     return capabilities
 
 
@@ -131,6 +134,8 @@ def engines_for(
     found = find_gpus()
     flavor, capabilities, job = _job(folder, manifest, target, settings, found, progress)
     tool = load_builder(target)
+    if told := check_form(tool, manifest.portable):
+        progress.message(told)
     for capability in capabilities:
         graphs = {graph: _engine(job, tool, capability, graph, progress) for graph in graphs_of(manifest)}
         before = manifest.engines.get(target, {}).get(capability)

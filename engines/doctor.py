@@ -6,6 +6,7 @@ import importlib.util
 from importlib import metadata
 from typing import Any
 
+from t5edge.bundle.manifest import PORTABLE_OPSET
 from t5edge.engines.guards import choose_capabilities
 from t5edge.errors import UserError, install, missing_package
 from t5edge.runtime.gpu import GpuReport, find_gpus
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 def targets_report() -> list[Row]:
     """One row per target: ``target``, ``installed``, ``version``, ``can_build``, ``can_run``, ``reason``.
 
-    ``reason`` says why it cannot build or run here; it is empty when it can do both. A target without
+    ``reason`` says why it cannot build or run here, or what it cannot read; it is empty when nothing is missing. A target without
     engines "builds" wherever it is installed.
     """
     found = find_gpus()
@@ -125,6 +126,9 @@ def _engines(flavor: Flavor, found: GpuReport) -> Row:
     builds = bool(flavor.compute_capabilities or found.gpus)
     if reason and flavor.compute_capabilities:
         reason += f"; builds for {', '.join(flavor.compute_capabilities)}"
+    if not tool.has_attention:
+        portable = f"reads graphs of 'export --opset {PORTABLE_OPSET}' only"
+        reason = f"{reason}; {portable}" if reason else portable
     return _row(flavor.target, tool.version, builds, not reason, reason)
 
 

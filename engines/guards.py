@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5edge.bundle.files import sha256_of
-from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.manifest import PORTABLE_OPSET, Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.gpu import GpuReport
-from t5edge.runtime.tensorrt.flavor import Flavor
+from t5edge.runtime.tensorrt.flavor import Flavor, TensorRT, spelled
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,20 @@ def _raise_all(problems: Iterable[str]) -> None:
     text = "; ".join(problems)
     if text:
         raise UserError(text + ".")
+
+
+def check_form(tool: TensorRT, portable: bool) -> str | None:
+    """Whether this version reads such graphs; returns a line for the user where it reads no others.
+
+    Raises:
+        UserError: it reads portable ones only, and these are not.
+    """
+    if tool.has_attention:
+        return None
+    first = f"{tool.flavor.target} {spelled(tool.flavor.oldest_attention)} is the first that reads fused operators"
+    if not portable:
+        raise UserError(f"{tool.title} reads portable graphs only; export with --opset {PORTABLE_OPSET}, or upgrade: {first}.")
+    return f"{tool.title} reads portable graphs, as these are ({first})"
 
 
 def dtypes_of(manifest: Manifest, graphs: Iterable[Path]) -> set[str]:

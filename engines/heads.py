@@ -10,6 +10,7 @@ Found by building with TensorRT-RTX 1.7.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from t5edge.runtime.tensorrt.flavor import TensorRT
@@ -19,16 +20,14 @@ SMALLEST_BATCH = 2
 BATCH_AND_HEADS = (1, 0, 2, 3)
 
 
-def has_one_head(entry: Any) -> bool:
-    """Whether an attention's input layer reads queries [batch, 1, target, d_kv]."""
-    return int(entry.get_input(0).shape[1]) == 1
+def has_one_head(tensors: Sequence[Any]) -> bool:
+    """Whether an attention's q, k, v and mask have queries [batch, 1, target, d_kv]."""
+    return int(tensors[0].shape[1]) == 1
 
 
-def swap_batch_and_heads(tool: TensorRT, network: Any, name: str, entry: Any, exit: Any) -> Any:
-    """Swap the two axes of every input of attention ``name``, in place; returns its output, swapped back."""
-    for index in range(entry.num_inputs):
-        entry.set_input(index, _swapped(tool, network, entry.get_input(index), f"{name}/swapped_{index}"))
-    return _swapped(tool, network, exit.get_output(0), f"{name}/swapped_back")
+def swap_batch_and_heads(tool: TensorRT, network: Any, name: str, tensors: Sequence[Any]) -> list[Any]:
+    """The tensors with the two axes swapped, by new layers called after the attention ``name``."""
+    return [_swapped(tool, network, tensor, f"{name}/swapped_{index}") for index, tensor in enumerate(tensors)]
 
 
 def _swapped(tool: TensorRT, network: Any, tensor: Any, name: str) -> Any:

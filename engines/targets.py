@@ -8,9 +8,12 @@ from t5edge.engines.build import check_buildable
 from t5edge.engines.doctor import engine_targets
 from t5edge.errors import UserError
 from t5edge.runtime.backend import BACKENDS
+from t5edge.runtime.tensorrt.flavor import load_tensorrt
 
 
-def choose_targets(wanted: Sequence[str], compute_capabilities: Sequence[str], *dtypes: str) -> tuple[str, ...]:
+def choose_targets(
+    wanted: Sequence[str], compute_capabilities: Sequence[str], *dtypes: str, portable: bool = False
+) -> tuple[str, ...]:
     """The engine targets to build for graphs of these dtypes. ``wanted``: targets by name, none for what runs here.
 
     Raises:
@@ -20,8 +23,9 @@ def choose_targets(wanted: Sequence[str], compute_capabilities: Sequence[str], *
     unknown = [target for target in wanted if target not in known]
     if unknown:
         raise UserError(f"target '{unknown[0]}' is unknown; choose among {', '.join(known)}.")
-    chosen = dict.fromkeys(wanted or engine_targets())
+    here = (target for target in engine_targets() if portable or load_tensorrt(target).has_attention)
+    chosen = dict.fromkeys(wanted or here)
     engines = tuple(target for target in chosen if BACKENDS[target].is_engine)
     for target in engines:
-        check_buildable(target, compute_capabilities, *dtypes)
+        check_buildable(target, compute_capabilities, *dtypes, portable=portable)
     return engines

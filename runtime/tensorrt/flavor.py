@@ -24,8 +24,9 @@ class Flavor:
         module: the Python module with the builder and the runtime.
         compute_capabilities: what its builder targets without that GPU in the machine; empty when it builds only for
             the GPU in the machine.
-        oldest: the first version whose ONNX parser has ``Attention``, by its release notes; (0, 0) where they do not
-            say: the parser then names the operator it lacks.
+        oldest: the first version with what its builder and runtime need of it; it reads portable graphs.
+        oldest_attention: the first version whose ONNX parser has ``Attention``, by its release notes; (0, 0) where they
+            do not say: the parser then names the operator it lacks.
         oldest_in_place: likewise for the in-place cache (``TensorScatter``).
         jit: kernels are finished on the device at run time, so it has a runtime cache instead of a timing cache.
     """
@@ -34,6 +35,7 @@ class Flavor:
     module: str
     compute_capabilities: tuple[str, ...]
     oldest: tuple[int, int]
+    oldest_attention: tuple[int, int]
     oldest_in_place: tuple[int, int]
     jit: bool
 
@@ -41,11 +43,12 @@ class Flavor:
 FLAVORS = {
     row.target: row
     for row in (
-        Flavor("tensorrt", "tensorrt", (), (10, 14), (10, 15), jit=False),
+        Flavor("tensorrt", "tensorrt", (), (10, 3), (10, 14), (10, 15), jit=False),
         Flavor(
             "tensorrt-rtx",
             "tensorrt_rtx",
             ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
+            (0, 0),
             (0, 0),
             (0, 0),
             jit=True,
@@ -69,6 +72,10 @@ def flavor_of(target: str) -> Flavor:
     return flavor
 
 
+def spelled(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
 @dataclass(frozen=True)
 class TensorRT:
     """A loaded module: ``trt`` is ``tensorrt`` or ``tensorrt_rtx``."""
@@ -84,6 +91,11 @@ class TensorRT:
     def title(self) -> str:
         """For messages: target and version."""
         return f"{self.flavor.target} {self.version}"
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether it reads graphs with fused operators; else portable ones only."""
+        return self.at_least(self.flavor.oldest_attention)
 
     def at_least(self, version: tuple[int, int]) -> bool:
         return Version(self.version).release >= version
@@ -105,9 +117,8 @@ def load_tensorrt(target: str) -> TensorRT:
             f"{flavor.module} is installed and does not load ({error}); {install(EXTRAS[flavor.module])}"
         ) from error
     if not loaded.at_least(flavor.oldest):
-        wanted = ".".join(map(str, flavor.oldest))
         raise UserError(
-            f"{loaded.title} is too old: the graphs need its ONNX Attention operator, {target} {wanted} or newer. "
+            f"{loaded.title} is too old: {target} {spelled(flavor.oldest)} or newer is needed. "
             "Upgrade it, or run the bundle with --target onnxruntime."
         )
     return loaded

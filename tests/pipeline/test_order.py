@@ -43,7 +43,7 @@ def built(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> Build:
         return report
 
     monkeypatch.setattr(pipeline, "trace_blocks", lambda *_: blocks)
-    monkeypatch.setattr(pipeline, "choose_targets", lambda *_: ("tensorrt-rtx",))
+    monkeypatch.setattr(pipeline, "choose_targets", lambda *_, **__: ("tensorrt-rtx",))
     monkeypatch.setattr("t5edge.engines.build.engines_for", engines_for)
     monkeypatch.setattr(pipeline, "verify_bundle", encoder_only)
     return seen
