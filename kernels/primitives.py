@@ -178,7 +178,7 @@ def _is_scale(value: ir.Value) -> bool:
 
 def _widened(scale: ir.Value) -> ir.Value:
     """The same scales in float32: of weights by the same expression, whose numbers a narrow dtype holds exactly."""
-    tensor, name = scale.const_value, f"{scale.name}.float32"
+    tensor, name = scale.const_value, str(scale.name)
     if isinstance(tensor, PlannedTensor):
         return planned_value(tensor.expression, FLOAT, name)
     assert tensor is not None

@@ -10,6 +10,7 @@ places. What is left must be in opset 17 by ONNX' own schemas, or the export fai
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -37,16 +38,17 @@ def make_portable(graphs: Graphs) -> None:
 
 def rewrite(model: ir.Model) -> None:
     """One graph, in place."""
-    graph = model.graph
+    graph, added = model.graph, dict[str, ir.Value]()
     for node in list(graph):
         try:
             found = expand(node)
         except ValueError as error:
             raise FusionError(str(error)) from error
         if found is not None:
-            _replace(graph, node, *found)
+            _replace(graph, node, *found, added)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
+    graph.initializers.update(added)
     graph.opset_imports[""] = OPSET
     model.ir_version = IR_VERSION
 
@@ -86,15 +88,21 @@ def check_file(path: Path) -> None:
         raise FusionError(f"{path.name} is not valid in opset {OPSET}: {error}") from error
 
 
-def _replace(graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], outputs: list[ir.Value]) -> None:
-    """Put ``nodes`` in the place of ``old``, named after it; constants of the same name are shared."""
+def _replace(
+    graph: ir.Graph, old: ir.Node, nodes: list[ir.Node], outputs: Sequence[ir.Value], added: dict[str, ir.Value]
+) -> None:
+    """Put ``nodes`` in the place of ``old``, named after it. Their new constants go to ``added``, each name once.
+
+    There scales in float32 have the name of those in float16, whose place they take when nothing reads these any more.
+    """
     counts = Counter(node.op_type for node in nodes)
     for place, node in enumerate(nodes):
         number = f"_{place}" if counts[node.op_type] > 1 else ""
-        node.name = old.name if node.op_type == old.op_type else f"{old.name}/{node.op_type}{number}"
+        same = node.op_type == old.op_type and node is nodes[-1]
+        node.name = old.name if same else f"{old.name}/{node.op_type}{number}"
         for index, value in enumerate(node.outputs):
             value.name = f"{node.name}:{index}"
         for index, given in enumerate(node.inputs):
-            if given is not None and given.const_value is not None:
-                node.replace_input_with(index, graph.initializers.setdefault(str(given.name), given))
+            if given is not None and given.const_value is not None and given.graph is not graph:
+                node.replace_input_with(index, added.setdefault(str(given.name), given))
     ir.convenience.replace_nodes_and_values(graph, old, [old], nodes, list(old.outputs), outputs)
