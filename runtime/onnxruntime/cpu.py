@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.manifest import PORTABLE_OPSET, Manifest
 from t5edge.errors import UserError, missing_package
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
@@ -24,7 +24,9 @@ from t5edge.runtime.onnxruntime.tuning import Tuning, measure
 NAME = "onnxruntime"
 TUNE = ("known", "auto", "off")
 SINCE = (1, 27)
-"""Found by running them: 1.24 loads no quantized bundle, 1.25 and 1.26 answer wrongly, from 1.27 on all agree."""
+"""Found by running them: 1.24 loads no quantized bundle, 1.25 and 1.26 answer wrongly, from 1.27 on all agree.
+
+Of portable ones all agree from 1.17 on."""
 
 
 def _give_back_memory() -> None:
@@ -103,17 +105,18 @@ def _require_version(manifest: Manifest) -> bool:
     """Whether ONNX Runtime is at least ``SINCE``.
 
     Raises:
-        UserError: it is missing, or older and the bundle is quantized.
+        UserError: it is missing, or older and the bundle is quantized and not portable.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime") from error
     recent = is_recent(onnxruntime.__version__)
-    if manifest.precision.quantized and not recent:
+    if manifest.precision.quantized and not recent and not manifest.portable:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} computes quantized graphs wrongly or not at all; "
-            f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}' (Python 3.11 or later)"
+            f"pip install 'onnxruntime>={'.'.join(map(str, SINCE))}' (Python 3.11 or later), or export with --opset "
+            f"{PORTABLE_OPSET}"
         )
     return recent
 
