@@ -18,7 +18,14 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.engines.attention import attention_form
 from t5edge.engines.builder import BuiltEngine, EngineSpec, build_engine, check_attention, engine_profiles
 from t5edge.engines.check import require_right, run_state
-from t5edge.engines.guards import check_dtypes, check_form, check_locations, check_sources, choose_capabilities, dtypes_of
+from t5edge.engines.guards import (
+    check_dtypes,
+    check_form,
+    check_locations,
+    check_sources,
+    choose_capabilities,
+    dtypes_of,
+)
 from t5edge.engines.polygraphy_backend import load_builder
 from t5edge.engines.proof import kept_run
 from t5edge.engines.weights import separable_weights

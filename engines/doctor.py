@@ -19,8 +19,8 @@ Row = dict[str, Any]
 def targets_report() -> list[Row]:
     """One row per target: ``target``, ``installed``, ``version``, ``can_build``, ``can_run``, ``reason``.
 
-    ``reason`` says why it cannot build or run here, or what it cannot read; it is empty when nothing is missing. A target without
-    engines "builds" wherever it is installed.
+    ``reason`` says why it cannot build or run here, or which graphs it cannot read; it is empty when it can do all. A
+    target without engines "builds" wherever it is installed.
     """
     found = find_gpus()
     loaded, missing = _load_onnxruntime()

@@ -150,7 +150,9 @@ def check_form(tool: TensorRT, portable: bool) -> str | None:
         return None
     first = f"{tool.flavor.target} {spelled(tool.flavor.oldest_attention)} is the first that reads fused operators"
     if not portable:
-        raise UserError(f"{tool.title} reads portable graphs only; export with --opset {PORTABLE_OPSET}, or upgrade: {first}.")
+        raise UserError(
+            f"{tool.title} reads portable graphs only; export with --opset {PORTABLE_OPSET}, or upgrade: {first}."
+        )
     return f"{tool.title} reads portable graphs, as these are ({first})"
 
 

@@ -6,9 +6,9 @@
     Split, Reduce*             the same operators as they were: sizes by the number of outputs, axes as an attribute
     QuantizeLinear and back    scales in float32, which opset 17 knows alone, and a Cast beside
 
-Softmax, statistics and GELU are computed in float32 whatever the type of x, as the fused kernels do. The shapes are those
-that TensorRT's builder fuses into one attention kernel, and ONNX Runtime into its own norm and GELU. A primitive is named
-after the operator it stands for: ``decoder.block.0.block/Attention_33/Softmax``.
+Softmax, statistics and GELU are computed in float32 whatever the type of x, as the fused kernels do. The shapes are
+those that TensorRT's builder fuses into one attention kernel, and ONNX Runtime into its own norm and GELU. A primitive
+is named after the operator it stands for: ``decoder.block.0.block/Attention_33/Softmax``.
 
 Sources: the function bodies in ONNX' operator schemas (opsets 20, 23).
 """
@@ -118,11 +118,12 @@ def _split(tape: ir.tape.Tape, node: ir.Node) -> Sequence[ir.Value]:
 
 
 def _reduce(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
-    axes = None if len(node.inputs) < 2 else ir.convenience.get_const_tensor(node.inputs[1])
+    x, *axis = _given(node)
+    axes = ir.convenience.get_const_tensor(axis[0]) if axis else None
     if axes is None:
         return []
     attributes = {"axes": axes.numpy().tolist(), "keepdims": node.attributes.get_int("keepdims", 1)}
-    return [tape.op(node.op_type, [node.inputs[0]], attributes)]
+    return [tape.op(node.op_type, [x], attributes)]
 
 
 def _quantize(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
@@ -134,7 +135,7 @@ def _quantize(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
 
 
 def _dequantize(tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
-    """With a zero point where one number scales all: without it ONNX Runtime takes integers that it moves for unsigned."""
+    """With a zero point where one number scales all: ONNX Runtime takes integers that it moves for unsigned without."""
     values, scale, *zero = _given(node)
     narrow, single = dtype_of(scale), scale.shape is not None and len(scale.shape) == 0
     if narrow == FLOAT and (zero or not single):

@@ -2,8 +2,9 @@
 
     python plain_client.py onnxruntime|openvino FOLDER REQUEST.npz ANSWER.npz
 
-The request holds ``input_ids`` and ``attention_mask`` [batch, source], ``steps`` and ``start``. The answer holds ``tokens``
-[batch, steps], the ``logits`` of all steps [batch, steps, vocab], ``hidden`` [batch, source, d_model], and the version.
+The request holds ``input_ids`` and ``attention_mask`` [batch, source], ``steps`` and ``start``. The answer holds
+``tokens`` [batch, steps], the ``logits`` of all steps [batch, steps, vocab], ``hidden`` [batch, source, d_model], and
+the version.
 """
 
 import sys
@@ -19,7 +20,7 @@ def onnxruntime_graph(path):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_outputs()]
     caches = {port.name: (port.shape, port.type) for port in session.get_inputs()}
-    return caches, lambda feeds: dict(zip(names, session.run(names, feeds)))
+    return caches, lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def openvino_graph(path):
@@ -37,7 +38,7 @@ def openvino_graph(path):
 
     def run(feeds):
         found = compiled(feeds)
-        return {name: np.array(found[port]) for name, port in zip(names, compiled.outputs)}
+        return {name: np.array(found[port]) for name, port in zip(names, compiled.outputs, strict=True)}
 
     return caches, run
 
