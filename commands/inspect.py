@@ -47,6 +47,8 @@ def _show(console: Console, folder: Path, manifest: Manifest, data: dict[str, An
         f"{a.num_heads} heads of {a.d_kv}",
         highlight=False,
     )
+    if manifest.portable:
+        console.print(f"portable graphs, opset {manifest.opset}: without fused operators", highlight=False)
     if manifest.sentence is not None:
         facts = manifest.sentence
         steps = [step.kind if step.kind == "normalize" else f"{step.kind} {step.size}" for step in facts.steps]

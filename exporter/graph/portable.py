@@ -1,6 +1,6 @@
 """Graphs for older runtimes: everything newer than opset 17 written out, nothing else changed.
 
-    before : Attention and RMSNormalization (23), Gelu (20), float16 scales (19), Split by number and axes as inputs (18)
+    before : Attention, RMSNormalization (23), Gelu (20), float16 scales (19), Split by number, axes as inputs (18)
     after  : the primitives of ``kernels.primitives``, opset 17, IR version 8
 
 A pass over the finished graphs, rescaled and quantized: both forms have the same weights and the same names at the same

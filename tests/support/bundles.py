@@ -9,8 +9,10 @@ from pathlib import Path
 from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
+from t5edge.bundle.manifest import PORTABLE_OPSET, STANDARD_OPSET
 from t5edge.bundle.precision import Precision, precision
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
@@ -35,14 +37,21 @@ class Workshop:
         """A copy of its own, to change."""
         return Path(shutil.copytree(self.bundle(name, cache), out))
 
-    def _write(self, folder: Path, name: str, cache: str) -> None:
+    def portable(self, name: str) -> Path:
+        """The same without fused operators, to be read only."""
+        return once(
+            self.folder / f"{name}-portable", lambda folder: self._write(folder, name, "concat", PORTABLE_OPSET)
+        )
+
+    def _write(self, folder: Path, name: str, cache: str, opset: int = STANDARD_OPSET) -> None:
         folder.mkdir(parents=True)
         row = precision(name)
-        options = ExportOptions(
-            str(self.checkpoint.source), name, cache=cache, max_batch=4, max_source_length=64, max_target_length=144
-        )
+        limits = {"max_batch": 4, "max_source_length": 64, "max_target_length": 144}
+        options = ExportOptions(str(self.checkpoint.source), name, cache=cache, opset=opset, **limits)
         form = options.form
         graphs = pipeline.assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), form)
+        if form.portable:
+            make_portable(graphs)
         return write_bundle(
             pipeline.Parts(self.checkpoint, self.blocks(), Rescale(), graphs, None), row, options, folder
         )

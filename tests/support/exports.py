@@ -15,7 +15,7 @@ import pytest
 from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
-from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.manifest import STANDARD_OPSET, Manifest
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.rescale import Rescale
@@ -57,14 +57,14 @@ class Exports:
                 patch.setattr(pipeline, "choose_rescale", lambda *_: rescale)
             return pipeline.export(source, precision, out=out, target=("onnxruntime",), **options).folder
 
-    def bundle(self, tiny: str, precision: str = "fp32") -> Path:
+    def bundle(self, tiny: str, precision: str = "fp32", opset: int = STANDARD_OPSET) -> Path:
         """An unverified bundle, to be read only."""
         self.checkpoint(tiny)
 
         def make(out: Path) -> None:
-            self.export(str(self.root / tiny), precision, out, no_verify=True)
+            self.export(str(self.root / tiny), precision, out, no_verify=True, opset=opset)
 
-        return once(self.root / f"{tiny}-{precision}", make)
+        return once(self.root / f"{tiny}-{precision}-{opset}", make)
 
     def spoilt(self, tiny: str, precision: str, out: Path, tensor: str, spoil: Spoil) -> Path:
         """A copy with one tensor changed and the hash fixed: nothing but numbers can tell."""
