@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from t5edge.engines.guards import check_form
 from t5edge.engines.polygraphy_backend import load_builder, point_polygraphy
 from t5edge.errors import UserError
-from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt
+from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, spelled
 
 
 def test_both_flavors_are_rows() -> None:
@@ -57,14 +63,52 @@ def test_a_package_that_does_not_load_says_why(monkeypatch: pytest.MonkeyPatch) 
         load_tensorrt("tensorrt")
 
 
-def test_a_version_without_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old:
-        __version__ = "10.3.0"
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TensorRT]:
+    """TensorRT in a version of which nothing but its number is there."""
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(importlib, "import_module", lambda name: Old)
-    with pytest.raises(UserError, match=r"tensorrt 10.3.0 is too old: .* tensorrt 10.14 or newer"):
-        load_tensorrt("tensorrt")
+    def load(version: str) -> TensorRT:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(__version__=version))
+        return load_tensorrt("tensorrt")
+
+    return load
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.0.1", "10.2.0.post1"])
+def test_a_version_before_the_oldest_is_refused(installed: Callable[[str], TensorRT], version: str) -> None:
+    with pytest.raises(UserError, match=rf"tensorrt {version} is too old: tensorrt 10.3 or newer is needed"):
+        installed(version)
+
+
+@pytest.mark.parametrize(
+    ("version", "attention"),
+    [("10.3.0", False), ("10.7.0", False), ("10.13.3.9", False), ("10.14.1.48", True), ("11.4.1", True)],
+)
+def test_the_version_says_which_graphs_it_reads(
+    installed: Callable[[str], TensorRT], version: str, attention: bool
+) -> None:
+    """JetPack 6 has 10.3, JetPack 7.0 and 7.1 have 10.13."""
+    tool = installed(version)
+    assert tool.has_attention == attention
+    assert (check_form(tool, portable=True) is None) == attention
+    if attention:
+        assert check_form(tool, portable=False) is None
+    else:
+        told = "reads portable graphs only; export with --opset 17, or upgrade: tensorrt 10.14 is the first"
+        with pytest.raises(UserError, match=f"tensorrt {version} {told}"):
+            check_form(tool, portable=False)
+
+
+def test_packaging_and_documents_state_the_same_oldest_version() -> None:
+    root = Path(__file__).parents[4]
+    row = FLAVORS["tensorrt"]
+    extras = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert f"tensorrt>={spelled(row.oldest)}" in extras["tensorrt"]
+    for name in ("tensorrt.md", "portable.md", "install.md"):
+        text = (root / "docs" / name).read_text("utf-8")
+        stated = set(re.findall(r"TensorRT (?:before |from )?(10\.\d+)", text))
+        assert {spelled(row.oldest), spelled(row.oldest_attention)} <= stated, name
 
 
 def test_the_installed_module_loads(rtx: TensorRT) -> None:
