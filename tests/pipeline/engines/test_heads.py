@@ -87,17 +87,18 @@ def test_the_batch_takes_the_place_of_the_heads(one_head: Workshop, rtx: TensorR
     network, *_alive = parse(rtx, one_head.bundle("fp16"))
     found = find_attentions(rtx, network)[0]
     before = tuple(found.exit.get_output(0).shape)
-    assert has_one_head(found.entry)
-    result = swap_batch_and_heads(rtx, network, found.name, found.entry, found.exit)
-    assert not has_one_head(found.entry)
-    assert [found.entry.get_input(index).shape[0] for index in range(4)] == [1, 1, 1, 1]
+    assert has_one_head(found.given())
+    found.feed(swap_batch_and_heads(rtx, network, found.name, found.given()))
+    assert not has_one_head(found.given())
+    assert [tensor.shape[0] for tensor in found.given()] == [1, 1, 1, 1]
+    (result,) = swap_batch_and_heads(rtx, network, "back", [found.exit.get_output(0)])
     assert tuple(result.shape) == before
 
 
 @pytest.mark.usefixtures("no_collector")
 def test_several_heads_stay_where_they_are(demo: Workshop, rtx: TensorRT) -> None:
     network, *_alive = parse(rtx, demo.bundle("fp16"))
-    assert [has_one_head(found.entry) for found in find_attentions(rtx, network)] == [False] * 4
+    assert [has_one_head(found.given()) for found in find_attentions(rtx, network)] == [False] * 4
 
 
 @pytest.mark.parametrize("mask_batch", [1, 3])

@@ -14,7 +14,7 @@ import torch
 from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
 from t5edge.kernels.values import constant_value
-from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate, open_rounded
+from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate, open_rounded, widen
 from t5edge.runtime.onnxruntime.sessions import session_options
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -34,6 +34,21 @@ def chain(compute: str) -> ir.Model:
         [x], [y, rows], nodes=list(tape.nodes), initializers=[weight], opset_imports={"": 23}, name="chain"
     )
     return ir.Model(graph, ir_version=10)
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_what_a_graph_computes_in_float32_by_itself_is_rounded_once(rounds: bool) -> None:
+    """Portable graphs square in float32 between two casts; what they cast back is narrow, and no step before is."""
+    x, dtype = ir.val("x", ir.DataType.FLOAT16, ["rows", 16]), ir.DataType.FLOAT16
+    tape = ir.tape.Tape()
+    wide = tape.op("Cast", [x], {"to": ir.DataType.FLOAT})
+    y = tape.op("Cast", [tape.op("Sqrt", [tape.op("Mul", [wide, wide])])], {"to": dtype})
+    y.name, y.type = "y", ir.TensorType(dtype)
+    model = ir.Model(ir.Graph([x], [y], nodes=tape.nodes, opset_imports={"": 17}, name="square"), ir_version=8)
+    values = np.linspace(200, 60000, 32, dtype=np.float32).reshape(2, 16)  # squares beyond float16
+    (found,) = run(emulate(model, "float16") if rounds else widen(model, "float16"), values)
+    expected = values.astype(np.float16).astype(np.float32) if rounds else values
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def run(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
