@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ROOMS := bundle runtime engines kernels exporter calibration parity tools commands
 FILES := __init__ cli pipeline options errors progress
 
-.PHONY: demo test test-avx2 gpu lint clean
+.PHONY: demo test test-avx2 gpu docs lint clean
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +55,11 @@ build/types: Makefile
 	for room in $(ROOMS); do ln -s ../../../$$room $@/t5edge/$$room; done
 	for file in $(FILES); do ln -s ../../../$$file.py $@/t5edge/$$file.py; done
 
-lint: $(VENV)/dev.stamp build/types
+# The site, from docs/ and the program's own declarations, into build/site; a warning fails it.
+docs: $(VENV)/dev.stamp build/types
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+lint: $(VENV)/dev.stamp build/types docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

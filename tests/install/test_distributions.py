@@ -22,6 +22,7 @@ BESIDE = (
     "Makefile",
     "README.md",
     "constraints.txt",
+    "mkdocs.yml",
     "pyproject.toml",
 )
 
