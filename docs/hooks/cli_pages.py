@@ -6,7 +6,7 @@ import argparse
 import html
 from collections.abc import Iterator
 
-from t5edge.cli import build_parser
+from t5edge.commands.arguments import build_parser
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
@@ -25,10 +25,16 @@ def command_page(name: str, parser: argparse.ArgumentParser) -> str:
     page = [f"# t5edge {name}", "", f"{purpose[:1].upper()}{purpose[1:]}.", ""]
     arguments = " ".join(["t5edge", name, *(_argument(action) for action in positional)])
     page += ["```text", f"{arguments} [options]", "```", ""]
-    for title, chosen in (("argument", positional), ("option", [each for each in said if each.option_strings])):
-        if chosen:
-            page += [f"| {title} | |", "|---|---|", *(_row(action) for action in chosen), ""]
+    page += _table("argument", positional) if positional else []
+    for group in parser._action_groups:
+        options = [action for action in said if action.option_strings and action in group._group_actions]
+        title = "option" if group.title == "options" else f"option: {group.title}"
+        page += _table(title, options) if options else []
     return "\n".join(page)
+
+
+def _table(title: str, actions: list[argparse.Action]) -> list[str]:
+    return [f"| {title} | |", "|---|---|", *(_row(action) for action in actions), ""]
 
 
 def overview_page() -> str:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import t5edge
-from support.docs import PROGRAMS, ROOT, Block, blocks, pages
+from support.docs import PROGRAMS, ROOT, Block, blocks, config_file, pages
 
 RUN = {page.relative_to(ROOT).as_posix(): [block for block in blocks(page) if block.needs is None] for page in pages()}
-BUNDLES = ("BUNDLE", "SMALL_BUNDLE", "small-bundle", "build/t5", "build/encoder")
+BUNDLES = ("BUNDLE", "OTHER", "SMALL_BUNDLE", "small-bundle", "build/t5", "build/encoder")
 """What pages call a bundle that is at hand."""
 CHECKPOINT = "my-flan-t5"
 TEXTS = ["spell 1984", "spell 7"]
@@ -42,6 +42,7 @@ def folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "baseline").mkdir()
     shutil.copy(tmp_path / "BUNDLE" / "parity.json", tmp_path / "baseline")
     (tmp_path / "prompts.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "export.toml").write_text(config_file())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

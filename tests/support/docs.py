@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,11 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def config_file() -> str:
+    """The file that pages call ``export.toml``: it stands in docs/ci.md."""
+    return (ROOT / "docs" / "ci.md").read_text("utf-8").partition("```toml\n")[2].partition("```")[0]
+
+
 def outside(page: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are in no fence."""
     inside = False
@@ -86,7 +92,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
 def _arguments(command: list[str]) -> Iterator[list[str]]:
     names = [Path(word).name for word in command]
     if "t5edge" in names and names[0] not in ("pip", "scp"):
-        yield command[names.index("t5edge") + 1 :]
+        yield list(takewhile(lambda word: not set(word) <= set("<>"), command[names.index("t5edge") + 1 :]))
     for word in command:
         if "t5edge " in word:
             yield from command_lines(word)

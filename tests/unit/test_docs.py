@@ -23,12 +23,13 @@ from support.docs import (
     Block,
     blocks,
     command_lines,
+    config_file,
     listed_commands,
     outside,
     pages,
 )
-from t5edge import cli
 from t5edge.bundle.precision import precision
+from t5edge.commands.arguments import parse
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.model import BundleModel
@@ -62,10 +63,11 @@ def test_commands_that_are_run_stand_in_fences() -> None:
 
 
 @pytest.mark.parametrize("arguments", LINES)
-def test_command_lines_are_understood(arguments: list[str]) -> None:
+def test_command_lines_are_understood(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Options and their values, as the command itself takes them before it begins."""
-    command, given = cli.parse([PLACEHOLDERS.get(word, word) for word in arguments])
-    del given["json"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "export.toml").write_text(config_file())
+    command, given = parse([PLACEHOLDERS.get(word, word) for word in arguments])
     names = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     known = command.options.__dataclass_fields__
     command.options(**{name: value for name, value in names.items() if name in known})
