@@ -49,6 +49,8 @@ def misses(outcomes: Sequence[Outcome]) -> list[str]:
                 where = f"{outcome.caught} {outcome.measure}"
             facts = (outcome.mutation, outcome.precision, outcome.family, outcome.expected)
             lines.append(f"| {' | '.join(facts)} | {numbers}{where} |")
+    if len(lines) == 2:
+        return ["None."]
     return lines
 
 

@@ -47,6 +47,19 @@ def test_what_is_gone_is_worse_and_what_is_new_is_not() -> None:
     ]
 
 
+def test_what_a_run_says_of_itself_is_no_other_measure() -> None:
+    def one(texts: int, positions: int, weight: str, error: float) -> ParityReport:
+        return report(
+            at_least("3 texts", f"positions judged ({texts} of 137 texts, bundled texts)", positions, 2000),
+            at_most("weights", f"half steps from the checkpoint, worst at {weight}", error, 1.01),
+        )
+
+    old = one(137, 10_500, "encoder.wo", 0.5)
+    assert [result.verdict for result in against_baseline(one(30, 2_100, "decoder.wo", 0.6), old, 1.5)] == ["pass"]
+    (found,) = against_baseline(one(137, 10_500, "decoder.wo", 1.0), old, 1.5)
+    assert found.measure == "weights, half steps from the checkpoint"
+
+
 def test_the_factor_counts() -> None:
     results = at_most("2 logits", "KL", 0.0019, 0.01), at_least("3 texts", "top-1", 0.9965, 0.99)
     assert worse(*results, at_most("graphs", "error", 1e-7, 1e-3), factor=2) == []
