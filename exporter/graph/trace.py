@@ -22,6 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.graph.generic import generic, resize
 from t5edge.exporter.graph.trace_cache import cached_trace
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.kernels.block import OPSET, Block, BlockKind
@@ -34,10 +35,12 @@ from t5edge.progress import Progress
 def trace_block(architecture: Architecture, kind: BlockKind) -> Block:
     """Trace one block with ``torch.onnx.export(dynamo=True)`` and bring it into the form the fusions expect.
 
-    No weight is ever allocated: modules and inputs live on the meta device. What was traced is kept, see
-    ``trace_cache``.
+    No weight is ever allocated: modules and inputs live on the meta device. A trace holds for every size, see
+    ``generic``, and is kept, see ``trace_cache``.
     """
-    model = cached_trace(architecture, kind, lambda: _traced(architecture, kind))
+    sizeless = generic(architecture)
+    model = cached_trace(sizeless, kind, lambda: _traced(sizeless, kind))
+    resize(model, architecture)
     _plan_weights(model.graph)
     simplify(model)
     return Block(kind, model, model.clone())

@@ -32,11 +32,11 @@ def cached_trace(architecture: Architecture, kind: BlockKind, tracer: Callable[[
     facts = [kind, OPSET, *(getattr(architecture, name) for name in DEPENDS_ON)]
     path = _path("blocks", facts, "onnx")
     with suppress(Exception):  # not there, cut off, or of another hand: traced anew
-        return _weights_inside(ir.from_proto(onnx.ModelProto.FromString(path.read_bytes())))
+        return from_bytes(path.read_bytes())
     model = tracer()
     with suppress(OSError):  # a cache that cannot be written is no error
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, _weights_as_inputs(model.clone()))
+        write_bytes(path, to_bytes(model))
     return model
 
 
@@ -61,7 +61,9 @@ def _path(name: str, facts: list[Any], suffix: str) -> Path:
     return cache_folder() / "traces" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{suffix}"
 
 
-def _weights_as_inputs(model: ir.Model) -> bytes:
+def to_bytes(model: ir.Model) -> bytes:
+    """A traced block as ONNX, its weights as inputs."""
+    model = model.clone()
     for name, value in list(model.graph.initializers.items()):
         if is_weight(name):
             model.graph.initializers.pop(name)
@@ -71,7 +73,9 @@ def _weights_as_inputs(model: ir.Model) -> bytes:
     return data
 
 
-def _weights_inside(model: ir.Model) -> ir.Model:
+def from_bytes(data: bytes) -> ir.Model:
+    """The block of ``to_bytes``; its weights are initializers without data."""
+    model = ir.from_proto(onnx.ModelProto.FromString(data))
     for value in list(model.graph.inputs):
         if value.name is not None and is_weight(value.name):
             model.graph.inputs.remove(value)

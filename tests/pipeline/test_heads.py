@@ -153,7 +153,7 @@ def test_spans_are_transformers_own(tmp_path: Path, family: str, tied: bool) -> 
     assert {entry["verdict"] for entry in report if "label logits" in entry["measure"]} == {PASS}
 
 
-@pytest.mark.parametrize("family", ["MT5", "T5"])
+@pytest.mark.parametrize("family", [pytest.param("MT5", marks=pytest.mark.slow), "T5"])
 def test_classes_of_texts_are_transformers_own(tmp_path: Path, family: str) -> None:
     reference = save_head(family, "SequenceClassification", tmp_path / "model", **named(LABELS))
     bundle = pipeline.export(str(tmp_path / "model"), "fp32", out=tmp_path / "b", target=("onnxruntime",))

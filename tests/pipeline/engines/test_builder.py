@@ -194,7 +194,7 @@ def test_nothing_is_printed(demo: Workshop, rtx: TensorRT, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.fixture(scope="module", params=["t5-tiny", "ul2-tiny"])
+@pytest.fixture(scope="module", params=["t5-tiny", pytest.param("ul2-tiny", marks=pytest.mark.slow)])
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """ReLU with d_kv 64, and gated SiLU with d_kv 256: the other two feed-forward forms."""
     return tiny_workshop(tmp_path_factory.mktemp(request.param), request.param)

@@ -64,6 +64,7 @@ def test_every_attention_is_fused_unless_asked_otherwise(bundle: Path) -> None:
     assert [plain[graph].attention.fused for graph in ("encoder", "decoder")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_single_head_is_fused(tmp_path: Path) -> None:
     check_engines(tiny_workshop(tmp_path, "efficient-kv256-tiny").portable("fp16"), "7.5")
 

@@ -158,7 +158,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8-weight")
 GOOD = [
     *((GATED, name) for name in PRECISIONS),
     *(
-        pytest.param(RELU, name, marks=[pytest.mark.slow] if name in ("bf16", "int8-weight") else [])
+        pytest.param(RELU, name, marks=[pytest.mark.slow] if name in ("bf16", "fp16", "int8-weight") else [])
         for name in PRECISIONS
     ),
 ]

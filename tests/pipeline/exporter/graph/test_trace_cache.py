@@ -8,12 +8,17 @@ import pytest
 
 from t5edge.exporter.family.variants import find_variant
 from t5edge.exporter.graph import trace
+from t5edge.exporter.graph.generic import generic
 from t5edge.exporter.graph.position_buckets import bucket_table
 from t5edge.exporter.graph.trace_cache import cached_numbers, cached_trace
 from t5edge.kernels.block import BlockKind
 from t5edge.kernels.weights import PlannedTensor
 
 FACTS = find_variant("google/t5-efficient-tiny").architecture
+
+
+def said(attribute: ir.Attr) -> str:
+    return str(attribute.as_tensor().numpy() if attribute.type == ir.AttributeType.TENSOR else attribute.value)
 
 
 def described(model: ir.Model) -> list[object]:
@@ -23,7 +28,7 @@ def described(model: ir.Model) -> list[object]:
             node.op_type,
             [None if value is None else value.name for value in node.inputs],
             [value.name for value in node.outputs],
-            {name: str(attribute.value) for name, attribute in node.attributes.items()},
+            {name: said(attribute) for name, attribute in node.attributes.items()},
         )
         for node in model.graph
     ]
@@ -33,6 +38,20 @@ def described(model: ir.Model) -> list[object]:
         weights[name] = value.const_value.expression
     ports = [(value.name, value.dtype, str(value.shape)) for value in (*model.graph.inputs, *model.graph.outputs)]
     return [nodes, weights, ports]
+
+
+def test_depth_vocabulary_ties_and_sizes_need_no_trace_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = trace._traced(generic(FACTS), "cross_kv")
+    monkeypatch.setattr(trace, "_traced", lambda *_: once)
+    monkeypatch.setattr(trace, "cached_trace", cached_trace)
+    other = {"vocab_size": 501, "encoder_layers": 7, "tied": True, "scale_logits": True, "per_layer_bias": True}
+    for facts in (FACTS, replace(FACTS, **other), replace(FACTS, d_model=48, num_heads=1, d_kv=7, d_ff=9)):
+        trace.trace_block(facts, "cross_kv")
+    assert len(files(tmp_path)) == 1
+    trace.trace_block(replace(FACTS, gated=True), "cross_kv")
+    assert len(files(tmp_path)) == 2
 
 
 def files(folder: Path) -> list[Path]:
@@ -45,6 +64,7 @@ def test_a_block_from_the_cache_is_the_traced_one(
 ) -> None:
     once = trace._traced(FACTS, kind)
     monkeypatch.setattr(trace, "_traced", lambda *_: once)
+    monkeypatch.setattr(trace, "cached_trace", cached_trace)  # not the one that all tests share
     first = described(trace.trace_block(FACTS, kind).model)
     assert len(files(tmp_path)) == 1
     monkeypatch.setattr(trace, "_traced", lambda *_: pytest.fail("traced again"))

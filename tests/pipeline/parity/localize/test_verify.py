@@ -133,6 +133,7 @@ def _accept_changes(folder: Path) -> None:
     fix_hashes(folder)
 
 
+@pytest.mark.slow
 def test_export_verifies_block_by_block(tmp_path: Path) -> None:
     """On request; the manifest says which checks ran that way."""
     checkpoint = save_tiny_model(find_tiny_model("t5-tiny"), tmp_path / "checkpoint", seed=0)
