@@ -15,10 +15,15 @@ TORCH = "torch==2.13.0"
 """An exact version, of which a machine can hold a small wheel for CPUs."""
 LEFT_OUT = (".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "*.log")
 OWNERS = """
-import json
+import importlib.util, json
 from importlib.metadata import packages_distributions
+
+def has_files(name):
+    spec = importlib.util.find_spec(name)  # of a namespace several packages may have parts
+    return spec is not None and spec.origin is not None
+
 owners = {name: sorted(set(owners)) for name, owners in packages_distributions().items() if name.isidentifier()}
-print(json.dumps({name: found for name, found in owners.items() if len(found) > 1}))
+print(json.dumps({name: found for name, found in owners.items() if len(found) > 1 and has_files(name)}))
 """
 CHECK_RECORDS = """
 import base64, hashlib, sys
@@ -101,7 +106,7 @@ class Environment:
         return {row["name"].lower().replace("_", "-"): row["version"] for row in json.loads(listed.stdout)}
 
     def shared_names(self) -> dict[str, list[str]]:
-        """Import names that several packages own."""
+        """Import names that several packages own, namespaces left out."""
         found: dict[str, list[str]] = json.loads(self.run(OWNERS))
         return found
 

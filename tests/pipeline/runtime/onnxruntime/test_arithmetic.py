@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from support.saturation import QEMU, extreme_weight, needs_qemu, rounded_matmul, saturating_sums, start
@@ -54,6 +55,12 @@ def test_the_other_ways_are_exact_on_every_cpu(way: Arithmetic) -> None:
     assert arithmetic.is_exact(way.entries)
     assert arithmetic.is_exact({**ENTRIES, **way.entries})
     assert way in arithmetic.exact_ways()
+
+
+def test_unsigned_weights_are_not_even_tried_where_they_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.29.0")
+    monkeypatch.setattr(arithmetic, "is_exact", lambda entries: entries != UNSIGNED.entries or pytest.fail("tried"))
+    assert arithmetic.exact_ways() == (SIGNED, FLOAT)
 
 
 def test_a_cpu_that_saturates_gets_unsigned_weights(pretend: Pretend) -> None:
