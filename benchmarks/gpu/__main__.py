@@ -8,8 +8,8 @@ step against PyTorch, eager and compiled, and against the GPU's read bandwidth. 
 step by step in OUT, so a run that was stopped, or whose time was up, goes on when it is started again.
 
 Ends with OUT/gpu.json, OUT/gpu.md (for docs/) and a table; exit 0 when nothing failed, 1 otherwise. Without a GPU every
-step is `not run`. ``--rehearse`` runs the steps on the CPU instead, with ONNX Runtime's CPU provider: it tries this
-program, and its figures say nothing about a GPU.
+step is `not run`. ``--rehearse`` runs the steps on the CPU instead, in OUT/rehearsal, with ONNX Runtime's CPU provider:
+it tries this program, and its figures say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run found in --out")
     parser.add_argument("--rehearse", action="store_true", help="on this CPU, to try the program")
     options = parser.parse_args(arguments)
+    out = options.out / "rehearsal" if options.rehearse else options.out
     if options.fresh:
-        shutil.rmtree(options.out / "steps", ignore_errors=True)
-    results, console = Results(options.out), Console()
+        shutil.rmtree(out / "steps", ignore_errors=True)
+    results, console = Results(out), Console()
     todo = rehearsed() if options.rehearse else steps()
     found = GpuReport(()) if options.rehearse else find_gpus()
+    results.forget_not_run(todo)  # what was missing then may be there now
     for step, reason in impossible(todo, found, options.rehearse):
         results.write(step, Result("not run", reason))
     device = "cpu" if options.rehearse else "cuda"
     capability = found.gpus[0].compute_capability if found.gpus else ""
-    run_all(todo, results, console, [str(options.out), device, capability], 60 * options.minutes)
+    run_all(todo, results, console, [str(out), device, capability], 60 * options.minutes)
     for step in results.open_steps(todo):  # kept open on disk: the next run goes on here
         console.print(f"{step.name}: not run: the time was up; start it again to go on", style="yellow")
     rows = [(step, results.read(step) or Result("not run", "the time was up")) for step in todo]
-    write_json(options.out / "gpu.json", rows)
-    (options.out / "gpu.md").write_text(as_markdown(rows), encoding="utf-8")
+    write_json(out / "gpu.json", rows)
+    (out / "gpu.md").write_text(as_markdown(rows), encoding="utf-8")
     console.print(as_table(rows))
     return 1 if any(result.state == "failed" for _, result in rows) else 0
 

@@ -48,5 +48,12 @@ class Results:
         known = {step: self.read(step) for step in steps}
         return [step for step, result in known.items() if result is None or result.state == "running"]
 
+    def forget_not_run(self, steps: Iterable[Step]) -> None:
+        """Let those be tried again that could not be run."""
+        for step in steps:
+            result = self.read(step)
+            if result is not None and result.state == "not run":
+                self._path(step).unlink()
+
     def _path(self, step: Step) -> Path:
         return self.folder / f"{step.name}.json"

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from support.bundles import Workshop
+from support.exports import GATED, Exports
 from support.gpus import NO_GPU, SetGpus
 from support.host_device import pretend_gpu
 from t5edge.bundle.engine_record import EngineRun
 from t5edge.bundle.manifest import Manifest, damaged_files
 from t5edge.engines import check as tensorrt_check
 from t5edge.engines.build import build_engines
-from t5edge.engines.check import RUNG, require_right, run_state
+from t5edge.engines.check import LIMITS, ROUNDED, RUNG, output_error, require_right, run_state
 from t5edge.errors import GateError
 from t5edge.runtime.gpu import Gpu, GpuReport
 from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
@@ -78,6 +79,13 @@ def test_engines_that_are_wrong_fail_and_are_recorded_so(
         build_engines(bundle, "tensorrt-rtx", no_fuse=no_fuse)
     run: Any = Manifest.read(bundle).engines["tensorrt-rtx"]["8.9"].run
     assert run.verdict == run.rungs[0].verdict == "fail"
+
+
+def test_the_reference_of_quantized_weights_is_what_the_graph_says(exports: Exports) -> None:
+    """ONNX Runtime's own kernels round activations by block: they are further away than a right engine."""
+    quantized, plain = (exports.bundle(GATED, precision) for precision in ("int8-weight", "fp32"))
+    assert LIMITS["float"] < output_error(quantized, Manifest.read(quantized), "onnxruntime") < ROUNDED
+    assert output_error(plain, Manifest.read(plain), "onnxruntime") < 1e-6
 
 
 def test_what_was_not_run_stops_nothing() -> None:
