@@ -15,7 +15,7 @@ from t5edge.calibration.collect import Sample, collect_inputs
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.calibration.placement import Gate, measure_sensitivity, place
 from t5edge.calibration.points import QuantizationPoint, find_points
-from t5edge.calibration.quantize import quantize_weights
+from t5edge.calibration.quantize import multiplies_by_table, quantize_weights
 from t5edge.calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
 from t5edge.calibration.variants import Divergence, Found, Rounding
 from t5edge.errors import UserError
@@ -212,7 +212,9 @@ def plan_roundings(
 
 def apply_plan(plan: QuantizationPlan, graphs: Graphs) -> None:
     """Put the plan into every graph: smoothed weight expressions, quantized weights, quantized inputs."""
-    for model in dict(graphs.items()).values():
+    models = list(dict(graphs.items()).values())
+    in_rows = not any(map(multiplies_by_table, models))
+    for model in models:
         apply_smoothing(model, plan.factors)
-        quantize_weights(model, plan.precision, plan.excluded_keys)
+        quantize_weights(model, plan.precision, plan.excluded_keys, in_rows)
         quantize_activations(model, plan.scales)

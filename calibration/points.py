@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from t5edge.bundle.precision import Precision
-from t5edge.calibration.quantize import Scheme, scheme_for, table_scheme
+from t5edge.calibration.quantize import TABLE, Scheme, scheme_for, table_scheme
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.kernels.weights import PlannedTensor, StackedWeight, is_behind_pooling
 
@@ -28,7 +28,6 @@ ROLES = {
 }
 """Module and projection of the first source -> what the packed MatMul is called."""
 EMBEDDING, OUTPUT = "embedding", "lm_head"
-TABLE = "shared.weight"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from t5edge.calibration.observers import round_values
-from t5edge.calibration.points import EMBEDDING, OUTPUT, TABLE, QuantizationPoint
-from t5edge.calibration.quantize import Scheme, round_columns
+from t5edge.calibration.points import EMBEDDING, OUTPUT, QuantizationPoint
+from t5edge.calibration.quantize import TABLE, Scheme, round_columns
 from t5edge.exporter.graph.weight_expressions import Factors
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.texts import target_mask

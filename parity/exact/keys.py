@@ -3,6 +3,7 @@
     encoder.block.0.layer.0.layer_norm.weight               a vector as it is
     T(a.weight+b.weight*0.25)                               stacked rows, a factor each, transposed
     int8.values(T(a.weight)~r1f.c2e)                         integers of it, its channels times powers of two
+    int8.values(shared.weight)                              integers of rows as they are, a scale for each
     distance(decoder...relative_attention_bias.weight,129,-32768.0)
 
 The exporter writes these (``key`` of its expressions). They are read here by a parser of their own.

@@ -118,6 +118,8 @@ class StoredWeights:
         scales = self._file.get_tensor(self._scales_of(name)).float()
         codes = tensor if key.bits == 8 else unpack_int4(tensor)
         codes = codes.reshape(shape).float()
+        if _in_rows(key):
+            return codes * scales[:, None], scales[:, None] / 2
         step = scales.repeat_interleave(key.block, dim=0) if key.block else scales[None]
         return codes * step, step / 2
 
@@ -126,6 +128,8 @@ class StoredWeights:
         shapes = [self.checkpoint.shape(source) for source, _ in _sources(key.base)]
         rows, columns = _stacked_shape(shapes, isinstance(key.base, StackKey) and key.base.transposed)
         tensor, scales = self._file.get_tensor(name), self._file.get_tensor(self._scales_of(name)).float()
+        if _in_rows(key):
+            return scales[None], tensor.reshape(rows, columns).short().abs().amax(dim=1)[None]
         codes = (tensor if key.bits == 8 else unpack_int4(tensor)).reshape(-1, key.block or rows, columns)
         return scales.reshape(-1, columns), codes.short().abs().amax(dim=1)
 
@@ -176,6 +180,11 @@ def _unscaled(name: str, stored: str, values: torch.Tensor, half: torch.Tensor, 
 
 def _sources(key: StackKey | DistanceKey) -> tuple[tuple[str, float], ...]:
     return ((key.source, 1.0),) if isinstance(key, DistanceKey) else key.sources
+
+
+def _in_rows(key: StoredKey) -> bool:
+    """Whether integers lie as the checkpoint's rows, a scale each: a token table that nothing multiplies by."""
+    return bool(key.part) and isinstance(key.base, StackKey) and not key.base.transposed
 
 
 def _stacked_shape(shapes: list[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:

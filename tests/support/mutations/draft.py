@@ -113,8 +113,9 @@ class Draft:
         if "shared.weight" in self.header:
             yield self.stored("shared.weight"), None
         else:
-            name = next(key for key in self.header if key.startswith("int8.values(T(shared.weight"))
-            yield self.stored(name).T, self.stored(name.replace(".values(", ".scales("))
+            name = next(key for key in self.header if re.match(r"int8\S*\.values\((T\()?shared\.weight", key))
+            table = self.stored(name)
+            yield table.T if "T(" in name else table, self.stored(name.replace(".values(", ".scales("))
 
     def tables(self, stack: str) -> list[np.ndarray]:
         """The position bias tables [heads, distances] of a stack, in the order of its layers."""
