@@ -36,6 +36,8 @@ from t5edge.runtime.generation.scores import (
 from t5edge.runtime.generation.step import Scores, Tokens
 
 OnToken = Callable[[int, Tokens], None]
+DRAWN_AHEAD = 64
+"""Steps whose random numbers are drawn at once."""
 
 
 class DraftedSearch:
@@ -75,18 +77,22 @@ class DraftedSearch:
         """One pass of the model; every running row gets a token at least."""
         most = (self.options.total_length - 1 - self.lengths) * self.running
         draft = self.drafter.draft(self.output, self.lengths, most)
-        newest = self.output[np.arange(len(self.output)), self.lengths - 1][:, None]
+        fed = self.output[np.arange(len(self.output)), self.lengths - 1][:, None]
         if draft.tokens.size:
             draft = self._alike(draft)
-            newest = np.concatenate((newest, draft.tokens), axis=1)
+            fed = np.concatenate((fed, draft.tokens), axis=1)
         started = time.perf_counter()
-        logits = self.model.step(self.state, newest)
+        logits = self.model.step(self.state, fed)
         seconds = time.perf_counter() - started
-        plain = not draft.tokens.size and bool(self.running.all())
-        accepted = self._check(draft, logits, pick)
-        self.drafter.learn(accepted, draft.counts, seconds)
-        if not plain:  # else the cache holds what was fed, and all of that stays
-            self._keep()
+        if not draft.tokens.size:
+            everyone = bool(self.running.all())
+            self._append(np.flatnonzero(self.running), logits[:, 0], draft, 0, pick)
+            self.drafter.pass_by(len(fed), seconds)
+            if not everyone:  # else the cache holds what was fed, and all of that stays
+                self._keep()
+            return
+        self.drafter.learn(self._check(draft, logits, pick), draft.counts, seconds)
+        self._keep()
 
     def _alike(self, draft: Draft) -> Draft:
         """Where rows go on together, drafts of one length."""
@@ -106,16 +112,7 @@ class DraftedSearch:
         going, accepted = self.running.copy(), np.zeros_like(draft.counts)
         for place in range(logits.shape[1]):
             rows = np.flatnonzero(going)
-            chosen, scores = self._choose(rows, logits[:, place], draft, place)
-            at = self.lengths[rows]
-            self.output[rows, at] = chosen
-            if pick is not None:
-                self.transitions[rows, at] = pick(scores, np.arange(len(rows)), chosen)
-            self.lengths[rows] += 1
-            ended = at + 1 >= self.options.total_length
-            for token in self.options.eos:
-                ended |= chosen == token
-            self.running[rows] = ~ended
+            chosen, ended = self._append(rows, logits[:, place], draft, place, pick)
             if place >= draft.tokens.shape[1]:
                 break
             right = (place < draft.counts[rows]) & (chosen == draft.tokens[rows, place])
@@ -125,20 +122,32 @@ class DraftedSearch:
                 break
         return accepted
 
+    def _append(
+        self, rows: Tokens, logits: Scores, draft: Draft, place: int, pick: Pick | None
+    ) -> tuple[Tokens, NDArray[np.bool_]]:
+        """Give ``rows`` the token behind place ``place`` of the draft; returns it, and which rows end with it."""
+        chosen, scores = self._choose(rows, logits, draft, place)
+        at = self.lengths[rows]
+        self.output[rows, at] = chosen
+        if pick is not None:
+            self.transitions[rows, at] = pick(scores, np.arange(len(rows)), chosen)
+        self.lengths[rows] = at + 1
+        ended: NDArray[np.bool_] = at + 1 >= self.options.total_length
+        for token in self.options.eos:
+            ended |= chosen == token
+        self.running[rows] = ~ended
+        return chosen, ended
+
     def _choose(self, rows: Tokens, logits: Scores, draft: Draft, place: int) -> tuple[Tokens, Scores]:
         """The next token of ``rows``, int64, and the scores float32 [rows, vocab] that it was chosen by."""
         if not self.rules and not self.options.do_sample:
             best = logits.argmax(axis=-1)
             check_logits(logits[rows, best[rows]])
             return best[rows], logits[rows] if len(rows) < len(logits) else logits
-        scores = logits[rows]
+        scores, lengths = logits[rows], self.lengths[rows]
         check_logits(scores.max(axis=-1))
-        lengths = self.lengths[rows]
-        same = (lengths == lengths[0]).all()
-        groups = [slice(None)] if same else [slice(index, index + 1) for index in range(len(rows))]
-        for group in groups:
-            for rule in self.rules:
-                rule(self.output[rows[group], : lengths[group][0]], scores[group])
+        if self.rules:
+            self._apply_rules(rows, scores)
         if not self.options.do_sample:
             return scores.argmax(axis=-1), scores
         if draft.probabilities is None:
@@ -146,6 +155,15 @@ class DraftedSearch:
         counted = place < draft.counts[rows]
         drawn = [self._draw(scores[index], draft, row, place, counted[index]) for index, row in enumerate(rows)]
         return np.array(drawn, np.int64), scores
+
+    def _apply_rules(self, rows: Tokens, scores: Scores) -> None:
+        """Change ``scores`` [rows, vocab] as the options ask; together where rows are equally long."""
+        lengths = self.lengths[rows]
+        same = (lengths == lengths[0]).all()
+        groups = [slice(None)] if same else [slice(index, index + 1) for index in range(len(rows))]
+        for group in groups:
+            for rule in self.rules:
+                rule(self.output[rows[group], : lengths[group][0]], scores[group])
 
     def _draw(self, scores: Scores, draft: Draft, row: int, place: int, counted: bool) -> int:
         """Accept the drafted token or draw another, so that either comes as often as ``scores`` [vocab] want it."""
@@ -165,7 +183,7 @@ class DraftedSearch:
         """The numbers with which plain sampling of the same seed draws at these rows' steps."""
         missing = int(steps.max()) + 1 - len(self.uniforms)
         if missing > 0:
-            more = self.random.random((missing, self.uniforms.shape[1]))
+            more = self.random.random((max(missing, DRAWN_AHEAD), self.uniforms.shape[1]))
             self.uniforms = np.concatenate((self.uniforms, more))
         found: NDArray[np.float64] = self.uniforms[steps, rows]
         return found

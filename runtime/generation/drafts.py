@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,12 @@ class Draft:
     probabilities: Scores | None = None
 
 
+@lru_cache
+def no_draft(rows: int) -> Draft:
+    """No tokens for any row."""
+    return Draft(np.zeros((rows, 0), np.int64), np.zeros(rows, np.int64))
+
+
 RESUMED, COLD = "resumed", "cold"
 """Kinds of drafts without a match: behind a draft that was right in part, and else."""
 
@@ -44,6 +51,10 @@ class Drafter(Protocol):
 
     def learn(self, accepted: Tokens, counts: Tokens, seconds: float) -> None:
         """Of the last draft ``accepted`` of ``counts`` tokens, [rows], were right; the pass took ``seconds``."""
+        ...
+
+    def pass_by(self, rows: int, seconds: float) -> None:
+        """A pass of ``rows`` rows without drafted tokens took ``seconds``."""
         ...
 
 
@@ -125,14 +136,23 @@ class LookupDrafter:
             if counts[row]:
                 self.copying[row] = bool(accepted[row])
 
+    def pass_by(self, rows: int, seconds: float) -> None:
+        """See ``Drafter``."""
+        self.pace.cost(rows).saw(1, seconds)
+        for kind in self.kinds:
+            if kind is not None:
+                kind.fade()
+
     def _worth(self, found: list[list[int]]) -> Draft:
         """As much of what was found as pays."""
         slope = self.pace.cost(len(found)).slope
         if not any(kind is not None and kind.rate > slope for kind in self.kinds):
-            return Draft(np.zeros((len(found), 0), np.int64), np.zeros(len(found), np.int64))
-        sizes = np.array([len(tokens) for tokens in found], np.int64)
-        rates = np.array([1.0 if kind is None else kind.rate for kind in self.kinds])
-        counts = np.minimum(sizes, self.pace.best(rates, sizes, len(found)))
+            return no_draft(len(found))
+        sizes = [len(tokens) for tokens in found]
+        best = self.pace.best([1.0 if kind is None else kind.rate for kind in self.kinds], sizes, len(found))
+        if not best:
+            return no_draft(len(found))
+        counts = np.minimum(np.array(sizes, np.int64), best)
         tokens = np.zeros((len(found), int(counts.max())), np.int64)
         for row, count in enumerate(counts):
             tokens[row, :count] = found[row][:count]
@@ -154,9 +174,10 @@ class AssistantDrafter:
 
     def draft(self, output: Tokens, lengths: Tokens, most: Tokens) -> Draft:
         """See ``Drafter``; drafts of a row end with its end token."""
-        rates = np.full(len(lengths), self.pace.kind("assistant").rate)
         least = np.minimum(most, self.options.num_assistant_tokens)
-        longest = self.pace.best(rates, least, len(lengths))
+        longest = self.pace.best([self.pace.kind("assistant").rate] * len(lengths), least.tolist(), len(lengths))
+        if not longest:
+            return no_draft(len(lengths))
         counts, started = np.minimum(least, longest), time.perf_counter()
         text = np.concatenate((output, np.zeros((len(output), longest), np.int64)), axis=1)
         going, drawn, made = counts > 0, list[Scores](), 0
@@ -183,6 +204,11 @@ class AssistantDrafter:
         for right, drafted in zip(accepted, counts, strict=True):
             if drafted:
                 kind.saw(int(right), int(drafted))
+
+    def pass_by(self, rows: int, seconds: float) -> None:
+        """See ``Drafter``."""
+        self.pace.cost(rows).saw(1, seconds)
+        self.pace.kind("assistant").fade()
 
     def _advance(self, text: Tokens, lengths: Tokens) -> Scores:
         """Logits [rows, vocab] behind the first ``lengths`` tokens of ``text``; what the cache holds of them stays."""

@@ -11,10 +11,8 @@ Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 FORGET = 0.97
 """Weight of the times that were seen, per pass."""
@@ -59,10 +57,6 @@ class PassCost:
             first = (self.seconds - per_token * (self.tokens - self.weight)) / self.weight
             self.slope = max(per_token, 0.0) / first if first > 0 else 1.0
 
-    def ratios(self, most: int) -> np.ndarray:
-        """Seconds of passes over 1 to ``most`` tokens over those of one token, float64 [most], never falling."""
-        return 1 + self.slope * np.arange(most)
-
 
 @dataclass
 class Acceptance:
@@ -106,20 +100,20 @@ class Pace:
         """How often drafts of this kind are accepted."""
         return self.kinds.setdefault(name, Acceptance(first_rate=first_rate))
 
-    def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
+    def best(self, rates: Sequence[float], most: Sequence[int], rows: int) -> int:
         """Drafted tokens per row that pay most.
 
-        ``rates`` float64 and ``most`` int64, [drafting rows]: each row's rate of acceptance and tokens at hand.
+        ``rates`` and ``most`` of every drafting row: its rate of acceptance and the tokens at hand.
         """
-        longest = int(most.max(initial=0))
-        if not longest:
-            return 0
         cost = self.cost(rows)
-        powers = np.cumprod(np.broadcast_to(rates[:, None], (len(rates), longest)), axis=1)
-        powers = powers * (np.arange(longest) < most[:, None])
-        yields = rows + np.concatenate(([0.0], np.cumsum(powers.sum(axis=0))))
         first = cost.seconds / cost.weight if cost.weight else 1.0
-        times = cost.ratios(longest + 1) + self.draft_seconds / first * np.arange(longest + 1)
-        speeds = yields / times
-        best = int(np.argmax(speeds))
-        return best if speeds[best] > MARGIN * speeds[0] else 0
+        slope = cost.slope + self.draft_seconds / first
+        tokens, chances, best, highest = float(rows), [1.0] * len(rates), 0, MARGIN
+        for count in range(1, max(most, default=0) + 1):
+            for row, rate in enumerate(rates):
+                chances[row] = chances[row] * rate if count <= most[row] else 0.0
+            tokens += sum(chances)
+            speed = tokens / rows / (1 + slope * count)
+            if speed > highest:
+                best, highest = count, speed
+        return best

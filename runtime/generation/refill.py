@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from t5edge.runtime.generation.drafted import DraftedSearch
-from t5edge.runtime.generation.drafts import Draft, Drafting, LookupDrafter
+from t5edge.runtime.generation.drafts import Draft, Drafting, LookupDrafter, no_draft
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.step import Tokens
 
@@ -71,9 +71,12 @@ class NoDrafter:
 
     def draft(self, output: Tokens, lengths: Tokens, most: Tokens) -> Draft:
         """See ``Drafter``."""
-        return Draft(np.zeros((len(lengths), 0), np.int64), np.zeros(len(lengths), np.int64))
+        return no_draft(len(lengths))
 
     def learn(self, accepted: Tokens, counts: Tokens, seconds: float) -> None:
+        """See ``Drafter``."""
+
+    def pass_by(self, rows: int, seconds: float) -> None:
         """See ``Drafter``."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ TEXTS = [
 class Eager(Pace):
     """Drafts as much as there is, whatever it costs."""
 
-    def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
-        return int(most.max(initial=0))
+    def best(self, rates: Sequence[float], most: Sequence[int], rows: int) -> int:
+        return max(most, default=0)
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp32, growing cache", "int8", "fp16"])

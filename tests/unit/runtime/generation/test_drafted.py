@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from t5edge.runtime.generation.search import generate, generate_with_scores
 class Eager(Pace):
     """Drafts as much as there is, whatever it costs."""
 
-    def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
-        return int(most.max(initial=0))
+    def best(self, rates: Sequence[float], most: Sequence[int], rows: int) -> int:
+        return max(most, default=0)
 
 
 IDS = np.random.default_rng(3).integers(2, VOCAB, (4, 30))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ def options(**given: Any) -> GenerationOptions:
 class Eager(Pace):
     """Drafts as much as there is, whatever it costs."""
 
-    def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
-        return int(most.max(initial=0))
+    def best(self, rates: Sequence[float], most: Sequence[int], rows: int) -> int:
+        return max(most, default=0)
 
 
 def output(*rows: list[int]) -> tuple[np.ndarray, np.ndarray]:

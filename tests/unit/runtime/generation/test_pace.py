@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from t5edge.runtime.generation.pace import FIRST_RATE, FIRST_SLOPE, Acceptance, Pace, PassCost
@@ -10,18 +9,18 @@ def test_a_line_through_the_passes_seen() -> None:
     cost = PassCost()
     for tokens in (1, 4, 1, 8, 2, 1):
         cost.saw(tokens, 0.010 + 0.002 * (tokens - 1))
-    np.testing.assert_allclose(cost.ratios(3), [1, 1.2, 1.4], rtol=1e-6)
+    assert cost.slope == pytest.approx(0.2, rel=1e-6)
 
 
 def test_the_slope_stays_when_only_single_tokens_follow() -> None:
     cost = PassCost()
     for tokens in (1, 9, *[1] * 300):
         cost.saw(tokens, 0.010 + 0.005 * (tokens - 1))
-    assert cost.ratios(2)[1] == pytest.approx(1.5, rel=0.05)
+    assert cost.slope == pytest.approx(0.5, rel=0.1)
 
 
 def test_before_any_pass_there_is_a_guess() -> None:
-    np.testing.assert_allclose(PassCost().ratios(2), [1, 1 + FIRST_SLOPE])
+    assert PassCost().slope == FIRST_SLOPE
 
 
 def test_rates_follow_what_is_accepted_and_drift_back() -> None:
@@ -45,18 +44,18 @@ def test_rates_follow_what_is_accepted_and_drift_back() -> None:
 def test_as_many_tokens_as_pay(slope: float, rate: float, expected: int) -> None:
     pace = Pace()
     pace.cost(1).slope = slope
-    assert pace.best(np.array([rate]), np.array([8]), 1) == expected
+    assert pace.best([rate], [8], 1) == expected
 
 
 def test_a_dear_assistant_drafts_less() -> None:
     pace = Pace()
     for tokens in (1, 5, 1):
         pace.cost(1).saw(tokens, 0.01)
-    rates, most = np.array([0.8]), np.array([8])
+    rates, most = [0.8], [8]
     cheap = pace.best(rates, most, 1)
     pace.draft_seconds = 0.004
     assert pace.best(rates, most, 1) < cheap
 
 
 def test_nothing_at_hand_is_nothing_drafted() -> None:
-    assert Pace().best(np.array([0.9, 0.9]), np.array([0, 0]), 2) == 0
+    assert Pace().best([0.9, 0.9], [0, 0], 2) == 0
