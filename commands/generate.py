@@ -15,7 +15,18 @@ from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
 
-NO_SETTINGS = ("bundle", "text", "target", "keep_special_tokens", "file", "out", "force", "batch_size", "assistant")
+NO_SETTINGS = (
+    "bundle",
+    "text",
+    "target",
+    "keep_special_tokens",
+    "file",
+    "out",
+    "force",
+    "batch_size",
+    "assistant",
+    "scores",
+)
 QUIET = 32
 """Prompts up to which no progress is shown."""
 
@@ -49,6 +60,10 @@ class GenerateOptions:
         "a smaller bundle of the same vocabulary that drafts tokens to check", None, metavar="BUNDLE"
     )
     num_assistant_tokens: int | None = option("most tokens that the assistant drafts for a pass", None, metavar="N")
+    scores: bool = option(
+        "give natural-log probabilities: of each answer and of each of its tokens, and with beams what they rank by",
+        False,
+    )
     file: str | None = option("read prompts from this file, one per line", None, metavar="FILE")
     out: str | None = option(
         "with --file: write JSON lines with index, source and target; the same command goes on where it was cut off",
@@ -70,6 +85,7 @@ class GenerateOptions:
 def run(options: GenerateOptions, progress: Progress) -> Result:
     """Answer every prompt, a line for each."""
     from t5edge.runtime.model import load
+    from t5edge.tools.answers import answer_fields, answer_lines
 
     if options.file is not None:
         return run_file(options, progress)
@@ -81,18 +97,16 @@ def run(options: GenerateOptions, progress: Progress) -> Result:
     settings = options.settings
     if options.assistant is not None:
         settings["assistant"] = load(options.assistant, options.target)
-    skipped = not options.keep_special_tokens
     with progress.stage("generate", len(texts), "prompts") if len(texts) > QUIET else nullcontext() as stage:
-        told = None if stage is None else stage.advance
-        answers = model.generate_text(texts, skip_special_tokens=skipped, on_batch=told, **settings)
-    per_text = len(answers) // len(texts)
+        settings |= {"on_batch": None if stage is None else stage.advance, "return_scores": options.scores}
+        answers = model.generate_text(texts, skip_special_tokens=not options.keep_special_tokens, **settings)
+    each = len(answers) // len(texts)
     data = [
-        {"source": text, "target": answers[index * per_text : (index + 1) * per_text]}
-        if per_text > 1
-        else {"source": text, "target": answers[index]}
+        {"source": text, **answer_fields(answers[index * each : (index + 1) * each])}
         for index, text in enumerate(texts)
     ]
-    return Result({"outputs": data}, lambda console: write_lines(console.file, answers))
+    lines = [line for answer in answers for line in answer_lines(answer)]
+    return Result({"outputs": data}, lambda console: write_lines(console.file, lines))
 
 
 def run_file(options: GenerateOptions, progress: Progress) -> Result:
@@ -113,6 +127,7 @@ def run_file(options: GenerateOptions, progress: Progress) -> Result:
     model.require_decoder("text to generate")
     settings, skipped = options.settings, not options.keep_special_tokens
     run = {"bundle": sha256_of(Path(options.bundle) / MANIFEST), "settings": settings, "special_tokens": not skipped}
+    run |= {"scores": True} if options.scores else {}
     with (
         answers_to(source, out, run, force=options.force) as answers,
         progress.stage(out.name, total, "prompts") as stage,
@@ -121,9 +136,8 @@ def run_file(options: GenerateOptions, progress: Progress) -> Result:
             progress.message(f"{answers.done} of {total} prompts are answered already; going on")
         stage.advance(answers.done)
         texts, asked = tee(read_prompts(source, answers.done))
-        found = model.stream_text(
-            texts, batch_size=options.batch_size, skip_special_tokens=skipped, first=answers.done, **settings
-        )
+        settings = {**settings, "skip_special_tokens": skipped, "return_scores": options.scores}
+        found = model.stream_text(texts, batch_size=options.batch_size, first=answers.done, **settings)
         try:
             for number, (text, targets) in enumerate(zip(asked, found, strict=True), start=answers.done):
                 answers.write(number, text, targets)

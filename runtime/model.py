@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -11,13 +12,15 @@ import numpy as np
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.records import NO_PROMPT
 from t5edge.errors import UserError
+from t5edge.runtime.answers import Answer, reader
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.batches import BATCH_TOKENS, batches, check_pairs, listed
 from t5edge.runtime.encoder import BundleEncoder
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions, read_options
 from t5edge.runtime.generation.pace import Pace
-from t5edge.runtime.generation.search import OnToken, generate, generate_with_scores
+from t5edge.runtime.generation.scores import pick_log_probabilities, pick_scores
+from t5edge.runtime.generation.search import OnToken, run_search
 from t5edge.runtime.generation.targets import TargetScores
 from t5edge.runtime.inputs import as_ids, as_labels, check_memory
 from t5edge.runtime.intact import check_intact
@@ -26,7 +29,7 @@ from t5edge.runtime.scoring import score_first_tokens, score_ids, score_rows
 from t5edge.runtime.stream import stream_text
 
 if TYPE_CHECKING:
-    from t5edge.runtime.generation.scores import Generated
+    from t5edge.runtime.generation.scores import Generated, Pick
     from t5edge.runtime.generation.step import Scores, Tokens
 
 
@@ -129,13 +132,24 @@ class BundleModel(BundleEncoder):
             UserError: ids outside the vocabulary, wrong shapes or dtypes, a wrong option, too large for the memory.
         """
         self.require_decoder("generate()")
-        (ids, mask), chosen = self.source(input_ids, attention_mask, prompt), self.options(**options)
-        check_memory(self.architecture, len(ids) * chosen.copies, ids.shape[1], chosen.total_length)
+        pick = pick_log_probabilities if normalize_logits else pick_scores
+        source, chosen = self.source(input_ids, attention_mask, prompt), self.options(**options)
+        found = self._search(*source, chosen, on_token, pick if return_scores else None, assistant)
+        return found if return_scores else found.sequences
+
+    def _search(
+        self,
+        ids: Tokens,
+        mask: Tokens,
+        options: GenerationOptions,
+        on_token: OnToken | None,
+        pick: Pick | None,
+        assistant: BundleModel | None,
+    ) -> Generated:
+        """``ids`` and ``mask`` are checked, and learnt prompts stand in front; without ``pick`` all scores are 0."""
+        check_memory(self.architecture, len(ids) * options.copies, ids.shape[1], options.total_length)
         drafting = Drafting(self.pace, assistant and self._checked_assistant(assistant))
-        if return_scores:
-            normal = {"normalize_logits": normalize_logits}
-            return generate_with_scores(self.step_model, ids, mask, chosen, on_token, drafting, **normal)
-        return generate(self.step_model, ids, mask, chosen, on_token, drafting)
+        return run_search(self.step_model, ids, mask, options, on_token, pick, drafting)
 
     def score(
         self,
@@ -191,6 +205,14 @@ class BundleModel(BundleEncoder):
         chosen.check_ids(self.vocab_size)
         return chosen
 
+    @overload
+    def generate_text(
+        self, texts: Sequence[str], *, return_scores: Literal[False] = False, **options: Any
+    ) -> list[str]: ...
+
+    @overload
+    def generate_text(self, texts: Sequence[str], *, return_scores: Literal[True], **options: Any) -> list[Answer]: ...
+
     def generate_text(
         self,
         texts: Sequence[str],
@@ -198,29 +220,40 @@ class BundleModel(BundleEncoder):
         prompt: Prompts = None,
         skip_special_tokens: bool = True,
         on_batch: Callable[[int], None] | None = None,
+        return_scores: bool = False,
         assistant: BundleModel | None = None,
         **options: Any,
-    ) -> list[str]:
+    ) -> list[str] | list[Answer]:
         """Texts for texts, in their order, ``num_return_sequences`` for each; see ``generate`` for the options.
 
         Texts of like length share a batch, and no batch holds more than ``BATCH_TOKENS`` source tokens (but a longer
         text has a batch of its own); all that fits into one batch runs as one, in the order given.
-        ``on_batch`` is told how many texts each batch has answered.
+        ``on_batch`` is told how many texts each batch has answered. With ``return_scores`` every text is an ``Answer``.
         """
         self.require_decoder("generate_text()")
         rows, chosen = self._rows(texts, prompt), self.options(**options)
-        answers: dict[int, list[str]] = {}
+        read, answers = reader(self.tokenizer, chosen, skip_special_tokens, return_scores), dict[int, list[Any]]()
+        pick = pick_log_probabilities if return_scores else None
         for number, batch in enumerate(batches([len(row) for row in rows], BATCH_TOKENS // chosen.copies)):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
-            if chosen.seed is not None:
-                options["seed"] = chosen.seed + number
-            tokens = self.generate(ids, mask, prompt=NO_PROMPT, assistant=assistant, **options)
-            found = self.tokenizer.decode(tokens, skip_special_tokens)
+            seeded = chosen if chosen.seed is None else replace(chosen, seed=chosen.seed + number)
+            source = self.source(ids, mask, NO_PROMPT)
+            found = read(self._search(*source, seeded, None, pick, assistant))
             each = len(found) // len(batch)
             answers |= {index: found[place * each : (place + 1) * each] for place, index in enumerate(batch)}
             if on_batch is not None:
                 on_batch(len(batch))
         return [answer for index in range(len(texts)) for answer in answers[index]]
+
+    @overload
+    def stream_text(
+        self, texts: Iterable[str], *, return_scores: Literal[False] = False, **options: Any
+    ) -> Iterator[list[str]]: ...
+
+    @overload
+    def stream_text(
+        self, texts: Iterable[str], *, return_scores: Literal[True], **options: Any
+    ) -> Iterator[list[Answer]]: ...
 
     def stream_text(
         self,
@@ -230,8 +263,9 @@ class BundleModel(BundleEncoder):
         batch_size: int = 16,
         skip_special_tokens: bool = True,
         first: int = 0,
+        return_scores: bool = False,
         **options: Any,
-    ) -> Iterator[list[str]]:
+    ) -> Iterator[list[str]] | Iterator[list[Answer]]:
         """``generate_text`` for a list of any length: the answers of each text, in order, as soon as they are there.
 
         ``batch_size`` rows are under way at a time. With ``decoder_buffered.onnx`` and without beams a row that has
@@ -243,7 +277,9 @@ class BundleModel(BundleEncoder):
         """
         self.require_decoder("text to generate")
         (front,) = chosen_ids(self.manifest.prompts or (), prompt, 1)
-        return stream_text(self, texts, self.options(**options), batch_size, skip_special_tokens, first, front)
+        chosen = self.options(**options)
+        read = reader(self.tokenizer, chosen, skip_special_tokens, return_scores)
+        return stream_text(self, texts, chosen, batch_size, first, front, read, scored=return_scores)
 
     def _checked_assistant(self, assistant: BundleModel) -> Any:
         assistant.require_decoder("tokens to draft")

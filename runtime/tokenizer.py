@@ -80,6 +80,10 @@ class BundleTokenizer:
         texts: list[str] = self._tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=skip_special_tokens)
         return texts
 
+    def pieces(self, row: Sequence[int]) -> tuple[str, ...]:
+        """The pieces of one row of ids; of an id that the tokenizer lacks the number."""
+        return tuple(self._tokenizer.id_to_token(token) or f"<{token}>" for token in row)
+
     def text(self, row: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one row of ids."""
         text: str = self._tokenizer.decode(list(row), skip_special_tokens=skip_special_tokens)

@@ -8,7 +8,7 @@ out     : all answers, once they are there
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from t5edge.bundle.files import sha256_of, write_json
 from t5edge.errors import UserError
+from t5edge.runtime.answers import Answer
 
 
 def count_lines(path: Path) -> int:
@@ -51,6 +52,32 @@ def read_prompts(path: Path, skipped: int = 0) -> Iterator[str]:
                 ) from error
 
 
+def answer_fields(answers: Sequence[str | Answer]) -> dict[str, Any]:
+    """``target``, and what it scored if that is known; lists where there are several answers."""
+    columns: dict[str, list[Any]] = {"target": [getattr(answer, "text", answer) for answer in answers]}
+    scored = [answer for answer in answers if isinstance(answer, Answer)]
+    if scored:
+        columns["score"] = [_rounded(answer.score) for answer in scored]
+        columns["tokens"] = [list(answer.tokens) for answer in scored]
+        columns["token_scores"] = [[_rounded(score) for score in answer.token_scores] for answer in scored]
+    if any(answer.beam_score is not None for answer in scored):
+        columns["beam_score"] = [_rounded(answer.beam_score or 0.0) for answer in scored]
+    return {name: values[0] if len(values) == 1 else values for name, values in columns.items()}
+
+
+def answer_lines(answer: str | Answer) -> list[str]:
+    """The text; with scores its own stands before it, then a line for each token, behind a tab."""
+    if isinstance(answer, str):
+        return [answer]
+    tokens = zip(answer.token_scores, answer.tokens, strict=True)
+    return [f"{answer.score:.4f}\t{answer.text}", *(f"\t{score:.4f}\t{token}" for score, token in tokens)]
+
+
+def _rounded(score: float) -> float:
+    """What float32 knows of it."""
+    return float(f"{score:.6g}") + 0.0  # no -0.0
+
+
 @dataclass
 class Answers:
     """Answers to ``prompts`` under way to ``out``.
@@ -64,10 +91,9 @@ class Answers:
     done: int
     file: IO[bytes]
 
-    def write(self, number: int, source: str, targets: list[str]) -> None:
-        """The answers to prompt ``number``, counted from 0: one is a string, several are a list."""
-        target = targets[0] if len(targets) == 1 else targets
-        line = json.dumps({"index": number, "source": source, "target": target}, ensure_ascii=False)
+    def write(self, number: int, source: str, targets: Sequence[str | Answer]) -> None:
+        """The answers to prompt ``number``, counted from 0; see ``answer_fields``."""
+        line = json.dumps({"index": number, "source": source, **answer_fields(targets)}, ensure_ascii=False)
         self.file.write(line.encode("utf-8", "surrogatepass") + b"\n")
         self.file.flush()
 

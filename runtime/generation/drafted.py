@@ -39,6 +39,9 @@ OnToken = Callable[[int, Tokens], None]
 DRAWN_AHEAD = 64
 """Steps whose random numbers are drawn at once."""
 
+WIDTH = 8
+"""Tokens of a row that a pass of ``score_padding`` feeds."""
+
 
 class DraftedSearch:
     """``rows`` rows under way.
@@ -194,3 +197,20 @@ class DraftedSearch:
         if not self.model.rows_differ:
             held = np.full_like(held, held[self.running].max() if self.running.any() else held.max())
         self.model.keep(self.state, held)
+
+    def score_padding(self, state: Any, found: Generated, pick: Pick) -> None:
+        """What the padding behind an end scored, as in plain search, which feeds rows that have ended on.
+
+        ``state``: another one of ``model``, nothing stepped yet; ``found``: the result of ``run``, to fill in.
+        """
+        tokens = found.sequences
+        for start in range(0, tokens.shape[1] - 1, WIDTH):
+            fed = np.ascontiguousarray(tokens[:, start : min(start + WIDTH, tokens.shape[1] - 1)])
+            logits = self.model.step(state, fed)
+            for place in range(fed.shape[1]):
+                at = start + place + 1
+                rows = np.flatnonzero(self.lengths <= at)
+                scores = logits[rows, place]
+                for rule in self.rules if rows.size else ():
+                    rule(tokens[rows, :at], scores)
+                found.transition_scores[rows, at - 1] = pick(scores, np.arange(len(rows)), tokens[rows, at])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from t5edge.runtime.generation.drafted import DraftedSearch
 from t5edge.runtime.generation.drafts import Draft, Drafting, LookupDrafter, no_draft
 from t5edge.runtime.generation.options import GenerationOptions
+from t5edge.runtime.generation.scores import Generated, Pick
 from t5edge.runtime.generation.step import Tokens
 
 
@@ -92,10 +93,10 @@ class RefilledSearch(DraftedSearch):
         """Rows whose prompt is answered and not yet taken."""
         return [row for row, prompt in enumerate(self.held) if prompt is not None and not self.running[row]]
 
-    def answer(self, row: int) -> Tokens:
-        """What a row has, int64 [length]."""
-        found: Tokens = self.output[row, : self.lengths[row]].copy()
-        return found
+    def answer(self, row: int) -> Generated:
+        """What a row has, as the only one."""
+        part = (slice(row, row + 1), slice(0, self.lengths[row]))
+        return Generated(self.output[part].copy(), self.transitions[part][:, 1:].copy())
 
     def restart(self, row: int, encoded: Encoded | None) -> None:
         """Another prompt for an ended row, or none."""
@@ -127,9 +128,14 @@ class RefilledSearch(DraftedSearch):
 
 
 def stream(
-    model: RefillModel, prompts: Iterable[Prompt], options: GenerationOptions, rows: int, drafting: Drafting
-) -> Iterator[tuple[int, Tokens]]:
-    """Each prompt's number and answer, int64 [length], decoder start token first, in the order they are finished.
+    model: RefillModel,
+    prompts: Iterable[Prompt],
+    options: GenerationOptions,
+    rows: int,
+    drafting: Drafting,
+    pick: Pick | None = None,
+) -> Iterator[tuple[int, Generated]]:
+    """Each prompt's number and answer, one row, in the order they are finished; ``pick`` says what a token scored.
 
     ``prompts`` are read as they are needed, ``rows`` at a time; best by falling length, or much of a group is padding.
     """
@@ -142,7 +148,7 @@ def stream(
     if options.prompt_lookup_num_tokens:
         search.drafter = LookupDrafter([row.prompt.ids for row in first], options, drafting.pace)
     while search.running.any():
-        search.advance()
+        search.advance(pick)
         for row in search.finished():
             prompt = search.held[row]
             assert prompt is not None

@@ -34,6 +34,12 @@ class Generated:
     transition_scores: Scores
     sequences_scores: Scores | None = None
 
+    def row(self, index: int) -> Generated:
+        """That row as the only one."""
+        part = slice(index, index + 1)
+        beams = self.sequences_scores
+        return Generated(self.sequences[part], self.transition_scores[part], None if beams is None else beams[part])
+
 
 def check_logits(peaks: NDArray[np.float32]) -> None:
     """Stop when the largest logit of a row (``peaks``, float32, any shape) is not a finite number.

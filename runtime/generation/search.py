@@ -55,7 +55,7 @@ def generate(
     Raises ``UserError`` for inputs of the wrong shape or type and for streaming with beams,
     ``FloatingPointError`` when the model's logits are NaN or infinite.
     """
-    return _search(model, input_ids, attention_mask, options, on_token, None, drafting).sequences
+    return run_search(model, input_ids, attention_mask, options, on_token, None, drafting).sequences
 
 
 def generate_with_scores(
@@ -74,10 +74,10 @@ def generate_with_scores(
     log-probability over the tokens that the rules left.
     """
     pick = pick_log_probabilities if normalize_logits else pick_scores
-    return _search(model, input_ids, attention_mask, options, on_token, pick, drafting)
+    return run_search(model, input_ids, attention_mask, options, on_token, pick, drafting)
 
 
-def _search(
+def run_search(
     model: StepModel[StateT],
     input_ids: Tokens,
     attention_mask: Tokens,
@@ -86,13 +86,18 @@ def _search(
     pick: Pick | None,
     drafting: Drafting | None,
 ) -> Generated:
+    """As ``generate``; ``pick`` says what a token scored, and without it all scores are 0."""
     _check_inputs(input_ids, attention_mask)
     if on_token is not None and options.num_beams > 1:
         raise UserError("generate: on_token cannot stream beams, they change until the end; set num_beams=1")
     drafter = drafting and drafting.drafter(model, input_ids, attention_mask, options)
     state = model.encode(input_ids, attention_mask, options.copies)
     if drafter:
-        return DraftedSearch(model, state, len(input_ids) * options.copies, options, drafter).run(on_token, pick)
+        drafted = DraftedSearch(model, state, len(input_ids) * options.copies, options, drafter)
+        found = drafted.run(on_token, pick)
+        if pick is not None and drafted.lengths.min() < drafted.lengths.max():
+            drafted.score_padding(model.encode(input_ids, attention_mask, options.copies), found, pick)
+        return found
     random = np.random.default_rng(options.seed)
     if options.num_beams > 1:
         return search_beams(model, state, len(input_ids), options, random, pick)

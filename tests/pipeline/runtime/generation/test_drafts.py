@@ -61,6 +61,18 @@ def test_tokens_are_those_of_plain_search(
         )
 
 
+@pytest.mark.parametrize("buffers", [True, False])
+def test_scores_are_those_of_plain_search_behind_the_end_too(demo: Workshop, buffers: bool) -> None:
+    model = load(demo.bundle("fp32"), buffers=buffers)
+    model.pace = Eager()
+    ids, mask = model.tokenizer.encode(TEXTS[:5])
+    expected = model.generate(ids, mask, return_scores=True, max_new_tokens=40)
+    found = model.generate(ids, mask, return_scores=True, max_new_tokens=40, prompt_lookup_num_tokens=5)
+    assert np.array_equal(found.sequences, expected.sequences)
+    assert (found.sequences[:, -1] == 0).any(), "a row that ends before the others"
+    np.testing.assert_allclose(found.transition_scores, expected.transition_scores, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"prompt_lookup_num_tokens": 4}, {"no_repeat_ngram_size": 4}, {"num_beams": 2}]
 )

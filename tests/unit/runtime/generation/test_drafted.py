@@ -120,13 +120,17 @@ def test_tokens_are_told_in_order(rows: int) -> None:
     assert np.array_equal(np.array([tokens for _, tokens in told]).T, found[:, 1:])
 
 
-def test_scores_are_those_of_plain_search_up_to_the_end() -> None:
-    options = GenerationOptions(max_new_tokens=25, prompt_lookup_num_tokens=4)
-    expected = generate_with_scores(ToyModel(copying=True), IDS, MASK, GenerationOptions(max_new_tokens=25))
-    found = generate_with_scores(ToyModel(copying=True), IDS, MASK, options, None, Drafting(Eager()))
+@pytest.mark.parametrize("differ", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"do_sample": True, "top_k": 5, "seed": 4}])
+def test_scores_are_those_of_plain_search_behind_the_end_too(settings: dict[str, Any], differ: bool) -> None:
+    plain = GenerationOptions(max_new_tokens=25, **settings)
+    options = GenerationOptions(max_new_tokens=25, prompt_lookup_num_tokens=4, **settings)
+    expected = generate_with_scores(ToyModel(copying=True), IDS, MASK, plain)
+    model = ToyModel(copying=True, rows_differ=differ)
+    found = generate_with_scores(model, IDS, MASK, options, None, Drafting(Eager()))
     assert np.array_equal(found.sequences, expected.sequences)
-    counted = np.cumsum(found.sequences[:, 1:] == 1, axis=1) - (found.sequences[:, 1:] == 1) == 0
-    np.testing.assert_array_equal(found.transition_scores[counted], expected.transition_scores[counted])
+    assert (np.cumsum(found.sequences[:, 1:-1] == 1, axis=1) > 0).any(), "a row that ends before the others"
+    np.testing.assert_array_equal(found.transition_scores, expected.transition_scores)
 
 
 def test_a_logit_that_is_not_a_number_stops() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.pace import Pace
 from t5edge.runtime.generation.refill import Prompt, RefillModel, stream
-from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.scores import Generated, pick_log_probabilities
+from t5edge.runtime.generation.search import generate, generate_with_scores
 
 
 class ToyRefill(ToyModel):
@@ -55,6 +57,10 @@ def alone(prompt: Prompt, **settings: Any) -> list[int]:
     return generate(ToyModel(copying=True), ids, np.ones_like(ids), options)[0].tolist()
 
 
+def tokens(found: Iterable[tuple[int, Generated]]) -> dict[int, list[int]]:
+    return {number: row.sequences[0].tolist() for number, row in found}
+
+
 @pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram_size": 2}, {"prompt_lookup_num_tokens": 4}])
 @pytest.mark.parametrize("count", [1, 5, 43])
 def test_every_prompt_is_answered_once_as_if_alone(count: int, settings: dict[str, Any]) -> None:
@@ -63,20 +69,33 @@ def test_every_prompt_is_answered_once_as_if_alone(count: int, settings: dict[st
     options = GenerationOptions(max_new_tokens=25, **settings)
     found = list(stream(model, iter(wanted), options, 5, Drafting(Pace())))
     assert sorted(number for number, _ in found) == list(range(count))
-    answers = {number: row.tolist() for number, row in found}
+    answers = tokens(found)
     assert [answers[prompt.number] for prompt in wanted] == [alone(prompt, **settings) for prompt in wanted]
+
+
+@pytest.mark.parametrize("settings", [{}, {"prompt_lookup_num_tokens": 4}])
+def test_scores_are_those_of_every_prompt_alone(settings: dict[str, Any]) -> None:
+    wanted, options = prompts(20), GenerationOptions(max_new_tokens=25, **settings)
+    found = dict(stream(ToyRefill(), wanted, options, 5, Drafting(Pace()), pick_log_probabilities))
+    for prompt in wanted:
+        ids = np.array([prompt.ids])
+        alone = generate_with_scores(
+            ToyModel(copying=True), ids, np.ones_like(ids), GenerationOptions(max_new_tokens=25), normalize_logits=True
+        )
+        assert np.array_equal(found[prompt.number].transition_scores, alone.transition_scores)
 
 
 def test_rows_stay_busy_and_the_rest_is_packed() -> None:
     """Answers have unlike lengths: batches that wait for their longest row would take half as many passes more."""
     model, wanted = ToyRefill(), prompts(43)
     answers = dict(stream(model, iter(wanted), GenerationOptions(max_new_tokens=25), 5, Drafting(Pace())))
-    needed = sum(len(row) - 1 for row in answers.values())
+    needed = sum(row.sequences.shape[1] - 1 for row in answers.values())
     assert sum(model.widths) <= 1.15 * needed
     assert model.widths[0] == 5
     assert model.widths[-1] <= 2
     waiting = [
-        max(len(answers[number]) - 1 for number in range(start, min(start + 5, 43))) for start in range(0, 43, 5)
+        max(answers[number].sequences.shape[1] - 1 for number in range(start, min(start + 5, 43)))
+        for start in range(0, 43, 5)
     ]
     assert len(model.widths) < 0.8 * sum(waiting)
 
@@ -84,13 +103,13 @@ def test_rows_stay_busy_and_the_rest_is_packed() -> None:
 def test_draws_hang_on_the_seed_and_the_number_alone() -> None:
     options = GenerationOptions(max_new_tokens=25, do_sample=True, temperature=2.0, seed=3)
     wanted = prompts(20)
-    forward = dict(stream(ToyRefill(), wanted, options, 5, Drafting(Pace())))
-    backward = dict(stream(ToyRefill(), wanted[::-1], options, 3, Drafting(Pace())))
-    assert [forward[number].tolist() for number in range(20)] == [backward[number].tolist() for number in range(20)]
-    other = dict(
+    forward = tokens(stream(ToyRefill(), wanted, options, 5, Drafting(Pace())))
+    backward = tokens(stream(ToyRefill(), wanted[::-1], options, 3, Drafting(Pace())))
+    assert [forward[number] for number in range(20)] == [backward[number] for number in range(20)]
+    other = tokens(
         stream(ToyRefill(), wanted, GenerationOptions(max_new_tokens=25, do_sample=True, seed=4), 5, Drafting(Pace()))
     )
-    assert any(forward[number].tolist() != other[number].tolist() for number in range(20))
+    assert any(forward[number] != other[number] for number in range(20))
 
 
 def test_prompts_are_read_as_they_are_needed() -> None:
