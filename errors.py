@@ -27,6 +27,8 @@ EXTRAS: Mapping[str, str] = {
     "ml_dtypes": EXPORT,
     "safetensors": EXPORT,
     "huggingface_hub": EXPORT,
+    "langcodes": EXPORT,
+    "regex": EXPORT,
     "onnxruntime": "onnxruntime",
     "polygraphy": "rtx",
     "tensorrt": "tensorrt",

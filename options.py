@@ -14,6 +14,7 @@ from t5edge.bundle.precision import PRECISIONS, Precision, precision
 from t5edge.bundle.schema import InFolder
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.languages import scripts_of
 from t5edge.exporter.form import Form, check_portable
 from t5edge.exporter.reference.texts import Example
 from t5edge.parity.texts import BUDGET, LEAST, LEAST_ON_BUDGET
@@ -82,6 +83,13 @@ class ExportOptions:
         metavar="FILE",
     )
     vocabulary_floor: int = option("occurrences in them that a piece needs to be kept", 1, metavar="N")
+    languages: tuple[str, ...] = option(
+        "keep only pieces in the scripts of these languages, such as de pt-BR sr-Latn (those of one script are not "
+        "told apart); with --vocabulary: the pieces of its texts, and single characters of these scripts alone",
+        (),
+        metavar="TAG",
+        repeat=True,
+    )
     calibration: str | tuple[Example, ...] | None = option(
         "texts, one per line, or JSONL with source and target", None, metavar="FILE"
     )
@@ -162,6 +170,8 @@ class ExportOptions:
             raise UserError(f"--subfolder is '{self.subfolder}'; a folder inside the variant is needed.")
         if self.vocabulary_floor > 1 and not self.vocabulary:
             raise UserError("--vocabulary-floor counts pieces in the texts of --vocabulary; name them.")
+        if self.languages:
+            scripts_of(self.languages)
         if not self.variant:
             raise UserError("--variant is missing; name a variant, a checkpoint folder or t5-demo.")
 
@@ -221,8 +231,9 @@ ELSEWHERE = ("variant", "precision", "out", "force")
 
 def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
     """What ``open_checkpoint`` takes besides the variant."""
-    from t5edge.exporter.checkpoint.trimmed import Corpus
+    from t5edge.exporter.checkpoint.trimmed import Wanted
 
+    wanted = Wanted(options.vocabulary, options.vocabulary_floor, options.languages)
     return {
         "random_weights": options.random_weights,
         "revision": options.revision,
@@ -230,7 +241,7 @@ def checkpoint_options(options: ExportOptions) -> dict[str, Any]:
         "adapters": options.adapter,
         "prompts": options.prompt,
         "task": options.task,
-        "vocabulary": Corpus(options.vocabulary, options.vocabulary_floor) if options.vocabulary else None,
+        "vocabulary": wanted if wanted.corpus or wanted.languages else None,
     }
 
 
@@ -276,7 +287,7 @@ def _compute(options: ExportOptions, row: Precision) -> str:
 def recorded_options(options: ExportOptions) -> dict[str, Any]:
     """The options a bundle was made with, JSON-able; texts by their hash."""
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
-    unused = [name for name in ("adapter", "prompt", "subfolder", "task") if not getattr(options, name)]
+    unused = [name for name in ("adapter", "prompt", "subfolder", "task", "languages") if not getattr(options, name)]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
     unused += ["opset"] if options.opset == STANDARD_OPSET else []
     for name in unused:  # as in bundles of versions without them

@@ -163,16 +163,18 @@ class VocabularyFacts:
     """Which rows of the vocabulary were kept.
 
     Attributes:
-        corpus, sha256: the name of the file of texts, and its hash.
+        corpus, sha256: the name of the file of texts, and its hash; None where languages alone decided.
         floor: occurrences that a piece needed.
         rows_before, rows: of the embedding and of the output layer.
         parameters_before, parameters: of the whole model.
         held_out_texts: every tenth text, tokenized with pieces counted in the others only; 0 where there were too few.
         held_out_same: how many of them give the ids that the whole vocabulary gives.
+        languages: the tags that ``--languages`` named.
+        scripts: what they are written in, as codes of ISO 15924; with a corpus they add single characters only.
     """
 
-    corpus: str
-    sha256: str
+    corpus: str | None
+    sha256: str | None
     floor: Size
     rows_before: Size
     rows: Size
@@ -180,6 +182,8 @@ class VocabularyFacts:
     parameters: Size
     held_out_texts: Count
     held_out_same: Count
+    languages: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()
 
 
 SENTENCE = "sentence."

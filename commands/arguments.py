@@ -54,6 +54,7 @@ class Command:
 GROUPS = {
     "the checkpoint": (
         "random_weights", "revision", "adapter", "prompt", "subfolder", "task", "vocabulary", "vocabulary_floor",
+        "languages",
     ),
     "quantization": ("calibration", "observer", "count_ties", "compute", "require_speedup", "no_rescale"),
     "engines": (

@@ -28,7 +28,7 @@ from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.recognize import require_checkpoint, require_generator, require_tensors, unwrapped
 from t5edge.exporter.checkpoint.sentence_files import MODULES, encoder_folder, read_modules
 from t5edge.exporter.checkpoint.stores import open_folder_store
-from t5edge.exporter.checkpoint.trimmed import Corpus, choose_vocabulary, stored_vocabulary, with_vocabulary
+from t5edge.exporter.checkpoint.trimmed import Wanted, choose_vocabulary, stored_vocabulary, with_vocabulary
 from t5edge.exporter.family.config import architecture_from_config
 from t5edge.exporter.family.variants import DEMO_FOLDER, DEMO_NAME, Variant, find_variant, look_up_variant, suggestion
 
@@ -42,7 +42,7 @@ def open_checkpoint(
     revision: str | None = None,
     adapters: Sequence[str] = (),
     prompts: Sequence[str] = (),
-    vocabulary: Corpus | Path | None = None,
+    vocabulary: Wanted | Path | None = None,
     task: str | None = None,
     subfolder: str | None = None,
 ) -> Checkpoint:
@@ -52,7 +52,7 @@ def open_checkpoint(
     weights drawn for the variant's structure; ``revision`` is a branch, tag or commit on the hub. ``adapters`` (see
     ``adapters.open_adapter``) are merged in their order; an adapter as ``variant`` comes first, on the model it names.
     ``prompts`` (see ``prompts.open_prompt``) are put beside it, and may be such a ``variant`` too.
-    ``vocabulary``: only the pieces that a corpus needs, or those that a bundle's ``vocabulary.json`` lists.
+    ``vocabulary``: only the pieces that a corpus or languages need, or those that a bundle's ``vocabulary.json`` lists.
     ``subfolder``: where inside the folder or repository the checkpoint lies.
     ``task``: ``encode`` leaves out the decoder, ``generate`` insists on one; None takes what the checkpoint holds, of a
     model of sentence-transformers the encoder.
@@ -65,7 +65,7 @@ def open_checkpoint(
     checkpoint = with_prompts(checkpoint, learnt)
     if vocabulary is None:
         return checkpoint
-    if isinstance(vocabulary, Corpus):
+    if isinstance(vocabulary, Wanted):
         return with_vocabulary(checkpoint, choose_vocabulary(checkpoint, vocabulary))
     return with_vocabulary(checkpoint, stored_vocabulary(checkpoint, vocabulary))
 

@@ -1,6 +1,6 @@
 """A checkpoint with a part of its vocabulary: rows of the embedding and of the output layer are left out when read.
 
-    with_vocabulary(checkpoint, choose_vocabulary(checkpoint, Corpus("texts.txt")))
+    with_vocabulary(checkpoint, choose_vocabulary(checkpoint, Wanted("texts.txt")))
 
 Rows keep their order, and the ids of config and generation settings follow. A logit of a kept piece is the product of
 the same row, so it is the same; probabilities are shared among fewer pieces.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ from t5edge.bundle.files import sha256_of
 from t5edge.bundle.records import VocabularyFacts
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.checkpoint import Checkpoint, read_json
+from t5edge.exporter.checkpoint.languages import scripts_of, written_in
 from t5edge.exporter.checkpoint.names import OUTPUT_LAYER, SHARED
 from t5edge.exporter.checkpoint.stores import StoredTensor
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.exporter.checkpoint.vocabulary import Pieces, Vocabulary, count, encoded
-from t5edge.exporter.reference.texts import read_examples
+from t5edge.exporter.reference.texts import bundled_examples, judged_examples, read_examples
 
 if TYPE_CHECKING:
     import torch
@@ -36,55 +39,95 @@ NOT_RENUMBERED = ("constraints", "force_words_ids", "forced_decoder_ids", "seque
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """A file of texts, one a line, or JSONL with source and target; ``floor``: occurrences that a piece needs."""
+class Wanted:
+    """What a vocabulary is to be kept for.
 
-    path: str
+    Attributes:
+        corpus: a file of texts, one a line, or JSONL with source and target; None where languages alone decide.
+        floor: occurrences in it that a piece needs.
+        languages: tags of those whose scripts decide, of a corpus which single characters are kept besides.
+    """
+
+    corpus: str | None
     floor: int = 1
+    languages: tuple[str, ...] = ()
+
+    @property
+    def spelled(self) -> str:
+        """The flags."""
+        return " and ".join(["--vocabulary"] * bool(self.corpus) + ["--languages"] * bool(self.languages))
 
 
-def choose_vocabulary(checkpoint: Checkpoint, corpus: Corpus) -> Vocabulary:
-    """The part of the vocabulary that a corpus needs.
+def choose_vocabulary(checkpoint: Checkpoint, wanted: Wanted) -> Vocabulary:
+    """The part of the vocabulary that a corpus or some languages need.
 
     What it keeps of new text is measured on every tenth text with the pieces of the others; then all texts count.
 
     Raises:
-        UserError: no Unigram tokenizer, a file that cannot be read, or nothing to leave out.
+        UserError: no Unigram tokenizer, a file that cannot be read, an unknown language, or nothing to leave out.
     """
     pieces = Pieces(tokenizer_json(checkpoint), checkpoint.source)
-    texts = _texts(corpus)
-    held_out, others = texts[HELD_OUT - 1 :: HELD_OUT], [text for n, text in enumerate(texts, 1) if n % HELD_OUT]
     needed = {*_token_ids(checkpoint.config), *_token_ids(checkpoint.generation_config), *_ids_of(checkpoint).values()}
     foreign = sorted(set(_ids_of(checkpoint).values()) - pieces.names.keys())
     if foreign:
         raise UserError(f"config.json names the id {foreign[0]}, which is no token of the tokenizer; mend it first.")
-    counts = count(pieces.ids(others))
-    known = set(pieces.kept(counts, corpus.floor, needed))
-    same = sum(known.issuperset(row) for row in pieces.ids(held_out))
-    kept = pieces.kept(counts + count(pieces.ids(held_out)), corpus.floor, needed)
-    before = checkpoint.architecture
+    languages = _languages_of(wanted, pieces)
+    scripts = tuple(sorted({script for scripts in languages.values() for script in scripts}))
+    choose = partial(pieces.kept, floor=wanted.floor, needed=needed, written=written_in(scripts) if scripts else None)
+    texts = _texts(wanted)
+    counts, held_out, same = _counted(pieces, texts, choose) if wanted.corpus else (None, 0, 0)
+    kept, before = choose(counts), checkpoint.architecture
     if len(kept) >= before.vocab_size:
-        raise UserError(f"'{corpus.path}' needs all of '{checkpoint.source}'s vocabulary; leave out --vocabulary.")
+        raise UserError(f"all of '{checkpoint.source}'s vocabulary is needed; leave out {wanted.spelled}.")
     content = pieces.trimmed(kept)
     _require_same_ids(pieces, content, kept, texts)
     facts = VocabularyFacts(
-        Path(corpus.path).name,
-        sha256_of(Path(corpus.path)),
-        corpus.floor,
+        Path(wanted.corpus).name if wanted.corpus else None,
+        sha256_of(Path(wanted.corpus)) if wanted.corpus else None,
+        wanted.floor,
         before.vocab_size,
         len(kept),
         before.parameters,
         replace(before, vocab_size=len(kept)).parameters,
-        len(held_out),
+        held_out,
         same,
+        tuple(languages),
+        scripts,
     )
     return Vocabulary(kept, content, facts)
 
 
-def _texts(corpus: Corpus) -> list[str]:
-    """Sources and targets; a target that repeats its source counts once."""
-    examples = read_examples(corpus.path)
+def _texts(wanted: Wanted) -> list[str]:
+    """Sources and targets; a target that repeats its source counts once. Without a corpus those of the package."""
+    examples = read_examples(wanted.corpus) if wanted.corpus else [*bundled_examples(), *judged_examples()]
     return [text for example in examples for text in dict.fromkeys((example.source, example.target))]
+
+
+def _counted(
+    pieces: Pieces, texts: Sequence[str], choose: Callable[[Counter[int]], tuple[int, ...]]
+) -> tuple[Counter[int], int, int]:
+    """How often each piece occurs; texts held out, and how many of them need no pieces but those of the others."""
+    held_out, others = texts[HELD_OUT - 1 :: HELD_OUT], [text for n, text in enumerate(texts, 1) if n % HELD_OUT]
+    counts = count(pieces.ids(others))
+    known = set(choose(counts))
+    rows = [*pieces.ids(held_out)]
+    return counts + count(rows), len(held_out), sum(known.issuperset(row) for row in rows)
+
+
+def _languages_of(wanted: Wanted, pieces: Pieces) -> dict[str, tuple[str, ...]]:
+    """The scripts of each language.
+
+    Raises:
+        UserError: unknown languages, or those of whose scripts the tokenizer has no character.
+    """
+    found = scripts_of(wanted.languages) if wanted.languages else {}
+    for language, scripts in found.items():
+        own = written_in(scripts, common=False)
+        if not any(own(name) for name in pieces.names.values() if len(name) == 1):
+            raise UserError(
+                f"the tokenizer has no character of {' or '.join(scripts)}, which '{language}' is written in."
+            )
+    return found
 
 
 def _require_same_ids(pieces: Pieces, content: bytes, kept: Sequence[int], texts: Sequence[str]) -> None:
@@ -95,7 +138,9 @@ def _require_same_ids(pieces: Pieces, content: bytes, kept: Sequence[int], texts
     new = {old: index for index, old in enumerate(kept)}
     for text, row, found in zip(texts, pieces.ids(texts), encoded(trimmed, texts), strict=True):
         if new.keys() >= set(row) and [new[old] for old in row] != found:
-            raise UserError(f"the trimmed tokenizer cuts {text[:40]!a} otherwise; leave out --vocabulary.")
+            raise UserError(
+                f"the trimmed tokenizer cuts {text[:40]!a} otherwise; leave out --vocabulary and --languages."
+            )
 
 
 def stored_vocabulary(checkpoint: Checkpoint, path: Path) -> Vocabulary:
@@ -161,6 +206,8 @@ def _summary(facts: VocabularyFacts | None) -> Iterator[str]:
     """For the user to read."""
     if facts is None:
         return
+    if facts.languages:
+        yield f"vocabulary: {', '.join(facts.languages)}: characters of {', '.join(facts.scripts)}"
     yield (
         f"vocabulary: {facts.rows} of {facts.rows_before} rows kept; "
         f"{facts.parameters / 1e6:.1f} M of {facts.parameters_before / 1e6:.1f} M parameters"

@@ -6,6 +6,9 @@ way to cut a text by the sum of its pieces' scores: where every piece of that wa
 the ids map one to one. What an unknown character costs depends on the lowest score there is, so the piece with it is
 kept too.
 
+Where languages are named, their scripts take the place of the corpus's; without a corpus every piece is kept that has
+no character of another script.
+
 The number of pieces is rounded up with the most frequent, then the likeliest, of the others: matrix products want it.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +55,14 @@ class Pieces:
         from tokenizers import Tokenizer
 
         if content is None:
-            raise UserError(f"'{source}' has no tokenizer to trim; leave out --vocabulary.")
+            raise UserError(f"'{source}' has no tokenizer to trim; leave out --vocabulary and --languages.")
         self.tokenizer: Tokenizer = Tokenizer.from_str(content.decode())
         self.description: dict[str, Any] = json.loads(self.tokenizer.to_str())
         kind = self.description["model"]["type"]
         if kind != "Unigram":
             raise UserError(
-                f"'{source}' has a {kind} tokenizer, whose pieces are made of each other; --vocabulary trims Unigram "
-                "vocabularies (T5, mT5, UMT5). Leave it out."
+                f"'{source}' has a {kind} tokenizer, whose pieces are made of each other; --vocabulary and --languages "
+                "trim Unigram vocabularies (T5, mT5, UMT5). Leave them out."
             )
         vocab, added = self.description["model"]["vocab"], self.description["added_tokens"]
         self.names = {index: name for index, (name, _) in enumerate(vocab)}
@@ -75,13 +78,23 @@ class Pieces:
         """The ids of each text."""
         return encoded(self.tokenizer, texts)
 
-    def kept(self, counts: Mapping[int, int], floor: int, needed: Collection[int]) -> tuple[int, ...]:
-        """The ids to keep, ascending: see the module. ``counts``: how often each occurs; ``needed``: others to keep."""
+    def kept(
+        self,
+        counts: Mapping[int, int] | None,
+        floor: int,
+        needed: Collection[int],
+        written: Callable[[str], bool] | None = None,
+    ) -> tuple[int, ...]:
+        """The ids to keep, ascending: see the module.
+
+        ``counts``: how often each occurs, None without a corpus; ``needed``: others to keep; ``written``: whether a
+        text is in the scripts of the languages that were named.
+        """
+        alone, counts = counts is None, counts or {}
         frequent = {index for index, count in counts.items() if count >= floor}
-        own = set("".join(self.names[index] for index in frequent - self.always))
-        same_script = _same_script(own)
-        characters = {index for index, name in self.names.items() if len(name) == 1 and same_script(name)}
-        kept = self.always | frequent | characters | (set(needed) & self.names.keys())
+        written = written or _same_script(set("".join(self.names[index] for index in frequent - self.always)))
+        spelled = {index for index, name in self.names.items() if (alone or len(name) == 1) and written(name)}
+        kept = self.always | frequent | spelled | (set(needed) & self.names.keys())
         others = sorted(
             self.names.keys() - kept, key=lambda index: (-counts.get(index, 0), -self._scores.get(index, 0.0), index)
         )
@@ -106,7 +119,9 @@ class Pieces:
         }
         content = json.dumps(described, ensure_ascii=False).encode()
         if Tokenizer.from_str(content.decode()).get_vocab() != {self.names[old]: index for old, index in new.items()}:
-            raise UserError("this tokenizer's added tokens cannot be renumbered; leave out --vocabulary.")
+            raise UserError(
+                "this tokenizer's added tokens cannot be renumbered; leave out --vocabulary and --languages."
+            )
         return content
 
 
@@ -129,7 +144,7 @@ def count(rows: Iterable[Sequence[int]]) -> Counter[int]:
     return counts
 
 
-def _same_script(characters: Iterable[str]) -> Any:
+def _same_script(characters: Iterable[str]) -> Callable[[str], bool]:
     """Whether a character is of a script that one of ``characters`` is of, as the tokenizers package has scripts."""
     from tokenizers.pre_tokenizers import UnicodeScripts
 

@@ -16,13 +16,14 @@ import t5edge
 from support.exports import Exports, checks
 from support.shared import once, shared_folder
 from support.tiny_models import find_tiny_model, save_tiny_model
-from support.unigram import ROWS, save_checkpoint, sentences
+from support.unigram import ALPHABETS, ROWS, save_checkpoint, sentences
 from t5edge.bundle.files import sha256_of
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint import vocabulary
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
-from t5edge.exporter.checkpoint.trimmed import Corpus
+from t5edge.exporter.checkpoint.trimmed import Wanted
 from t5edge.exporter.reference.whole import build_torch_model
 from t5edge.parity.ladder import verify
 from t5edge.runtime.model import BundleModel
@@ -41,7 +42,7 @@ class Trimmed:
     bundle: Path
 
     def open(self) -> Checkpoint:
-        return open_checkpoint(str(self.checkpoint), vocabulary=Corpus(str(self.corpus)))
+        return open_checkpoint(str(self.checkpoint), vocabulary=Wanted(str(self.corpus)))
 
 
 @pytest.fixture(scope="session")
@@ -150,6 +151,61 @@ def test_a_bundle_is_verified_without_its_corpus(made: Trimmed, kept: list[int])
     assert not report.facts["checkpoint_touched"]
 
 
+@pytest.fixture(scope="module")
+def of_languages(made: Trimmed, exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for Greek and Cyrillic, without any texts."""
+    out = tmp_path_factory.mktemp("languages") / "bundle"
+    return exports.export(str(made.checkpoint), "fp32", out, no_verify=True, languages=("el", "ru"))
+
+
+def test_languages_alone_keep_the_pieces_of_their_scripts(made: Trimmed, of_languages: Path) -> None:
+    whole, part = t5edge.load(made.whole_bundle), t5edge.load(of_languages)
+    facts = part.manifest.vocabulary
+    assert facts is not None
+    assert (facts.languages, facts.scripts) == (("el", "ru"), ("Cyrl", "Grek"))
+    assert (facts.corpus, facts.sha256, facts.held_out_texts) == (None, None, 0)
+    assert facts.rows < 0.6 * ROWS
+    kept = json.loads((of_languages / "vocabulary.json").read_text())["kept"]
+    texts = [*sentences("greek", 20), *sentences("cyrillic", 20), "12 + 7 = <extra_id_3>?"]
+    before, after = whole.tokenizer.ids(texts), part.tokenizer.ids(texts)
+    assert [[kept[token] for token in row] for row in after] == before
+    short = texts[-4:]
+    assert np.array_equal(whole.logits(*batch(whole, short))[..., kept], part.logits(*batch(part, short)))
+    (latin,) = sentences("latin", 1)
+    assert part.tokenizer.text(part.tokenizer.ids([latin])[0]) == latin, "bytes"
+    assert len(part.tokenizer.ids([latin])[0]) > 2 * len(whole.tokenizer.ids([latin])[0])
+
+
+def test_languages_beside_texts_say_which_single_characters_are_kept(
+    made: Trimmed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A floor that letters which texts are hardly spelled in do not reach."""
+    monkeypatch.setattr(vocabulary, "MULTIPLE", 1)
+    found = {}
+    for languages in ((), ("el",), ("el", "de")):
+        wanted = Wanted(str(made.corpus), floor=100, languages=languages)
+        chosen = open_checkpoint(str(made.checkpoint), vocabulary=wanted).vocabulary
+        assert chosen is not None
+        found[languages] = set(Tokenizer.from_str(chosen.tokenizer.decode()).get_vocab())
+    latin, greek = found[()] - found["el",], found["el",] - found[()]
+    assert latin
+    assert latin <= set(ALPHABETS["latin"])
+    assert greek == set(ALPHABETS["greek"])
+    assert found["el", "de"] == found[()] | greek
+
+
+@pytest.mark.parametrize(
+    ("languages", "said"),
+    [
+        (("jp",), "'jp' is no known language, did you mean 'ja'"),
+        (("th",), "the tokenizer has no character of Thai, which 'th' is written in"),
+    ],
+)
+def test_languages_that_cannot_be_kept(made: Trimmed, languages: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        open_checkpoint(str(made.checkpoint), vocabulary=Wanted(None, languages=languages))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "int8-weight", "int4-weight"])
 def test_every_precision_and_layout(made: Trimmed, exports: Exports, tmp_path: Path, precision: str) -> None:
@@ -161,7 +217,7 @@ def test_every_precision_and_layout(made: Trimmed, exports: Exports, tmp_path: P
 
 def refusal(variant: Path | str, corpus: Path, floor: int = 1) -> str:
     with pytest.raises(UserError) as caught:
-        open_checkpoint(str(variant), vocabulary=Corpus(str(corpus), floor))
+        open_checkpoint(str(variant), vocabulary=Wanted(str(corpus), floor))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -201,7 +257,7 @@ def test_generation_settings_follow(made: Trimmed, with_settings: Callable[..., 
         bad_words_ids=[[used], [used, unused]],
         num_beams=2,
     )
-    found = open_checkpoint(str(folder), vocabulary=Corpus(str(made.corpus)))
+    found = open_checkpoint(str(folder), vocabulary=Wanted(str(made.corpus)))
     assert found.vocabulary is not None
     new = found.vocabulary.kept.index
     assert found.generation_config == {
@@ -234,7 +290,7 @@ def test_the_list_of_another_vocabulary(made: Trimmed, tmp_path: Path) -> None:
 def test_the_content_key_says_what_was_kept(made: Trimmed, tmp_path: Path) -> None:
     keys = {open_checkpoint(str(made.checkpoint)).content_key(), made.open().content_key()}
     (tmp_path / "other.txt").write_text("\n".join(sentences("greek", 50)), encoding="utf-8")
-    keys.add(open_checkpoint(str(made.checkpoint), vocabulary=Corpus(str(tmp_path / "other.txt"))).content_key())
+    keys.add(open_checkpoint(str(made.checkpoint), vocabulary=Wanted(str(tmp_path / "other.txt"))).content_key())
     assert len(keys) == 3
     stored = open_checkpoint(str(made.checkpoint), vocabulary=made.bundle / "vocabulary.json")
     assert stored.content_key() == made.open().content_key()

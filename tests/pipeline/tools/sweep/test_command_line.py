@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "prompt": ("a name=a prompt", "another"),
     "vocabulary": "a corpus.txt",
     "vocabulary_floor": 3,
+    "languages": ("de", "sr-Latn"),
     "texts": "judged.jsonl",
     "time_budget": 30.0,
     "task": "encode",

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from t5edge.errors import UserError
 from t5edge.exporter.checkpoint import vocabulary
+from t5edge.exporter.checkpoint.languages import written_in
 from t5edge.exporter.checkpoint.vocabulary import Pieces, count
 
 PLAIN = ["▁", "the", "▁the", "▁house", "house", "ß", "t", "h", "e", "o", "u", "s", "дом", *"дом", "家", "1", "!"]
@@ -57,6 +58,21 @@ def test_floor(pieces: Pieces) -> None:
     texts = ["the house", "the дом", "the", "house 家"]
     assert kept(pieces, texts, 3) == ALWAYS | LATIN | {"▁the", "▁", "1", "!"}
     assert "▁house" in kept(pieces, texts, 2)
+
+
+def test_scripts_alone_keep_every_piece_without_another_script(pieces: Pieces) -> None:
+    def of(*scripts: str) -> set[str]:
+        return {pieces.names[index] for index in pieces.kept(None, 1, (), written_in(scripts))}
+
+    assert of("Latn") == ALWAYS | LATIN | {"the", "▁the", "house", "▁house", "▁", "1", "!"}
+    assert of("Cyrl") == ALWAYS | {"дом", *"дом", "▁", "1", "!"}
+    assert of("Cyrl", "Hani") == of("Cyrl") | {"家"}
+
+
+def test_scripts_beside_texts_are_for_single_characters(pieces: Pieces) -> None:
+    counts = count(pieces.ids(["the дом"]))
+    found = {pieces.names[index] for index in pieces.kept(counts, 1, (), written_in(["Hani"]))}
+    assert found == ALWAYS | {"▁the", "▁", "дом", "家", "1", "!"}
 
 
 def test_the_number_is_rounded_up_with_the_likeliest(pieces: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
