@@ -17,7 +17,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.languages import scripts_of
 from t5edge.exporter.form import Form, check_portable
 from t5edge.exporter.reference.texts import Example
-from t5edge.parity.texts import BUDGET, LEAST, LEAST_ON_BUDGET
+from t5edge.parity.judged_texts import BUDGET, LEAST, LEAST_ON_BUDGET
 from t5edge.runtime.backend import find_backend
 
 

@@ -35,10 +35,10 @@ from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_file
 from t5edge.exporter.layouts.files import check_layout, write_layout
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions, checkpoint_options, export_options, recorded_options, wanted_row
+from t5edge.parity.judged_texts import Judging, check_disjoint
 from t5edge.parity.ladder import verify_bundle
 from t5edge.parity.layout import check_optimum
 from t5edge.parity.memory import verification_fits
-from t5edge.parity.texts import Judging, check_disjoint
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION

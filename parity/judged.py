@@ -16,10 +16,10 @@ from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.parity_report import CheckResult, at_least
 from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
 from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_many, pool_hidden
+from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.limits import judge_logits
 from t5edge.parity.measures import LogitErrors, compare_logits, pool
 from t5edge.parity.subject import Subject, bundle_outputs
-from t5edge.parity.texts import judged_texts
 from t5edge.parity.workload import RowMaker
 from t5edge.runtime.generation.options import read_options
 

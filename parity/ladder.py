@@ -20,16 +20,18 @@ from t5edge.exporter.checkpoint.adapter_settings import is_prompt
 from t5edge.exporter.checkpoint.open import Checkpoint, names_adapter, open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.whole import WholeReference
-from t5edge.parity import generation, integer, judged, numeric, text
+from t5edge.parity import generation, judged, numeric
 from t5edge.parity.exact.graphs import graphs
+from t5edge.parity.exact.integers import arithmetic
 from t5edge.parity.exact.weights import weights
+from t5edge.parity.judged_texts import Judging, check_disjoint
 from t5edge.parity.layout import layout_results
 from t5edge.parity.limits import own_dtype
 from t5edge.parity.localize import locate
 from t5edge.parity.memory import bundle_fits
 from t5edge.parity.reference import measure_reference, passes, threads_for
 from t5edge.parity.subject import Opener, Subject
-from t5edge.parity.texts import Judging, check_disjoint
+from t5edge.parity.tokenizer import text
 from t5edge.parity.workload import build_workload
 from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
@@ -64,7 +66,7 @@ class Check:
 CHECKS: tuple[Check, ...] = (
     Check("weights", (), weights),
     Check("graphs", (), graphs),
-    Check("arithmetic", (), integer.arithmetic),
+    Check("arithmetic", (), arithmetic),
     Check("1 operators", (), numeric.operators),
     Check("2 encoder", ("texts",), numeric.encoder),
     Check("3 logits", ("texts",), numeric.logits, of_decoder=True),
@@ -75,7 +77,7 @@ CHECKS: tuple[Check, ...] = (
     Check("6 lengths", ("texts", "lengths", "long"), numeric.lengths),
     Check("7 generation", ("texts",), generation.generation, of_decoder=True),
     Check("8 task", (), generation.task, of_decoder=True),
-    Check("9 text", (), text.text),
+    Check("9 text", (), text),
 )
 
 
@@ -126,7 +128,7 @@ def verify(
     by token is ``not run``; and every part of every layer is compared. Otherwise only where a check fails.
     The report's fact ``checkpoint_touched`` says whether the checkpoint's files are other ones than at the export.
     ``checkpoint``, ``adapters``, ``prompts``: as ``export`` takes them; left out, what the bundle was made from.
-    ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.texts``.
+    ``texts``, ``time_budget``: what the bundle is judged on, and for how many seconds; see ``parity.judged_texts``.
 
     Raises:
         UserError: not a bundle, no checkpoint or another model's, texts it was calibrated on, or no such target.

@@ -16,10 +16,10 @@ from t5edge.bundle.ports import EMBEDDING, LABEL_LOGITS, SPAN_LOGITS, Limits
 from t5edge.bundle.precision import Precision, own_row
 from t5edge.exporter.reference.protocol import Outputs
 from t5edge.exporter.reference.whole import WholeReference
+from t5edge.parity.judged_texts import Judging
 from t5edge.parity.limits import MOST_AMPLIFIED, OwnErrors, quantized_unit
 from t5edge.parity.parts import InParts
 from t5edge.parity.reference import Measured, OutputErrors, compare_outputs
-from t5edge.parity.texts import Judging
 from t5edge.parity.workload import Workload
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.model import BundleModel, open_model

@@ -20,7 +20,7 @@ from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.exporter.reference.texts import MAX_TOKENS, Batch, Encoder, Example, pad
-from t5edge.parity.texts import judged_texts
+from t5edge.parity.judged_texts import judged_texts
 
 BEYOND = 12
 """Target tokens past the last position bucket, so that the cached steps cross every edge."""

@@ -1,1 +1,1 @@
-"""What must be exact whatever the precision: the stored weights, and every graph apart from its rounding."""
+"""What must be exact in any precision: stored weights, every graph apart from its rounding, products of integers."""

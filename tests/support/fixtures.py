@@ -20,7 +20,7 @@ from support.shared import once, shared_folder
 from support.tiny_models import save_tiny_model
 from support.traces import shared_traces
 from t5edge.bundle.manifest import Manifest
-from t5edge.parity.texts import LEAST_ON_BUDGET, Judging
+from t5edge.parity.judged_texts import LEAST_ON_BUDGET, Judging
 from t5edge.pipeline import export
 
 SHIPPED = {name: vars(Judging)[name] for name in ("least", "seconds")}

@@ -25,11 +25,10 @@ from t5edge.exporter.reference.texts import (
     read_examples,
     text_key,
 )
-from t5edge.parity import texts
 from t5edge.parity.judged import _fill, judged
+from t5edge.parity.judged_texts import LEAST, LEAST_ON_BUDGET, TASK_FILE, Judging, check_disjoint, judged_texts
 from t5edge.parity.ladder import verify
 from t5edge.parity.subject import Subject
-from t5edge.parity.texts import TASK_FILE, Judging, check_disjoint, judged_texts
 from t5edge.pipeline import export
 from t5edge.progress import Silent
 
@@ -62,7 +61,7 @@ def test_every_vocabulary_has_enough_positions(exports: Exports, vocabulary: str
         len(example.target.encode()) + 1 if vocabulary == "bytes" else len(encoder.ids(example.target))
         for example in examples
     ]
-    assert sum(min(length, most) for length in lengths) >= texts.LEAST
+    assert sum(min(length, most) for length in lengths) >= LEAST
 
 
 def test_the_bundled_texts_have_many_lengths_and_scripts() -> None:
@@ -87,9 +86,9 @@ def subject(exports: Exports) -> Subject:
 
 def test_a_time_budget_ends_it_behind_the_least(subject: Subject) -> None:
     count, *others = judged(with_texts(subject, budget=0.0), "3 texts")
-    assert (count.verdict, count.limit) == ("pass", texts.LEAST_ON_BUDGET)
+    assert (count.verdict, count.limit) == ("pass", LEAST_ON_BUDGET)
     assert count.value is not None
-    assert texts.LEAST_ON_BUDGET <= count.value < count.details["of_positions"]
+    assert LEAST_ON_BUDGET <= count.value < count.details["of_positions"]
     assert count.details["texts"] < count.details["of_texts"] == len(judged_examples())
     assert {result.verdict for result in others} == {"pass"}
     assert others[0].details["positions"] == count.value
@@ -154,7 +153,7 @@ def test_by_default_two_thousand_positions_are_judged(exports: Exports, precisio
     report = exports.verify(exports.bundle(GATED, precision), GATED, "3 texts")
     assert report.passed, [result.describe() for result in report.failures]
     count = report.results[0]
-    assert count.limit == texts.LEAST == 2000
+    assert count.limit == LEAST == 2000
     assert count.value == count.details["of_positions"] >= 2000
 
 

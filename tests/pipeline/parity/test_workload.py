@@ -9,7 +9,7 @@ from support.exports import GATED, Exports
 from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.reference.texts import judged_examples, target_mask
-from t5edge.parity.texts import judged_texts
+from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.workload import bucket_edges, build_workload, effort, padded_left, rows_of
 
 DEMO = open_checkpoint("t5-demo")

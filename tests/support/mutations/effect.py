@@ -13,10 +13,10 @@ import numpy as np
 
 from t5edge.errors import UserError
 from t5edge.exporter.reference.texts import Batch, target_mask
+from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.ladder import find_checkpoint
 from t5edge.parity.measures import compare_logits, relative_error
-from t5edge.parity.text import HARD_TEXTS
-from t5edge.parity.texts import judged_texts
+from t5edge.parity.tokenizer import HARD_TEXTS
 from t5edge.parity.workload import Workload, build_workload
 from t5edge.runtime.model import BundleModel, load
 

@@ -23,8 +23,8 @@ from t5edge.calibration.activations import quantize_activations
 from t5edge.calibration.quantize import quantize_weights
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.options import ExportOptions
-from t5edge.parity import integer
-from t5edge.parity.integer import integer_matmuls
+from t5edge.parity.exact import integers
+from t5edge.parity.exact.integers import integer_matmuls
 from t5edge.parity.ladder import open_subject
 from t5edge.parity.localize.segments import CutGraph
 from t5edge.parity.subject import Opener
@@ -36,14 +36,14 @@ from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
 
 MODELS = (GATED, RELU, "ul2-tiny", "byt5-tiny", "mt5-tiny", "umt5-tiny")
 IDS = np.random.default_rng(0).integers(3, 90, (2, 24))
-OLD = Path(__file__).parents[2] / "bundles-0.1" / "byt5-int8"
+OLD = Path(__file__).parents[3] / "bundles-0.1" / "byt5-int8"
 PRECISION_ENTRY = "session.x64quantprecision"
 UNDER_QEMU = """
 import json, sys
 from pathlib import Path
 import numpy as np
 from t5edge.bundle.manifest import Manifest
-from t5edge.parity.integer import integer_matmuls
+from t5edge.parity.exact.integers import integer_matmuls
 from t5edge.runtime.onnxruntime.cpu import session_entries
 folder, ids = Path(sys.argv[1]), np.array(json.loads(sys.argv[2]))
 for entries in (session_entries(Manifest.read(folder), "encoder"), None):
@@ -114,13 +114,13 @@ def test_a_sum_that_saturates_is_found() -> None:
     x[1, :2], weight[:2, 2] = 127, (65, 64)
     unsigned = (x[1, 0] + 128) * (65 + 64)
     assert unsigned - 2**15 > 0
-    value = integer.ir.Value
-    site = integer._Site("m", value(name="x"), value(name="y"), np.float32(0.5), weight, np.full(4, 0.1, np.float32))
+    value = integers.ir.Value
+    site = integers._Site("m", value(name="x"), value(name="y"), np.float32(0.5), weight, np.full(4, 0.1, np.float32))
     step = np.float32(0.5) * np.float32(0.1)
     exact = (x @ weight).astype(np.float32) * step
     saturated = saturating_sums(x, weight).astype(np.float32) * step
     for y, expected in ((exact, True), (saturated, False), (exact + step, False)):
-        assert integer._compare(site, {"x": x * 0.5, "y": y}, np.ones(3, bool)).exact is expected
+        assert integers._compare(site, {"x": x * 0.5, "y": y}, np.ones(3, bool)).exact is expected
 
 
 def test_a_bundle_runs_in_the_form_that_this_cpu_needs(saturating: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_matrices_that_stay_in_float32_do_no_harm(tmp_path: Path, saturating: li
 
 def keep_first(bundle: Path, out: Path) -> Path:
     """A copy whose first quantized MatMul of the encoder multiplies in float32."""
-    ir = integer.ir
+    ir = integers.ir
     shutil.copytree(bundle, out)
     model = ir.load(out / "encoder.onnx")
     node = next(node for node in model.graph if node.op_type == "MatMul")

@@ -16,7 +16,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import CheckResult
 from t5edge.parity.ladder import open_subject
 from t5edge.parity.subject import Opener, Subject
-from t5edge.parity.text import text
+from t5edge.parity.tokenizer import text
 from t5edge.progress import Silent
 from t5edge.runtime.tokenizer import BundleTokenizer
 
