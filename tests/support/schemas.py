@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from support.json_schema import SHIPPED
 from t5edge.bundle.files import MANIFEST
-from t5edge.bundle.json_schema import SHIPPED
 
 
 @cache

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from support.json_schema import SHIPPED, manifest_schema
 from support.manifests import engine_record, tiny_manifest
 from support.schemas import check_written, schema_problems, validator
 from t5edge.bundle.engine_record import EngineEntry, EngineRun
-from t5edge.bundle.json_schema import SHIPPED, manifest_schema
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import ParityReport, at_most, failure, not_run
 from t5edge.bundle.records import PromptFacts, SentenceFacts, SentenceStep
@@ -42,7 +42,7 @@ def whole() -> dict[str, Any]:
 
 
 def test_the_shipped_file_is_up_to_date() -> None:
-    """If not: ``python -m t5edge.bundle.json_schema``."""
+    """If not: ``cd tests; python -m support.json_schema``."""
     assert json.loads(SHIPPED.read_text(encoding="utf-8")) == manifest_schema()
 
 

@@ -1,6 +1,6 @@
 """The manifest as JSON Schema, draft 2020-12, from the declarations that read it: for clients in other languages.
 
-    python -m t5edge.bundle.json_schema        writes ``bundle.schema.json``, which the package ships; a test compares
+    cd tests; python -m support.json_schema     writes ``bundle.schema.json``, which the package ships; a test compares
 
 Further keys are allowed everywhere, as the reader allows them: later versions add some.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from t5edge import bundle
 from t5edge.bundle.engine_record import EngineEntry, EngineRecord, EngineRun
 from t5edge.bundle.files import write_json
 from t5edge.bundle.manifest import FORMAT, FORMAT_VERSION, GRAPHS, TASKS, Manifest
@@ -22,7 +23,7 @@ from t5edge.bundle.parity_report import NOT_FINITE, CheckResult, ParityReport
 from t5edge.bundle.schema import AtLeast, InFolder, OneOf, plain
 
 Json = dict[str, Any]
-SHIPPED = Path(__file__).with_name("bundle.schema.json")
+SHIPPED = Path(bundle.__file__).with_name("bundle.schema.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
 INSIDE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\\:]+$"
