@@ -21,7 +21,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.records import NOTICEABLE, Speed, Times
 from t5edge.runtime.onnxruntime.cpu import open_graph
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
-from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_entries, session_options
+from t5edge.runtime.onnxruntime.sessions import session_entries, session_in_memory, session_options
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps where there is a decoder, one text."""
@@ -105,14 +105,10 @@ def _quantized(folder: Path, manifest: Manifest, graph: str) -> Any:
 
 
 def _float32(folder: Path, manifest: Manifest, graph: str) -> Any:
-    import onnxruntime
-
-    options = session_options(entries=session_entries(manifest, graph))
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    options = session_options(entries={**session_entries(manifest, graph), "session.disable_quant_qdq": "1"})
     model = ir.load(folder / f"{graph}.onnx")
     bridge_inputs(model)
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=list(PROVIDERS))
+    return session_in_memory(ir.to_proto(model).SerializeToString(), folder, options)
 
 
 def bridge_inputs(model: ir.Model) -> int:

@@ -24,7 +24,7 @@ from t5edge.bundle.parity_report import CheckResult, at_most, not_applicable
 from t5edge.progress import Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.arithmetic import Arithmetic, open_exact
-from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
+from t5edge.runtime.onnxruntime.sessions import Entries, session_entries, session_in_memory, session_options
 
 if TYPE_CHECKING:
     from t5edge.exporter.reference.texts import Batch
@@ -126,7 +126,7 @@ def _open(
     data = ir.to_proto(model).SerializeToString()
 
     def start(chosen: Mapping[str, str]) -> Any:
-        return _session(data, folder, chosen)
+        return session_in_memory(data, folder, session_options(entries=chosen))
 
     if entries is not None:
         return start(entries), None
@@ -184,14 +184,6 @@ def _expose_largest(graph: ir.Graph, sites: list[_Site]) -> list[str]:
         graph.extend([magnitude, node])
         graph.outputs.append(node.outputs[0])
     return [str(value.name) for value in graph.outputs]
-
-
-def _session(data: bytes, folder: Path, entries: Mapping[str, str]) -> Any:
-    import onnxruntime
-
-    options = session_options(entries=entries)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
-    return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
 
 
 def _compare(site: _Site, found: Mapping[str, np.ndarray], seen: np.ndarray) -> IntegerMatMul:

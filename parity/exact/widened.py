@@ -22,7 +22,7 @@ from t5edge.runtime.model import BundleModel
 from t5edge.runtime.onnxruntime.buffered import BufferedModel
 from t5edge.runtime.onnxruntime.emulation import widen, widened_ports
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
-from t5edge.runtime.onnxruntime.sessions import PROVIDERS, session_options
+from t5edge.runtime.onnxruntime.sessions import session_in_memory, session_options
 
 UNFUSED = {"session.disable_quant_qdq": "1"}
 """Keeps ONNX Runtime from multiplying in integers."""
@@ -55,15 +55,10 @@ class WidenedGraphs:
             yield name, BundleModel(self.folder, self.manifest, step_model)
 
     def _session(self, name: str) -> Any:
-        import onnxruntime
-
         model = unrounded(ir.load(self.folder / f"{name}.onnx"), self.manifest.precision.compute)
-        options = session_options(entries=UNFUSED)
-        folder = str(self.folder.resolve())
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         data = ir.to_proto(model).SerializeToString()
         try:
-            return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS))
+            return session_in_memory(data, self.folder, session_options(entries=UNFUSED))
         except Exception as error:  # onnxruntime raises its own classes, all below Exception
             raise UserError(f"'{name}.onnx' is no graph in float32 apart from its weights: {error}") from error
 

@@ -21,7 +21,7 @@ from t5edge.bundle.dtype import NARROW
 from t5edge.kernels.roles import attentions, norms
 from t5edge.runtime.onnxruntime.arithmetic import open_exact
 from t5edge.runtime.onnxruntime.emulation import ROUNDING_REMOVERS, emulate
-from t5edge.runtime.onnxruntime.sessions import CONFIGURATION, PROVIDERS, Entries, session_options
+from t5edge.runtime.onnxruntime.sessions import CONFIGURATION, Entries, session_in_memory, session_options
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,6 @@ class CutGraph:
         return found
 
     def _session(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Any:
-        import onnxruntime
-
         graph = ir.convenience.extract(self._graph, inputs, outputs)
         self._set_types(graph)
         model = ir.Model(graph, ir_version=self._model.ir_version)
@@ -95,9 +93,7 @@ class CutGraph:
         data = ir.to_proto(model).SerializeToString()
 
         def start(entries: Entries) -> Any:
-            options = session_options(entries=entries)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
-            return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS), disabled_optimizers=removed)
+            return session_in_memory(data, self.folder, session_options(entries=entries), removed)
 
         rounds_inputs = self.compute == "float" and any(node.op_type == "QuantizeLinear" for node in graph)
         entries = CONFIGURATION["encoder"]

@@ -17,6 +17,7 @@ from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts, Port
 from t5edge.errors import UserError
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
+from t5edge.runtime.onnxruntime.sessions import session_in_memory
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -147,18 +148,11 @@ def open_rounded(folder: Path, manifest: Manifest, options: Any) -> OnnxRuntimeE
             f"{compute} has no kernels of its own in onnxruntime's CPU provider, and emulating it needs onnx-ir: "
             "pip install onnx-ir, or export in fp32, fp16 or int8."
         ) from error
-    import onnxruntime
-
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     sessions = []
     for name in manifest.architecture.stacks:
         model = emulate(ir.load(folder / f"{name}.onnx"), compute)
         data = ir.to_proto(model).SerializeToString()
-        sessions.append(
-            onnxruntime.InferenceSession(
-                data, options, providers=["CPUExecutionProvider"], disabled_optimizers=ROUNDING_REMOVERS
-            )
-        )
+        sessions.append(session_in_memory(data, folder, options, ROUNDING_REMOVERS))
     if manifest.architecture.encoder_alone:
         return OnnxRuntimeEncoder(*sessions)
     own = widened_ports(manifest.ports["decoder"], compute)

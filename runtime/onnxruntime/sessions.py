@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.bundle.manifest import Manifest
@@ -44,6 +45,16 @@ def session_options(threads: int | None = None, entries: Entries | None = None) 
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def session_in_memory(
+    data: bytes, folder: Path, options: onnxruntime.SessionOptions, removed: Sequence[str] | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU of a serialized graph whose weights lie in ``folder``; ``removed``: optimizers left out."""
+    import onnxruntime
+
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return onnxruntime.InferenceSession(data, options, providers=list(PROVIDERS), disabled_optimizers=removed)
 
 
 def session_entries(manifest: Manifest, graph: str) -> Entries:
