@@ -137,12 +137,6 @@ def round_up(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
     return raised.astype(np.float32)
 
 
-def column_scales(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """The scales of a matrix in MatMul's layout [in, out]: [out], or [in / block, out]."""
-    scales = row_scales(matrix.T.contiguous(), scheme)
-    return scales.T if scheme.block else scales
-
-
 def quantize_rows(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """round(rows / scale), clipped to the symmetric range, int8 [out, in]."""
     import torch

@@ -6,8 +6,8 @@ cosines besides. For unit vectors at distance d the cosine is 1 - d^2 / 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,13 +95,6 @@ def _distance(value: Floats, reference: Floats) -> Floats:
 def _unit(rows: Floats) -> Floats:
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     return rows / np.where(length > 0, length, 1.0)
-
-
-def pool_hidden(parts: Iterable[HiddenErrors]) -> HiddenErrors:
-    """All tokens and texts of several comparisons as one."""
-    known = list(parts)
-    names = [entry.name for entry in fields(HiddenErrors)]
-    return HiddenErrors(*(np.concatenate([np.zeros(0), *(getattr(part, name) for part in known)]) for name in names))
 
 
 VECTORS: tuple[tuple[Measured, str], ...] = (

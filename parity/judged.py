@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.parity_report import CheckResult, at_least
 from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
-from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_many, pool_hidden
+from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_many
 from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.limits import judge_logits
 from t5edge.parity.measures import LogitErrors, compare_logits, pool
@@ -66,9 +66,9 @@ def judged(subject: Subject, name: str) -> Iterator[CheckResult]:
     yield at_least(name, f"positions judged ({of})", positions, least, **facts)
     judged_on, what = (subject.precision, subject.unit("texts")), "judged texts"
     if subject.encoder_alone:
-        yield from judge_many(name, pool_hidden(_of(HiddenErrors, parts)), *judged_on, what)
+        yield from judge_many(name, pool(HiddenErrors, _of(HiddenErrors, parts)), *judged_on, what)
     else:
-        yield from judge_logits(name, pool(_of(LogitErrors, parts)), *judged_on, what)
+        yield from judge_logits(name, pool(LogitErrors, _of(LogitErrors, parts)), *judged_on, what)
 
 
 def _of(kind: type[Errors], parts: Sequence[object]) -> Iterator[Errors]:

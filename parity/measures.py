@@ -6,13 +6,16 @@ measures at once, kept per position so that batches can be pooled and ties be le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Errors = TypeVar("Errors", bound=Any)
+"""A dataclass whose fields are ``Floats`` over the same positions."""
 
 NORMAL_95 = 1.96
 DRAWS = 400
@@ -23,24 +26,12 @@ CHUNK = 1 << 22
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     """L2 norm of the difference over L2 norm of ``reference``, any equal shapes; infinite where not finite."""
-    return _ratio(value, reference, lambda array: float(np.sqrt(np.sum(array * array))))
-
-
-def max_error(value: np.ndarray, reference: np.ndarray) -> float:
-    """Largest absolute difference over largest magnitude of ``reference``; infinite where not finite."""
-    return _ratio(value, reference, lambda array: float(np.max(np.abs(array), initial=0.0)))
-
-
-def _ratio(value: np.ndarray, reference: np.ndarray, norm: Callable[[Floats], float]) -> float:
     if value.shape != reference.shape:
         raise ValueError(f"shapes differ: {value.shape} and reference {reference.shape}")
     wide, exact = value.astype(np.float64), reference.astype(np.float64)
     if not np.isfinite(wide).all():
         return float("inf")
-    error, size = norm(wide - exact), norm(exact)
-    if error == 0.0:
-        return 0.0
-    return error / size if size else float("inf")
+    return root_ratio((wide - exact) ** 2, exact**2)
 
 
 def log_softmax(logits: np.ndarray) -> Floats:
@@ -59,7 +50,6 @@ class LogitErrors:
         error: squared L2 norm of the difference of the logits.
         size: squared L2 norm of the reference logits.
         worst: largest absolute difference of a logit.
-        largest: largest magnitude of a reference logit.
         kl: KL divergence of the distributions, reference first, in nats.
         log_prob_error: squared L2 norm of the difference of the log-probabilities.
         log_prob_size: squared L2 norm of the reference log-probabilities.
@@ -70,7 +60,6 @@ class LogitErrors:
     error: Floats
     size: Floats
     worst: Floats
-    largest: Floats
     kl: Floats
     log_prob_error: Floats
     log_prob_size: Floats
@@ -90,11 +79,6 @@ class LogitErrors:
     def relative(self) -> float:
         """Relative L2 error of the logits."""
         return root_ratio(self.error, self.size)
-
-    @property
-    def largest_relative(self) -> float:
-        """Largest absolute error over the largest magnitude."""
-        return float(self.worst.max() / self.largest.max()) if self.largest.max() else float("inf")
 
     @property
     def worst_position(self) -> float:
@@ -152,18 +136,18 @@ def mean_interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def pool(parts: Iterable[LogitErrors]) -> LogitErrors:
-    """All positions of several comparisons as one; of none there are no positions."""
+def pool(kind: type[Errors], parts: Iterable[Errors]) -> Errors:
+    """Several comparisons as one: each field, [n] float64, joined; of no comparison they are empty."""
     known = list(parts)
-    names = [entry.name for entry in fields(LogitErrors)]
-    return LogitErrors(*(np.concatenate([np.zeros(0), *(getattr(part, name) for part in known)]) for name in names))
+    names = [entry.name for entry in fields(kind)]
+    return kind(*(np.concatenate([np.zeros(0), *(getattr(part, name) for part in known)]) for name in names))
 
 
 def compare_logits(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
     """Compare ``value`` with ``reference``, both [positions, vocab]; all infinite where either is not finite."""
     if value.shape != reference.shape or value.ndim != 2:
         raise ValueError(f"shapes are {value.shape} and reference {reference.shape}, not [positions, vocab] twice")
-    return pool(_compare(value[rows], reference[rows]) for rows in _chunks(value.shape))
+    return pool(LogitErrors, (_compare(value[rows], reference[rows]) for rows in _chunks(value.shape)))
 
 
 def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -192,7 +176,6 @@ def _compare(value: np.ndarray, reference: np.ndarray) -> LogitErrors:
         error=error,
         size=np.sum(exact * exact, axis=-1),
         worst=worst,
-        largest=np.abs(exact).max(axis=-1),
         kl=kl,
         log_prob_error=log_prob_error,
         log_prob_size=np.sum(expected * expected, axis=-1),

@@ -21,7 +21,7 @@ from t5edge.parity.limits import (
     judge_error,
     judge_logits,
 )
-from t5edge.parity.measures import compare_logits, pool, relative_error
+from t5edge.parity.measures import LogitErrors, compare_logits, pool, relative_error
 from t5edge.parity.operators import block_error, operator_errors
 from t5edge.parity.reference import OutputErrors
 from t5edge.parity.subject import Subject, bundle_outputs
@@ -122,10 +122,11 @@ def padding(subject: Subject, name: str) -> Iterator[CheckResult]:
         yield judge_error(name, f"encoder output padded on the {side}", hidden, limit)
         if subject.encoder_alone:
             continue
-        errors = pool(
+        compared = [
             compare_logits(together.logits[row][mask[row]], single.logits[0][mask[row]])
             for row, single in enumerate(alone)
-        )
+        ]
+        errors = pool(LogitErrors, compared)
         yield judge_briefly(name, errors, subject.precision, unit, f"logits padded on the {side}")
 
 

@@ -77,7 +77,7 @@ def compare_outputs(value: Outputs, reference: Outputs, batch: Batch, pad_token_
     elif reference.logits.size > 0:
         logits = compare_logits(value.logits[target], reference.logits[target])
     else:
-        logits = pool([])
+        logits = pool(LogitErrors, [])
     return OutputErrors(compare_hidden(value, reference, source), cross.get(worst, 0.0), worst, logits)
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from t5edge.bundle.precision import precision
 from t5edge.exporter.reference.protocol import Outputs
-from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_hidden, judge_many, pool_hidden
+from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_hidden, judge_many
 from t5edge.parity.limits import quantized_unit
+from t5edge.parity.measures import pool
 
 RANDOM = np.random.default_rng(0)
 HIDDEN = RANDOM.normal(size=(3, 5, 8)).astype(np.float32)
@@ -73,6 +74,6 @@ def test_the_worst_is_judged_of_a_few_texts_and_the_mean_of_many() -> None:
 
 def test_pooling_keeps_every_token_and_text() -> None:
     half = compare_hidden(EXACT, EXACT, SEEN)
-    whole = pool_hidden([half, half])
+    whole = pool(HiddenErrors, [half, half])
     assert (whole.positions, len(whole.pooled), len(whole.embedding)) == (16, 6, 6)
-    assert pool_hidden([]).positions == 0
+    assert pool(HiddenErrors, []).positions == 0
