@@ -71,6 +71,12 @@ class Times:
     encoder_ms: float
     step_ms: float | None = None
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """Milliseconds of each part by the name that a reader knows it by."""
+        known = {"encoder": self.encoder_ms, "decoder step": self.step_ms}
+        return {name: time for name, time in known.items() if time is not None}
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -88,6 +94,17 @@ class Speed:
     encoder_speedup: float
     step_speedup: float | None
     speedup: float
+
+    @property
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Milliseconds of the bundle and of float32, by part."""
+        exact = self.fp32.parts
+        return {name: (own, exact[name]) for name, own in self.quantized.parts.items() if name in exact}
+
+    @property
+    def slower_parts(self) -> list[str]:
+        """The parts that are slower than float32's by more than runs differ."""
+        return [name for name, (own, exact) in self.parts.items() if exact / own < NOTICEABLE]
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,13 @@ import onnx_ir as ir
 import psutil
 
 from t5edge.bundle.manifest import Manifest
-from t5edge.bundle.records import NOTICEABLE, Speed, Times
+from t5edge.bundle.records import Speed, Times
 from t5edge.runtime.onnxruntime.cpu import open_graph
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import session_entries, session_in_memory, session_options
 
 SOURCE, STEPS = 64, 16
 """What is timed: encoding so many tokens, then so many decoder steps where there is a decoder, one text."""
-PARTS = {"encoder": "encoder_ms", "decoder step": "step_ms"}
-"""What the user calls a part, and its time."""
 ROUNDS = 5
 MEMORY_SHARE = 0.5
 """Of the machine's memory, for the float32 weights; a model that needs more is not timed."""
@@ -133,13 +131,11 @@ def verdict(speed: Speed | None) -> str | None:
     """A sentence for the user when the bundle, or one of its graphs, is slower than float32 here, else None."""
     if speed is None:
         return None
-    pairs = {name: (getattr(speed.quantized, key), getattr(speed.fp32, key)) for name, key in PARTS.items()}
-    parts = {name: pair for name, pair in pairs.items() if None not in pair}
-    times = {name: f"{name} {own:.1f} ms against {exact:.1f} ms" for name, (own, exact) in parts.items()}
+    times = {name: f"{name} {own:.1f} ms against {exact:.1f} ms" for name, (own, exact) in speed.parts.items()}
     here = "slower than float32 on this machine's CPU"
     if speed.speedup < 1:
         return f"{here} ({', '.join(times.values())}); fp32 or another quantized precision serves it better."
-    slower = [times[name] for name, (own, exact) in parts.items() if own * NOTICEABLE > exact]
+    slower = [times[name] for name in speed.slower_parts]
     if not slower:
         return None
     whole = f"{SOURCE} source tokens and {STEPS} steps together are {speed.speedup:.1f}x faster"

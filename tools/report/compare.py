@@ -100,11 +100,10 @@ def _costs(first: Facts, second: Facts) -> Iterator[Facts]:
     sizes = (first["size"], second["size"])
     yield _row("graphs and weights", (f"{sizes[0] / 1e6:,.1f} MB", f"{sizes[1] / 1e6:,.1f} MB"), sizes)
     speeds = [side["manifest"].speed for side in (first, second)]
-    for name, key in (("encoder", "encoder_ms"), ("decoder step", "step_ms")):
-        one, other = (None if speed is None else getattr(speed.quantized, key) for speed in speeds)
-        if one is not None or other is not None:
-            both = None if one is None or other is None else (one, other)
-            yield _row(name, (_milliseconds(one), _milliseconds(other)), both)
+    one, other = ({} if speed is None else speed.quantized.parts for speed in speeds)
+    for name in {**one, **other}:
+        both = (one[name], other[name]) if name in one and name in other else None
+        yield _row(name, (_milliseconds(one.get(name)), _milliseconds(other.get(name))), both)
 
 
 def _milliseconds(time: float | None) -> str:

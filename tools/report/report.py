@@ -196,15 +196,10 @@ def _sizes(full: int, stored: Sequence[tuple[str, int]]) -> tuple[Bar, ...]:
 def _speed(speed: Speed) -> Facts:
     """Each part beside float32's, with a mark where it is slower."""
     rows, drawn = [], []
-    parts = (
-        ("encoder", speed.quantized.encoder_ms, speed.fp32.encoder_ms),
-        ("decoder step", speed.quantized.step_ms, speed.fp32.step_ms),
-    )
-    for part, own, exact in parts:
-        if own is not None and exact is not None:
-            rows.append((part, f"{own:,.2f} ms", f"{exact:,.2f} ms", f"{exact / own:.2f}x", slower(exact / own)))
-            sides = (Bar("float32", exact, f"{exact:,.2f} ms", True), Bar("this bundle", own, f"{own:,.2f} ms"))
-            drawn.append((part, sides))
+    for part, (own, exact) in speed.parts.items():
+        rows.append((part, f"{own:,.2f} ms", f"{exact:,.2f} ms", f"{exact / own:.2f}x", slower(exact / own)))
+        sides = (Bar("float32", exact, f"{exact:,.2f} ms", True), Bar("this bundle", own, f"{own:,.2f} ms"))
+        drawn.append((part, sides))
     if speed.steps:
         what = f"{speed.source_tokens} tokens and {speed.steps} steps"
         rows.append((what, "", "", f"{speed.speedup:.2f}x", slower(speed.speedup)))

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from t5edge.bundle.engine_record import EngineEntry
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.parity_report import FAIL, PASS, CheckResult, ParityReport, number_text
-from t5edge.bundle.records import NOTICEABLE, Speed
 from t5edge.runtime.tensorrt.records import run_words
 
 Facts = dict[str, Any]
@@ -225,19 +224,6 @@ def _rate(name: str, rate: float, interval: Any, scale: float, result: CheckResu
     return {"name": name, "value": rate, "rate": f"{rate:.1%}", "row": (name, f"{rate:.1%}", bounds, str(count))}
 
 
-def slower_parts(speed: Speed) -> list[str]:
-    """Parts of a bundle that are slower than float32's by more than runs differ."""
-    pairs = {
-        "encoder": (speed.quantized.encoder_ms, speed.fp32.encoder_ms),
-        "decoder step": (speed.quantized.step_ms, speed.fp32.step_ms),
-    }
-    return [
-        name
-        for name, (own, exact) in pairs.items()
-        if own is not None and exact is not None and exact / own < NOTICEABLE
-    ]
-
-
 TILES = (("mean KL", "3 texts"), ("top-1 agreement", "3 texts"), ("relative error", "2 encoder"))
 """Measures on tiles, by their beginnings and checks; each with the limit that it has in the table."""
 
@@ -247,7 +233,7 @@ def tiles(manifest: Manifest, parity: ParityReport | None, size: int) -> list[Fa
     share = f"{size / (4 * manifest.architecture.parameters):.0%}"
     found = [_tile(f"{size / 1e6:,.1f} MB", f"graphs and weights, {share} of the parameters in float32")]
     if manifest.speed is not None:
-        slow, ratio = slower_parts(manifest.speed), manifest.speed.speedup
+        slow, ratio = manifest.speed.slower_parts, manifest.speed.speedup
         words = "float32's speed on the exporting CPU" + (f"; slower: {', '.join(slow)}" if slow else "")
         found.append(_tile(f"{ratio:.2f}x", words, "fail" if ratio < 1 else "open" if slow else ""))
     for measure, check in TILES:
