@@ -124,10 +124,10 @@ class ExportOptions:
         "t5edge",
         choices=LAYOUTS,
     )
-    opset: int = option(
+    opset: int | None = option(
         f"of the graphs: {STANDARD_OPSET}, or {PORTABLE_OPSET} for TensorRT before 10.14 and other older runtimes "
-        f"(default: {STANDARD_OPSET})",
-        STANDARD_OPSET,
+        f"(default: {STANDARD_OPSET}, or {PORTABLE_OPSET} where TensorRT here reads no other)",
+        None,
         choices=OPSETS,
     )
     no_fuse: bool = option("engines with plain instead of fused attention", False)
@@ -153,7 +153,7 @@ class ExportOptions:
         choice = (
             ("cache", CACHES),
             ("layout", LAYOUTS),
-            ("opset", OPSETS),
+            ("opset", (None, *OPSETS)),
             ("compute", COMPUTES),
             ("observer", (None, *OBSERVERS)),
             ("task", (None, *TASKS)),
@@ -181,8 +181,8 @@ class ExportOptions:
 
     @property
     def form(self) -> Form:
-        """The graphs that they ask for."""
-        return Form(self.cache, self.layout, self.max_target_length, self.opset)
+        """The graphs that they ask for; standard ones where they leave the opset to ``pipeline.choose_opset``."""
+        return Form(self.cache, self.layout, self.max_target_length, self.opset or STANDARD_OPSET)
 
     @property
     def folder_name(self) -> str:
@@ -225,6 +225,8 @@ def export_options(variant: str, precision: str, **given: Any) -> ExportOptions:
         raise UserError(f"export: {error}; see t5edge.options.ExportOptions") from error
 
 
+TEXT_FILES = ("calibration", "texts", "vocabulary")
+"""Options that name a file of texts, of which a bundle records the hash."""
 ELSEWHERE = ("variant", "precision", "out", "force")
 """Options that say where a bundle goes, or that the manifest holds by their content."""
 
@@ -289,11 +291,10 @@ def recorded_options(options: ExportOptions) -> dict[str, Any]:
     kept = {name: value for name, value in options.to_dict().items() if name not in ELSEWHERE}
     unused = [name for name in ("adapter", "prompt", "subfolder", "task", "languages") if not getattr(options, name)]
     unused += [] if options.vocabulary else ["vocabulary", "vocabulary_floor"]
-    unused += ["opset"] if options.opset == STANDARD_OPSET else []
+    unused += [] if options.form.portable else ["opset"]
     for name in unused:  # as in bundles of versions without them
         del kept[name]
-    files = ("calibration", "texts", "vocabulary")
-    hashes = {name: _digest(getattr(options, name)) for name in files if name in kept}
+    hashes = {name: _digest(getattr(options, name)) for name in TEXT_FILES if name in kept}
     plain: dict[str, Any] = json.loads(json.dumps({**kept, **hashes}))
     return plain
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from t5edge.bundle.folder import check_target_folder, writing
-from t5edge.bundle.manifest import Manifest
+from t5edge.bundle.manifest import PORTABLE_OPSET, STANDARD_OPSET, Manifest
 from t5edge.bundle.parity_report import ParityReport
 from t5edge.bundle.precision import Precision
 from t5edge.bundle.records import Layout, Speed
@@ -21,11 +21,12 @@ from t5edge.calibration.ranges import choose_rescale
 from t5edge.calibration.speed import measure_speed, too_slow, verdict
 from t5edge.calibration.texts import CalibrationTexts, read_texts
 from t5edge.engines.build import BuildSettings, add_engines
-from t5edge.engines.targets import choose_targets
+from t5edge.engines.targets import choose_targets, portable_only
 from t5edge.errors import GateError, UserError
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.checkpoint.prompts import require_room
 from t5edge.exporter.family.config import label_names
+from t5edge.exporter.form import check_portable
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
@@ -66,12 +67,14 @@ class Prepared:
 
     Attributes:
         row: the precision; ``out``: where the bundle goes; ``targets``: the engines to build; ``checkpoint``: of what.
+        options: as given, with what they left to this machine.
     """
 
     row: Precision
     out: Path
     targets: tuple[str, ...]
     checkpoint: Checkpoint
+    options: ExportOptions
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def export_bundle(options: ExportOptions, progress: Progress | None = None) -> B
     """
     progress = progress or Silent()
     ready = prepare(options, progress)
-    row, out, targets, checkpoint = ready.row, ready.out, ready.targets, ready.checkpoint
+    row, out, targets, checkpoint, options = ready.row, ready.out, ready.targets, ready.checkpoint, ready.options
     with writing(out, options.force) as folder:
         parts = make_parts(checkpoint, row, options, progress)
         saved = save_parts(parts, row, options, folder, progress)
@@ -126,6 +129,7 @@ def prepare(options: ExportOptions, progress: Progress) -> Prepared:
     out = Path(options.out or options.folder_name)
     check_target_folder(out, options.force)
     check_layout(options.layout, row)
+    options = choose_opset(options, row, progress)
     integers = [f"int{row.weight_bits}"] if row.quantized else []
     dtypes = [row.compute, *integers]
     targets = choose_targets(options.target, options.compute_capability, *dtypes, portable=options.form.portable)
@@ -134,7 +138,27 @@ def prepare(options: ExportOptions, progress: Progress) -> Prepared:
     require_room(checkpoint.prompts, options.limits)
     for difference in checkpoint.differences:
         progress.message(difference)
-    return Prepared(row, out, targets, checkpoint)
+    return Prepared(row, out, targets, checkpoint, options)
+
+
+def choose_opset(options: ExportOptions, row: Precision, progress: Progress) -> ExportOptions:
+    """``options`` with the graphs' opset: what they say, else the portable one where TensorRT here reads no other.
+
+    Raises:
+        UserError: a target that was asked for reads portable graphs only, which these cannot be.
+    """
+    tool = portable_only(options.target) if options.opset is None else None
+    if tool is None:
+        return replace(options, opset=options.form.opset)
+    portable = replace(options, opset=PORTABLE_OPSET)
+    try:
+        check_portable(portable.form, row)
+    except UserError as error:
+        if options.target:
+            raise UserError(f"{tool.title} reads portable graphs only; {error}") from error
+        return replace(options, opset=STANDARD_OPSET)
+    progress.message(f"{tool.title} reads portable graphs only, so these are: --opset {PORTABLE_OPSET}")
+    return portable
 
 
 def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
@@ -222,7 +246,7 @@ def describe(parts: Parts, row: Precision, options: ExportOptions, saved: SavedG
         options=recorded_options(options),
         limits=options.limits,
         cache=options.cache,
-        opset=options.opset,
+        opset=options.form.opset,
         session=CONFIGURATION,
         rows_share_cross=True,
         ports=parts.graphs.ports(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5edge.bundle.manifest import PORTABLE_OPSET, Manifest
 from t5edge.bundle.schema import plain
 from t5edge.commands.result import Result
 from t5edge.errors import UserError
@@ -42,16 +43,20 @@ class BuildOptions:
 def run(options: BuildOptions, progress: Progress) -> Result:
     """Build every engine asked for; without a target, those that build and run here."""
     from t5edge.engines.doctor import engine_targets
+    from t5edge.engines.guards import check_form
     from t5edge.runtime.tensorrt.flavor import load_tensorrt
     from t5edge.runtime.tensorrt.records import engine_lines
+    from t5edge.tools.sweep.command_line import export_command
 
     if not options.bundle:
         raise UserError("build: the bundle is missing; name a folder written by 't5edge export'.")
     targets = options.target or engine_targets()
     if not targets:
         raise UserError("no engine target runs here ('t5edge doctor' says why); name one with --target.")
-    for target in targets:
-        load_tensorrt(target)
+    for tool in [load_tensorrt(target) for target in targets]:
+        manifest = Manifest.read(Path(options.bundle))
+        again = export_command(manifest, opset=PORTABLE_OPSET)
+        check_form(tool, manifest.portable, f"export it again: {again}")
     if options.dry_run:
         return _dry_run(options, targets, progress)
     from t5edge.engines.build import build_engines

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.bundle.folder import check_target_folder
+from t5edge.bundle.manifest import PORTABLE_OPSET
 from t5edge.commands.bars import announce_torch
 from t5edge.commands.result import Result, shown
 from t5edge.errors import UserError
@@ -98,6 +99,7 @@ def _show(console: Console, plan: ExportPlan) -> None:
         "size": f"about {plan.bytes / 1e6:,.1f} MB, engines left out; {plan.free_disk / 1e9:,.1f} GB of disk are free",
         "memory": f"about {plan.memory / gib:.1f} GiB at its peak; {plan.free_memory / gib:.1f} GiB are free",
         "proof": plan.verify,
+        "graphs": f"opset {plan.opset}, {'portable' if plan.opset == PORTABLE_OPSET else 'with fused operators'}",
         "engines": ", ".join(plan.targets) or "none",
     }
     console.print(f"[bold]{shown(plan.variant)}[/bold] in {shown(plan.precision)}: not exported (dry run)")

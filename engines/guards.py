@@ -140,8 +140,10 @@ def _raise_all(problems: Iterable[str]) -> None:
         raise UserError(text + ".")
 
 
-def check_form(tool: TensorRT, portable: bool) -> str | None:
+def check_form(tool: TensorRT, portable: bool, way_out: str = f"export with --opset {PORTABLE_OPSET}") -> str | None:
     """Whether this version reads such graphs; returns a line for the user where it reads no others.
+
+    ``way_out``: what to do where it does not.
 
     Raises:
         UserError: it reads portable ones only, and these are not.
@@ -150,9 +152,7 @@ def check_form(tool: TensorRT, portable: bool) -> str | None:
         return None
     first = f"{tool.flavor.target} {spelled(tool.flavor.oldest_attention)} is the first that reads fused operators"
     if not portable:
-        raise UserError(
-            f"{tool.title} reads portable graphs only; export with --opset {PORTABLE_OPSET}, or upgrade: {first}."
-        )
+        raise UserError(f"{tool.title} reads portable graphs only; {way_out}, or upgrade: {first}.")
     return f"{tool.title} reads portable graphs, as these are ({first})"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from t5edge.engines.build import check_buildable
 from t5edge.engines.doctor import engine_targets
 from t5edge.errors import UserError
 from t5edge.runtime.backend import BACKENDS
-from t5edge.runtime.tensorrt.flavor import load_tensorrt
+from t5edge.runtime.tensorrt.flavor import TensorRT, load_tensorrt
 
 
 def choose_targets(
@@ -29,3 +30,16 @@ def choose_targets(
     for target in engines:
         check_buildable(target, compute_capabilities, *dtypes, portable=portable)
     return engines
+
+
+def portable_only(wanted: Sequence[str]) -> TensorRT | None:
+    """The first engine target, of ``wanted`` or of what runs here, whose package reads portable graphs only.
+
+    What is unknown or not installed is left to ``choose_targets``, which refuses it.
+    """
+    for target in wanted or engine_targets():
+        with suppress(UserError):
+            tool = load_tensorrt(target)
+            if not tool.has_attention:
+                return tool
+    return None

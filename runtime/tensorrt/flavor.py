@@ -27,7 +27,6 @@ class Flavor:
         oldest: the first version with what its builder and runtime need of it; it reads portable graphs.
         oldest_attention: the first version whose ONNX parser has ``Attention``, by its release notes; (0, 0) where they
             do not say: the parser then names the operator it lacks.
-        oldest_in_place: likewise for the in-place cache (``TensorScatter``).
         jit: kernels are finished on the device at run time, so it has a runtime cache instead of a timing cache.
     """
 
@@ -36,23 +35,14 @@ class Flavor:
     compute_capabilities: tuple[str, ...]
     oldest: tuple[int, int]
     oldest_attention: tuple[int, int]
-    oldest_in_place: tuple[int, int]
     jit: bool
 
 
 FLAVORS = {
     row.target: row
     for row in (
-        Flavor("tensorrt", "tensorrt", (), (10, 3), (10, 14), (10, 15), jit=False),
-        Flavor(
-            "tensorrt-rtx",
-            "tensorrt_rtx",
-            ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
-            (0, 0),
-            (0, 0),
-            (0, 0),
-            jit=True,
-        ),
+        Flavor("tensorrt", "tensorrt", (), (10, 3), (10, 14), jit=False),
+        Flavor("tensorrt-rtx", "tensorrt_rtx", ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"), (0, 0), (0, 0), jit=True),
     )
 }
 

@@ -39,6 +39,7 @@ class ExportPlan:
         files: that would be written, engines included; ``bytes``: of all but engines, about.
         memory: at the export's peak, bytes, about, and ``free_memory``; ``free_disk``: where the bundle goes.
         verify: how it is proven: whole, block by block, or not at all.
+        targets: the engines to be built; ``opset``: of the graphs.
     """
 
     variant: str
@@ -56,6 +57,7 @@ class ExportPlan:
     free_disk: int
     verify: str
     targets: tuple[str, ...]
+    opset: int
 
     def to_dict(self) -> dict[str, Any]:
         """The object of ``--json``."""
@@ -71,7 +73,7 @@ def plan_export(options: ExportOptions, progress: Progress) -> ExportPlan:
     repository = None if options.random_weights is not None else on_the_hub(*_named(options))
     fetched = 0 if repository is None else to_download(repository)
     ready = prepare(_structure(options) if fetched else options, progress)
-    checkpoint, row = ready.checkpoint, ready.row
+    checkpoint, row, options = ready.checkpoint, ready.row, replace(options, opset=ready.options.opset)
     if not fetched:
         choose_texts(checkpoint, row, options, progress)
     verify = _how_verified(checkpoint, options)
@@ -91,6 +93,7 @@ def plan_export(options: ExportOptions, progress: Progress) -> ExportPlan:
         free_disk=shutil.disk_usage(_existing(ready.out)).free,
         verify=verify,
         targets=ready.targets,
+        opset=options.form.opset,
     )
 
 
@@ -138,7 +141,7 @@ def _files(ready: Prepared, options: ExportOptions) -> Iterator[str]:
     if not ready.checkpoint.architecture.encoder_alone:
         graphs += DECODERS[options.cache]
         yield "decoder.onnx"
-        yield from ["decoder_buffered.onnx"] if ready.row.compute == "float" else []
+        yield from ["decoder_buffered.onnx"] if ready.row.compute == "float" and not options.form.portable else []
         yield from ["decoder_in_place.onnx"] if options.cache != "concat" else []
     yield from [] if options.no_verify else ["parity.json"]
     yield from ("tokenizer.json", "weights.safetensors")

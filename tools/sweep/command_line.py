@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, replace
 from typing import Any
 
+from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
+from t5edge.options import TEXT_FILES, ExportOptions
 from t5edge.tools.sweep.jobs import Job
 
 
@@ -31,3 +34,13 @@ def flags(options: Any) -> list[str]:
 def export_arguments(job: Job) -> list[str]:
     """What follows ``t5edge``: ``--jobs`` makes it a sweep of one export, which keeps, uploads and reports as any."""
     return ["export", *flags(replace(job.options, out=job.out)), "--jobs=1", "--json"]
+
+
+def export_command(manifest: Manifest, **changes: Any) -> str:
+    """The command that a bundle was made with, with ``changes``; FILE stands for texts, of which it has the hash."""
+    names = {entry.name for entry in fields(ExportOptions)}
+    known = {name: value for name, value in (manifest.options or {}).items() if name in names}
+    known |= {name: "FILE" for name in TEXT_FILES if known.get(name)}
+    known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()} | changes
+    options = ExportOptions(**{**known, "variant": manifest.variant, "precision": manifest.precision.name})
+    return shlex.join(["t5edge", "export", *flags(options)])

@@ -9,6 +9,7 @@ from typing import Any
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.versions import tool_versions
 from t5edge.options import ExportOptions, checkpoint_options, recorded_options, wanted_row
+from t5edge.progress import Silent
 
 NEUTRAL_TOOLS = ("python",)
 """Tools whose version does not change a bundle."""
@@ -35,10 +36,12 @@ def changed_inputs(manifest: Manifest, options: ExportOptions) -> list[str]:
     """Dotted names of what a bundle was made from that an export would have otherwise now.
 
     Raises:
-        UserError: the checkpoint cannot be opened.
+        UserError: the checkpoint cannot be opened, or the graphs cannot be what its targets read.
     """
     from t5edge.exporter.checkpoint.open import open_checkpoint
+    from t5edge.pipeline import choose_opset
 
+    options = choose_opset(options, wanted_row(options), Silent())
     checkpoint = open_checkpoint(options.variant, **checkpoint_options(options))
     wanted = wanted_inputs(options, content(checkpoint.revision, checkpoint.content_key()))
     adapters = [facts.sha256 for facts in checkpoint.adapters] != [facts.sha256 for facts in manifest.adapters or ()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +16,15 @@ from support.exports import Exports
 from support.gpus import Told
 from support.tiny_models import tiny_models
 from t5edge.bundle.manifest import Manifest, damaged_files
+from t5edge.cli import main
+from t5edge.commands.arguments import parse
 from t5edge.engines.attention import attention_form
 from t5edge.engines.build import build_engines
 from t5edge.engines.targets import choose_targets
 from t5edge.errors import UserError
+from t5edge.options import ExportOptions, wanted_row
+from t5edge.pipeline import choose_opset
+from t5edge.progress import Silent
 from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
 
 pytestmark = pytest.mark.usefixtures("no_gpu", "rtx")
@@ -95,6 +102,72 @@ def test_an_export_learns_it_before_any_work(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("t5edge.engines.targets.engine_targets", lambda: (RTX,))
     assert choose_targets([], ["8.6"], "float16") == ()
     assert choose_targets([], ["8.6"], "float16", portable=True) == (RTX,)
+
+
+def test_a_version_with_attention_leaves_the_graphs_as_they_are() -> None:
+    options = ExportOptions("t5-demo", target=(RTX,))
+    assert choose_opset(options, wanted_row(options), Silent()).opset == 23
+
+
+@pytest.mark.usefixtures("without_attention")
+@pytest.mark.parametrize("given", [17, 23])
+def test_what_the_user_said_of_the_opset_holds(given: int) -> None:
+    options, told = ExportOptions("t5-demo", target=(RTX,), opset=given), Told()
+    assert choose_opset(options, wanted_row(options), told) == options
+    assert told.messages == []
+
+
+@pytest.mark.usefixtures("without_attention")
+@pytest.mark.parametrize("settings", [{"precision": "int4-weight"}, {"cache": "in-place"}])
+def test_what_cannot_be_portable_is_refused_for_a_target_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    """And stays as it is where that target is only there."""
+    options = ExportOptions("t5-demo", target=(RTX,), **settings)
+    with pytest.raises(UserError, match=r"reads portable graphs only; --(precision int4-weight|cache in-place) and"):
+        choose_opset(options, wanted_row(options), Silent())
+    monkeypatch.setattr("t5edge.engines.targets.engine_targets", lambda: (RTX,))
+    found = replace(options, target=())
+    assert choose_opset(found, wanted_row(found), Silent()).opset == 23
+
+
+@pytest.mark.usefixtures("without_attention")
+def test_an_export_takes_the_form_that_the_version_reads(
+    tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a sweep keeps it: it was made from the same inputs."""
+    out = tmp_path / "t5-demo-fp16"
+    arguments = ["export", "--variant", "t5-demo", "--precision", "fp16", "--target", RTX, "--compute-capability=8.6"]
+    arguments += ["--no-verify"]
+    line = f"tensorrt-rtx {rtx.version} reads portable graphs only, so these are: --opset 17"
+    assert main([*arguments, "--out", str(out), "--dry-run", "--json"]) == 0
+    plan, err = capsys.readouterr()
+    assert json.loads(plan)["opset"] == 17
+    assert line in err
+    assert main([*arguments, "--out", str(out), "--dry-run"]) == 0
+    assert "opset 17, portable" in capsys.readouterr().out
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert line in capsys.readouterr().err
+    manifest = Manifest.read(out)
+    assert (manifest.opset, set(manifest.engines)) == (17, {RTX})
+    planned = {name for name in json.loads(plan)["files"] if not name.startswith("engines/")}
+    assert planned == {"bundle.json", *(name for name in manifest.files if not name.startswith("engines/"))}
+    assert main([*arguments, "--jobs", "1", "--out", str(tmp_path), "--json"]) == 0
+    assert [one["status"] for one in json.loads(capsys.readouterr().out)["exports"]] == ["kept"]
+
+
+@pytest.mark.usefixtures("without_attention")
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_build_names_the_command_that_makes_what_the_version_reads(
+    demo: Workshop, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    folder = demo.bundle("int8-weight", "concat")
+    assert main(["build", str(folder), "--target", RTX, "--compute-capability", "8.6", *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    command = line.partition("export it again: ")[2].partition(", or upgrade")[0]
+    options = parse(shlex.split(command)[1:])[1]
+    assert (options["variant"], options["precision"], options["opset"]) == (["t5-demo"], ["int8-weight"], 17)
+    assert options["max_batch"] == 4
 
 
 @pytest.fixture(scope="module", params=FAMILY)

@@ -15,6 +15,7 @@ import pytest
 
 from t5edge.engines.guards import check_form
 from t5edge.engines.polygraphy_backend import load_builder, point_polygraphy
+from t5edge.engines.targets import portable_only
 from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT, flavor_of, load_tensorrt, spelled
 
@@ -98,6 +99,8 @@ def test_the_version_says_which_graphs_it_reads(
         told = "reads portable graphs only; export with --opset 17, or upgrade: tensorrt 10.14 is the first"
         with pytest.raises(UserError, match=f"tensorrt {version} {told}"):
             check_form(tool, portable=False)
+    found = portable_only(["abacus", "onnxruntime", "tensorrt"])
+    assert (None if found is None else found.title) == (None if attention else f"tensorrt {version}")
 
 
 def test_packaging_and_documents_state_the_same_oldest_version() -> None:
