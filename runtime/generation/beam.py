@@ -62,12 +62,35 @@ def search_beams(
     """
     search = BeamSearch(options, batch, random, pick or pick_scores)
     identity = np.arange(batch * options.num_beams)
+    places = identity  # the model's row of every beam
+    tokens = search.newest
     while True:
-        rows = search.advance(model.step(state, search.newest)[:, -1])
+        tokens[places] = search.newest
+        logits = model.step(state, tokens)[:, -1]
+        parents = search.advance(logits if places is identity else logits[places])
         if search.done:
             return search.result()
+        rows, places = place_beams(places[parents])
         if not np.array_equal(rows, identity):
             model.reorder(state, rows)
+        if np.array_equal(places, identity):
+            places = identity
+
+
+def place_beams(old: Tokens) -> tuple[Tokens, Tokens]:
+    """Where beams that continue the rows ``old`` int64 [batch * beams] lie, so that as few caches as possible move.
+
+    The first beam that continues a row stays there; others take rows of their sentence that nobody continues.
+    Returns which old row every row continues, and the row of every beam, both int64 [batch * beams].
+    """
+    continued, first = np.unique(old, return_index=True)
+    free, later = np.ones(len(old), bool), np.ones(len(old), bool)
+    free[continued], later[first] = False, False
+    places = np.empty_like(old)
+    places[first], places[later] = continued, np.flatnonzero(free)
+    rows = np.empty_like(old)
+    rows[places] = old
+    return rows, places
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5edge.runtime.onnxruntime.lineage import Lineage
 from t5edge.runtime.onnxruntime.model import CACHE_START, OnnxRuntimeModel, State
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class BufferedState(State):
     tokens: Tokens = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     logits: Scores = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     memory: Scores = field(default_factory=lambda: np.zeros(0, np.float32))
+    lineage: Lineage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lineage = Lineage(len(next(iter(self.caches.values()))))
 
     @property
     def capacity(self) -> int:
@@ -103,13 +108,19 @@ class BufferedModel(OnnxRuntimeModel):
         """Row ``r`` goes on behind its first ``lengths[r]`` positions. See ``DraftModel.keep``."""
         assert isinstance(state, BufferedState)
         state.past_length[...] = state.first + (lengths if self.rows_differ else lengths.max())
+        state.lineage.forget(int(state.past_length.min()))
 
     def reorder(self, state: State, rows: Tokens) -> None:
         """Row ``r`` continues the cache of the old row ``rows[r]``; rows that stay are not touched."""
         assert isinstance(state, BufferedState)
-        (moved,) = np.nonzero(rows != np.arange(len(rows)))
+        length = state.length
+        copies = state.lineage.move(rows, length)
+        overwritten = {row for row, _, _ in copies}
+        aside = any(old in overwritten for _, old, _ in copies)
         for cache in state.caches.values():
-            cache[moved, :, : state.length] = cache[rows[moved], :, : state.length]
+            parts = [cache[old, :, first:length] for _, old, first in copies]
+            for (row, _, first), part in zip(copies, [part.copy() for part in parts] if aside else parts, strict=True):
+                cache[row, :, first:length] = part
 
     def refill(self, state: State, row: int, feeds: dict[str, Any], place: int) -> None:
         """Row ``row`` starts anew with source ``place`` of ``feeds``, see ``RefillModel``; sources are padded right."""
@@ -129,6 +140,7 @@ class BufferedModel(OnnxRuntimeModel):
         for name, value in self._split(feeds)[0].items():
             state.caches[name][row, :, : state.first] = value.numpy()[place]
         state.past_length[row] = state.first
+        state.lineage.forget(0)
 
     def take(self, state: State, rows: Tokens) -> State:
         """A state of these rows alone; their cross keys, values and mask are one for each row."""

@@ -130,3 +130,19 @@ def test_keys_are_written_into_the_buffers_and_nowhere_else(buffered: BundleMode
     for cache in state.caches.values():
         assert cache[:, :, :3].all(axis=-1).all()
         assert not cache[:, :, 3:].any()
+
+
+def test_rows_that_move_are_those_of_whole_copies(buffered: BundleModel) -> None:
+    """Moves with a cycle and an old row that is overwritten, rows that part late, and a draft that is forgotten."""
+    model, random = buffered.step_model, np.random.default_rng(11)
+    state, whole = (model.encode(*inputs(1), copies=4) for _ in range(2))
+    for number in range(12):
+        tokens = random.integers(3, 180, (4, 1 + number % 3))
+        assert np.array_equal(model.step(state, tokens).copy(), model.step(whole, tokens))
+        if number % 4 == 3:
+            for each in (state, whole):
+                model.keep(each, each.past_length - 1)
+        rows = random.integers(0, 4, 4)
+        model.reorder(state, rows)
+        for cache in whole.caches.values():
+            cache[...] = cache[rows]

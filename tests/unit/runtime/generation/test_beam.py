@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5edge.errors import UserError
-from t5edge.runtime.generation.beam import BeamSearch, tail_token
+from t5edge.runtime.generation.beam import BeamSearch, place_beams, tail_token
 from t5edge.runtime.generation.options import GenerationOptions
 
 
@@ -77,3 +77,27 @@ def test_a_vocabulary_too_small_for_the_candidates_is_the_users_error() -> None:
     search = start(num_beams=2, eos_token_id=(1, 2, 3))
     with pytest.raises(UserError, match="2 beams with 3 end tokens compare 8 candidates, a vocabulary of 3"):
         search.advance(np.zeros((2, 3), np.float32))
+
+
+def test_beams_that_stay_keep_their_rows() -> None:
+    """Two sentences of three beams; in the first nobody continues row 1, in the second rows 3 and 4."""
+    rows, places = place_beams(np.array([2, 0, 2, 5, 5, 5]))
+    assert places.tolist() == [2, 0, 1, 5, 3, 4]
+    assert rows.tolist() == [0, 2, 2, 5, 5, 5]
+
+
+def test_beams_that_change_their_order_move_nothing() -> None:
+    rows, places = place_beams(np.array([1, 0, 3, 2]))
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert places.tolist() == [1, 0, 3, 2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_beam_finds_what_it_continues(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    old = np.concatenate([4 * sentence + random.integers(0, 4, 4) for sentence in range(3)])
+    rows, places = place_beams(old)
+    assert rows[places].tolist() == old.tolist()
+    assert sorted(places.tolist()) == list(range(12))
+    assert (places // 4).tolist() == (old // 4).tolist()
+    assert (rows != np.arange(12)).sum() == 12 - len(set(old.tolist()))
