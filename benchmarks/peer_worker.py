@@ -2,8 +2,8 @@
 
     python peer_worker.py ENGINE FOLDER THREADS     ENGINE: a key of ``ENGINES``
     {"input_ids": [[...]], "new_tokens": 64, "beams": 1} -> {"seconds": ..., "tokens": [[...]], "peak_mib": ...}
-    {"input_ids": [[...]], "new_tokens": 0}              -> the same for the encoder alone: no tokens; null seconds
-                                                            where the engine does not offer its encoder
+    {"input_ids": [[...]], "new_tokens": 0}              -> the same for the encoder alone: no tokens
+    what an engine does not offer (its encoder, beams, batches) -> null seconds
 
 Needs only its engine: run it with the python that has it. All generate exactly ``new_tokens`` tokens, by a minimum
 length equal to the maximum.
@@ -12,6 +12,7 @@ length equal to the maximum.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -21,16 +22,26 @@ from dataclasses import dataclass
 from typing import Any
 
 Ids = list[list[int]]
-START = 0
+START, END = 0, 1
 
 
 @dataclass(frozen=True)
 class Opened:
-    """``generate`` (ids, new_tokens, beams, ngram); ``encode`` (ids) or None; ``settle``: runs until it is at speed."""
+    """``generate`` (ids, new_tokens, beams, ngram); ``encode`` (ids) or None; ``settle``: runs until it is at speed.
+
+    ``most_beams``, ``most_rows``: what it can search with, and for how many sentences at once.
+    """
 
     generate: Callable[[Ids, int, int, int], Ids]
     encode: Callable[[Ids], object] | None = None
     settle: int = 0
+    most_beams: float = math.inf
+    most_rows: float = math.inf
+
+    def offers(self, request: dict[str, Any]) -> bool:
+        if not request["new_tokens"]:
+            return self.encode is not None
+        return request["beams"] <= self.most_beams and len(request["input_ids"]) <= self.most_rows
 
 
 def open_t5edge(folder: str, threads: int) -> Opened:
@@ -123,6 +134,95 @@ def open_ctranslate2(folder: str, threads: int, compute: str = "float32") -> Ope
     return Opened(generate)
 
 
+def open_openvino(folder: str, threads: int) -> Opened:
+    """The bundle's own graphs, in float32 where they say so; greedy search.
+
+    Two requests take turns, so that the cache that one has written is read by the other without a copy.
+    """
+    import numpy as np
+    import openvino
+
+    core, settings = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    encoder, decoder = (core.compile_model(f"{folder}/{graph}.onnx", "CPU", settings) for graph in ("encoder", "decoder"))
+    encoding = encoder.create_infer_request()
+    turns = [decoder.create_infer_request() for _ in range(2)]
+    present = {name.replace("present", "past_key_values"): name for name in _names(decoder) if "present" in name}
+    _, heads, _, width = (axis.get_max_length() for axis in decoder.input(next(iter(present))).partial_shape)
+
+    def encode(ids: Ids) -> None:
+        array = np.asarray(ids, np.int64)
+        encoding.infer({"input_ids": array, "attention_mask": np.ones_like(array)})
+
+    def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
+        encode(ids)
+        for request in turns:
+            request.set_tensor("encoder_attention_mask", openvino.Tensor(np.ones_like(np.asarray(ids, np.int64))))
+            for name in _names(encoder):
+                if "present" in name:
+                    request.set_tensor(name.replace("present", "past_key_values"), encoding.get_tensor(name))
+        empty = openvino.Tensor(np.zeros((len(ids), heads, 0, width), np.float32))
+        found = np.full((len(ids), new_tokens + 1), START, np.int64)
+        for place in range(new_tokens):
+            request, before = turns[place % 2], turns[1 - place % 2]
+            for past, name in present.items():
+                request.set_tensor(past, before.get_tensor(name) if place else empty)
+            request.set_tensor("input_ids", openvino.Tensor(found[:, place : place + 1].copy()))
+            request.infer()
+            found[:, place + 1] = _best(request.get_tensor("logits").data[:, -1], found[:, : place + 1], ngram)
+        return found[:, 1:].tolist()
+
+    return Opened(generate, encode, most_beams=1)
+
+
+def _names(compiled: Any) -> list[str]:
+    return [port.any_name for port in compiled.outputs]
+
+
+def _best(logits: Any, before: Any, ngram: int) -> Any:
+    """The likeliest tokens [rows] of [rows, vocab], the end token and, with ``ngram`` 1, those before left out."""
+    scores = logits.copy()
+    scores[:, END] = -math.inf
+    if ngram == 1:
+        for row, tokens in zip(scores, before, strict=True):
+            row[tokens] = -math.inf
+    return scores.argmax(axis=1)
+
+
+def open_llama(file: str, threads: int) -> Opened:
+    """llama.cpp through the C functions that llama-cpp-python hands on; one sentence, greedy search."""
+    import numpy as np
+    from llama_cpp import llama_cpp as llama
+
+    model = llama.llama_model_load_from_file(file.encode(), llama.llama_model_default_params())
+    settings = llama.llama_context_default_params()
+    settings.n_ctx, settings.n_batch, settings.n_ubatch = 1024, 512, 512
+    settings.n_threads = settings.n_threads_batch = threads
+    if "q8" not in file:
+        settings.type_k = settings.type_v = 0  # GGML_TYPE_F32; float16 otherwise
+    context = llama.llama_init_from_model(model, settings)
+    size = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+
+    def run(function: Callable[[Any, Any], int], tokens: list[int]) -> None:
+        array = (llama.llama_token * len(tokens))(*tokens)
+        if function(context, llama.llama_batch_get_one(array, len(tokens))):
+            raise RuntimeError(f"{function.__name__} failed")
+
+    def encode(ids: Ids) -> None:
+        run(llama.llama_encode, ids[0])
+
+    def generate(ids: Ids, new_tokens: int, beams: int, ngram: int) -> Ids:
+        llama.llama_memory_clear(llama.llama_get_memory(context), False)
+        encode(ids)
+        found = [START]
+        for _ in range(new_tokens):
+            run(llama.llama_decode, found[-1:])
+            logits = np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (size,))
+            found.append(int(_best(logits[None], [found], ngram)[0]))
+        return [found[1:]]
+
+    return Opened(generate, encode, most_beams=1, most_rows=1)
+
+
 ENGINES: dict[str, Callable[[str, int], Opened]] = {
     "t5edge": open_t5edge,
     "transformers": open_transformers,
@@ -130,17 +230,20 @@ ENGINES: dict[str, Callable[[str, int], Opened]] = {
     "optimum": open_optimum,
     "ctranslate2": open_ctranslate2,
     "ctranslate2-int8": lambda folder, threads: open_ctranslate2(folder, threads, "int8"),
+    "openvino": open_openvino,
+    "llama": open_llama,
 }
 
 
 def answer(opened: Opened, request: dict[str, Any]) -> dict[str, Any]:
-    ids, new_tokens, tokens = request["input_ids"], request["new_tokens"], []
-    begin = time.perf_counter()
-    if new_tokens:
-        tokens = opened.generate(ids, new_tokens, request["beams"], request.get("ngram", 0))
-    elif opened.encode is not None:
-        opened.encode(ids)
-    seconds = time.perf_counter() - begin if new_tokens or opened.encode is not None else None
+    ids, new_tokens, tokens, seconds = request["input_ids"], request["new_tokens"], [], None
+    if opened.offers(request):
+        begin = time.perf_counter()
+        if new_tokens:
+            tokens = opened.generate(ids, new_tokens, request["beams"], request.get("ngram", 0))
+        elif opened.encode is not None:
+            opened.encode(ids)
+        seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "tokens": tokens, "peak_mib": peak}
 

@@ -3,9 +3,10 @@
     python tests/hardware/mask_cpu/run.py avx2 pytest
     python tests/hardware/mask_cpu/run.py avx512 t5edge doctor
 
-ONNX Runtime picks its kernels by the CPUID instruction. In a copy of it, each CPUID is made an instruction that does
-not exist, and ``mask_cpu.c``, loaded before, answers it as the smaller CPU would. numpy, OpenBLAS, torch, oneDNN and
-MKL take the same from the environment. Caches, clock and memory, and libraries not named here, stay this CPU's.
+ONNX Runtime and OpenVINO pick their kernels by the CPUID instruction. In a copy of them, each CPUID is made an instruction
+that does not exist, and ``mask_cpu.c``, loaded before, answers it as the smaller CPU would. numpy, OpenBLAS, torch, oneDNN,
+MKL and CTranslate2 take the same from the environment. Caches, clock and memory, and libraries not named here, stay
+this CPU's.
 
 Linux on x86-64, with gcc and objdump. What is built stays in build/mask_cpu.
 """
@@ -27,6 +28,11 @@ HERE = Path(__file__).parent
 BUILD = HERE.parents[2] / "build" / "mask_cpu"
 CPUINFO = Path("/proc/cpuinfo")
 NEEDED = ("gcc", "objdump")
+LIBRARIES = {
+    "onnxruntime": ("capi/onnxruntime_pybind11_state*.so",),
+    "openvino": ("libs/libopenvino.so.*", "libs/libopenvino_intel_cpu_plugin.so"),
+}
+"""What asks for the CPU, by package; of those that are installed."""
 CPUID, MARK = b"\x0f\xa2", b"\x0e\xa2"
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\tcpuid", re.MULTILINE)
 AMX = {"amx_bf16": ("edx", 22), "amx_tile": ("edx", 24), "amx_int8": ("edx", 25), "amx_fp16": ("eax1", 21)}
@@ -73,6 +79,7 @@ CPUS = {
             "ATEN_CPU_CAPABILITY": "avx2",
             "ONEDNN_MAX_CPU_ISA": "AVX2",
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            "CT2_FORCE_CPU_ISA": "AVX2",
             "NPY_DISABLE_CPU_FEATURES": "X86_V4,AVX512_ICL,AVX512_SPR",
             "OPENBLAS_CORETYPE": "Haswell",
         },
@@ -85,10 +92,13 @@ CPUS = {
 
 def masked_environment(name: str) -> dict[str, str]:
     """The variables under which a process takes this CPU for ``name``; builds what is missing (10 s)."""
-    cpu, folder = CPUS[name], BUILD / importlib.metadata.version("onnxruntime")
+    packages = [package for package in LIBRARIES if importlib.util.find_spec(package)]
+    versions = "-".join(importlib.metadata.version(package) for package in packages)
+    cpu, folder = CPUS[name], BUILD / versions
     site, library = folder / "site", folder / "mask_cpu.so"
     if not library.exists():
-        _patched_copy(site)
+        for package in packages:
+            _patched_copy(package, site)
         subprocess.run(
             ["gcc", "-O2", "-Wall", "-shared", "-fPIC", "-o", library, HERE / "mask_cpu.c", "-ldl"], check=True
         )
@@ -104,12 +114,13 @@ def masked_environment(name: str) -> dict[str, str]:
     }
 
 
-def _patched_copy(site: Path) -> None:
-    (spec,) = importlib.util.find_spec("onnxruntime").submodule_search_locations
-    shutil.rmtree(site, ignore_errors=True)
-    shutil.copytree(spec, site / "onnxruntime", ignore=shutil.ignore_patterns("__pycache__"))
-    for library in (site / "onnxruntime" / "capi").glob("onnxruntime_pybind11_state*.so"):
-        print(f"{library.name}: {_patch(library)} cpuid instructions replaced", file=sys.stderr)
+def _patched_copy(package: str, site: Path) -> None:
+    (spec,) = importlib.util.find_spec(package).submodule_search_locations
+    shutil.rmtree(site / package, ignore_errors=True)
+    shutil.copytree(spec, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for pattern in LIBRARIES[package]:
+        for library in (site / package).glob(pattern):
+            print(f"{library.name}: {_patch(library)} cpuid instructions replaced", file=sys.stderr)
 
 
 def _patch(library: Path) -> int:
