@@ -1,6 +1,6 @@
 """A T5 checkpoint as a GGUF file for llama.cpp, without its tokenizer: the benchmark hands over ids.
 
-    python peer_gguf.py CHECKPOINT OUT.gguf f32|q8_0
+    python peer_gguf.py f32|q8_0 CHECKPOINT OUT.gguf
 
 Needs numpy, safetensors and gguf: run it with the python that has them. Names and keys are those of llama.cpp's own
 ``conversion/t5.py``, which reads only checkpoints with a SentencePiece file.
@@ -52,4 +52,4 @@ def convert(checkpoint: Path, out: Path, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    convert(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[1])

@@ -143,7 +143,9 @@ def open_openvino(folder: str, threads: int) -> Opened:
     import openvino
 
     core, settings = openvino.Core(), {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    encoder, decoder = (core.compile_model(f"{folder}/{graph}.onnx", "CPU", settings) for graph in ("encoder", "decoder"))
+    encoder, decoder = (
+        core.compile_model(f"{folder}/{graph}.onnx", "CPU", settings) for graph in ("encoder", "decoder")
+    )
     encoding = encoder.create_infer_request()
     turns = [decoder.create_infer_request() for _ in range(2)]
     present = {name.replace("present", "past_key_values"): name for name in _names(decoder) if "present" in name}

@@ -1,14 +1,14 @@
-"""The same generation by ours, transformers, optimum-onnx and CTranslate2, in turn, each in its own process.
+"""The same generation by ours and by other toolchains, in turn, each in its own process.
 
     python -m benchmarks.peers --variant google-t5/t5-base --peer-python PEERS/bin/python --work FOLDER
 
 Prepares what is missing in the work folder (checkpoint, bundles, optimum's export, CTranslate2's model), opens every
 engine, warms each up, then measures in rounds: each engine generates for a second per round. Ratios are taken within
 a round and their median reported, so that noise that lasts longer than a round cancels. float32 engines must agree
-token for token.
+token for token. What is not installed is left out and named.
 
 A task is BATCHxBEAMS[:SOURCE[:NEW]], with --source and --new-tokens as defaults; 0 new tokens measure the encoder
-alone, where an engine offers it.
+alone, where an engine offers it. ``--mask avx2`` runs all of them as on a CPU with AVX2 alone, see ``machine``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,45 +28,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.checkpoints import save_checkpoint
-from benchmarks.processes import run
+from benchmarks import machine
+from benchmarks.peer_engines import BASE, COMPILED, ENGINES, OFFLINE, OURS, Engine, chosen, installed, prepare
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 WORKER = Path(__file__).with_name("peer_worker.py")
-BASE, OURS = "t5edge fp32", "t5edge int8-weight"
-
 PAUSE = 0.5
 """Seconds before each turn: OpenMP's threads spin for 0.2 s after their work, on the cores of the next engine."""
 TURN = 1.0
 """Seconds of work that an engine does before it is measured, and while it is; a longer task runs once for each."""
 CHECK = {"new_tokens": 8, "ngram": 1}
 """The warm-up, by whose tokens the engines are compared: no token twice, because random weights like to repeat one."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """``exact``: up to how many beams its tokens must be those of ``BASE``; 0 unless it computes in float32."""
-
-    name: str
-    worker: str
-    folder: str
-    exact: float = 0
-
-    @property
-    def ours(self) -> bool:
-        return self.worker == "t5edge"
-
-
-ENGINES = (
-    Engine(BASE, "t5edge", "t5edge-fp32", exact=inf),
-    Engine(OURS, "t5edge", "t5edge-int8-weight"),
-    Engine("t5edge int8", "t5edge", "t5edge-int8"),
-    Engine("transformers eager", "transformers", "checkpoint", exact=inf),
-    Engine("optimum-onnx", "optimum", "optimum", exact=inf),
-    Engine("CTranslate2 fp32", "ctranslate2", "ctranslate2", exact=1),
-    Engine("CTranslate2 int8", "ctranslate2-int8", "ctranslate2-int8"),
-)
-COMPILED = Engine("transformers compiled", "transformers-compiled", "checkpoint", exact=inf)
 
 
 @dataclass(frozen=True)
@@ -104,14 +74,15 @@ class Task:
 class Worker:
     """One engine's process; ``ask`` waits for its answer."""
 
-    def __init__(self, engine: Engine, work: Path, python: Path, threads: int) -> None:
+    def __init__(self, engine: Engine, work: Path, python: Path, threads: int, mask: str | None) -> None:
         executable = sys.executable if engine.ours else str(python)
+        worker = [executable, str(WORKER), engine.worker, str(work / engine.folder), str(threads)]
         path = {"PYTHONPATH": str(WORKER.parent.parent)} if engine.ours else {}
         environment = {**os.environ, **OFFLINE, **path, "OMP_NUM_THREADS": str(threads)}
         self.log = (work / f"worker-{engine.name.replace(' ', '-')}.log").open("w")
         self.settle = 0
         self.process = subprocess.Popen(
-            [executable, str(WORKER), engine.worker, str(work / engine.folder), str(threads)],
+            machine.under(mask, worker),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -137,27 +108,6 @@ class Worker:
         self.process.stdin.close()
         self.process.wait(timeout=30)
         self.log.close()
-
-
-def prepare(work: Path, variant: str, python: Path) -> None:
-    """Make what is missing: a checkpoint, and every engine's model of it."""
-    checkpoint = work / "checkpoint"
-    if not (checkpoint / "tokenizer_config.json").is_file():
-        save_checkpoint(variant, checkpoint)
-    source, bin_folder = str(checkpoint), python.parent
-    for precision in ("fp32", "int8-weight", "int8"):
-        command = [sys.executable, "cli.py", "export", "--variant", source, "--precision", precision, "--no-verify"]
-        _make(work, f"t5edge-{precision}", [*command, "--target", "onnxruntime", "--out"])
-    task = ["--task", "text2text-generation-with-past"]
-    _make(work, "optimum", [str(bin_folder / "optimum-cli"), "export", "onnx", "--model", source, *task])
-    convert = [str(bin_folder / "ct2-transformers-converter"), "--model", source]
-    _make(work, "ctranslate2", [*convert, "--output_dir"])
-    _make(work, "ctranslate2-int8", [*convert, "--quantization", "int8", "--output_dir"])
-
-
-def _make(work: Path, name: str, command: list[str]) -> None:
-    if not (work / name).exists():
-        run([*command, str(work / name)], work / f"{name}.log", **OFFLINE)
 
 
 def measure(workers: dict[str, Worker], request: dict[str, Any], rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -271,6 +221,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--task", nargs="+", default=["1x1", "16x1", "1x4"], help="BATCHxBEAMS[:SOURCE[:NEW]]")
+    parser.add_argument(
+        "--engine", nargs="+", default=[], help="only these, by the start of their names, and ours in fp32"
+    )
+    parser.add_argument("--mask", choices=machine.MASKS, help="as on a CPU without AVX-512, or without VNNI")
     parser.add_argument("--compiled", action="store_true", help="add transformers with torch.compile: minutes per task")
     parser.add_argument("--prepare-only", action="store_true")
     return parser.parse_args()
@@ -278,32 +232,41 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    work = arguments.work
+    work, python, mask = arguments.work, arguments.peer_python.absolute(), arguments.mask
     work.mkdir(parents=True, exist_ok=True)
-    prepare(work, arguments.variant, arguments.peer_python.absolute())
+    engines = installed(chosen(arguments.engine, arguments.compiled), python, mask)
+    prepare(work, arguments.variant, python, engines)
+    for each in (sys.executable, str(python)):
+        machine.check(mask, each)
     if arguments.prepare_only:
         return 0
-    vocab_size = json.loads((work / "checkpoint" / "config.json").read_text())["vocab_size"]
-    console, problems, report = Console(), [], {}
-    engines = (*ENGINES, COMPILED) if arguments.compiled else ENGINES
-    workers = {engine.name: Worker(engine, work, arguments.peer_python, arguments.threads) for engine in engines}
+    report = run_tasks(
+        arguments, {engine.name: Worker(engine, work, python, arguments.threads, mask) for engine in engines}
+    )
+    (work / f"peers{f'-{mask}' if mask else ''}.json").write_text(json.dumps(report, indent=2))
+    return 1 if report["problems"] else 0
+
+
+def run_tasks(arguments: argparse.Namespace, workers: dict[str, Worker]) -> dict[str, Any]:
+    """Measure and show every task; what is wrong with the answers is shown last."""
+    vocab_size = json.loads((arguments.work / "checkpoint" / "config.json").read_text())["vocab_size"]
+    console, problems, report = Console(), list[str](), {}
     try:
         for worker in workers.values():
             worker.settle = worker.read()["settle"]
         for text in arguments.task:
             task = Task.parse(text, arguments.source, arguments.new_tokens)
             summary = summarize(measure(workers, task.request(vocab_size), arguments.rounds), task)
-            load = os.getloadavg()[0]
-            show(console, f"{arguments.variant}: {task.title} (load average {load:.1f})", summary)
+            facts = machine.describe(arguments.mask)
+            show(console, f"{arguments.variant}: {task.title} ({facts})", summary)
             problems += [f"{task.title}: {problem}" for problem in check(summary, task)]
-            report[text] = {"task": asdict(task), "load_average": load, "engines": summary}
+            report[text] = {"task": asdict(task), "machine": facts, "engines": summary}
     finally:
         for worker in workers.values():
             worker.close()
-    (work / "peers.json").write_text(json.dumps({"tasks": report, "problems": problems}, indent=2))
     for problem in problems:
         console.print(problem)
-    return 1 if problems else 0
+    return {"tasks": report, "problems": problems}
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python tests/hardware/mask_cpu/run.py avx2 pytest
     python tests/hardware/mask_cpu/run.py avx512 t5edge doctor
 
-ONNX Runtime and OpenVINO pick their kernels by the CPUID instruction. In a copy of them, each CPUID is made an instruction
-that does not exist, and ``mask_cpu.c``, loaded before, answers it as the smaller CPU would. numpy, OpenBLAS, torch, oneDNN,
-MKL and CTranslate2 take the same from the environment. Caches, clock and memory, and libraries not named here, stay
-this CPU's.
+ONNX Runtime and OpenVINO pick their kernels by the CPUID instruction. In a copy of each, every CPUID is made an
+instruction that does not exist, and ``mask_cpu.c``, loaded before, answers it as the smaller CPU would. numpy, torch,
+OpenBLAS, oneDNN, MKL and CTranslate2 take the same from the environment. Caches, clock and memory, and libraries not
+named here, stay this CPU's.
 
 Linux on x86-64, with gcc and objdump. What is built stays in build/mask_cpu.
 """
@@ -108,6 +108,7 @@ def masked_environment(name: str) -> dict[str, str]:
     return {
         **cpu.environment,
         "LD_PRELOAD": str(library),
+        "MASK_CPU_NAME": name,
         "MASK_CPU_LEAF7": _bits(cpu.hidden),
         "MASK_CPU_INFO": str(info),
         "PYTHONPATH": os.pathsep.join(paths),
