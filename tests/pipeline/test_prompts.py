@@ -151,7 +151,7 @@ def test_a_row_that_has_ended_begins_anew_with_another_prefix(make: Make) -> Non
     found = dict(stream(model.step_model, prompts, options, 2, Drafting(model.pace)))
     for number, (ids, name) in enumerate(zip(texts, names, strict=False)):
         expected = model.generate(ids, None, prompt=name, max_new_tokens=9)[0]
-        assert np.array_equal(found[number], expected)
+        assert np.array_equal(found[number].sequences[0], expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
