@@ -16,6 +16,8 @@ Pick = Callable[[Scores, Tokens, Tokens], Scores]
 
 GROUPS = 64
 """Entries per group in ``_threshold``; T5: 32128 = 64 * 502."""
+BLOCK = 512
+"""Entries that ``_invert`` sums before it looks closer."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,33 @@ def invert_draws(scores: Scores, uniforms: NDArray[np.float64]) -> Tokens:
 
     Draws differ from torch.multinomial's; the distribution does not.
     """
-    drawn = np.empty(len(scores), np.int64)
-    for row, (values, uniform) in enumerate(zip(scores, uniforms, strict=True)):
-        tokens = _allowed(values)
-        finite = values[tokens].astype(np.float64)
-        cumulative = np.cumsum(np.exp(finite - finite.max()))
-        place = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-        drawn[row] = tokens[min(int(place), tokens.size - 1)]
-    return drawn
+    return np.array([_invert(*pair) for pair in zip(scores, uniforms, strict=True)], np.int64)
+
+
+def _invert(row: NDArray[np.float32], uniform: float) -> int:
+    """``invert_draws`` of one row; of what filters left, where that is less than half."""
+    allowed = row > -np.inf
+    if 2 * np.count_nonzero(allowed) >= row.size:
+        return _place(row, uniform)
+    tokens = _allowed(row)
+    return int(tokens[_place(row[tokens], uniform)])
+
+
+def _place(values: NDArray[np.float32], uniform: float) -> int:
+    """Where ``uniform`` falls: first in which block of ``values``, then where in it.
+
+    Exponentials are float32, sums float64; what is below 1e-45 of the best is never drawn.
+    """
+    weights = np.exp(values - values.max())
+    cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, values.size, BLOCK), dtype=np.float64))
+    target = uniform * cumulative[-1]
+    block = int(np.searchsorted(cumulative, target, side="right"))
+    before = cumulative[block - 1] if block else 0.0
+    inside = before + np.cumsum(weights[block * BLOCK : (block + 1) * BLOCK], dtype=np.float64)
+    place = block * BLOCK + int(np.searchsorted(inside, target, side="right"))
+    if place < values.size and weights[place]:
+        return place
+    return int(np.flatnonzero(weights[:place])[-1])  # between two blocks, by their sums' rounding
 
 
 def draw_candidates(scores: Scores, k: int, random: np.random.Generator) -> tuple[Scores, Tokens]:

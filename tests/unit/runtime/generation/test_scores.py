@@ -11,6 +11,7 @@ from t5edge.errors import UserError
 from t5edge.runtime.generation.scores import (
     draw_candidates,
     draw_tokens,
+    invert_draws,
     kth_largest,
     log_softmax,
     pick_log_probabilities,
@@ -78,6 +79,21 @@ def test_draws_follow_the_probabilities() -> None:
         scores = np.log(probabilities).astype(np.float32)
     drawn = draw_tokens(np.tile(scores, (40_000, 1)), np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(drawn, minlength=5) / 40_000, probabilities, atol=0.01)
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.9, 0.1])
+def test_a_number_falls_where_the_cumulative_distribution_passes_it(kept: float) -> None:
+    """Over several blocks and a remainder, with and without filters, at both ends and at the steps themselves."""
+    random = np.random.default_rng(1)
+    scores = (random.standard_normal(5003) * 4).astype(np.float32)
+    scores[random.random(5003) > kept] = -np.inf
+    weights = np.exp(scores - scores.max()).astype(np.float64)
+    cumulative = np.cumsum(weights) / weights.sum()
+    uniforms = np.concatenate((random.random(2000), [0.0, np.nextafter(1.0, 0)], cumulative[:-1:50]))
+    drawn = invert_draws(np.tile(scores, (len(uniforms), 1)), uniforms)
+    assert (weights[drawn] > 0).all()
+    assert (cumulative[drawn] > uniforms - 1e-12).all()
+    assert (cumulative[drawn] - weights[drawn] / weights.sum() < uniforms + 1e-12).all()
 
 
 def test_candidates_are_drawn_one_after_another_without_repeats() -> None:
