@@ -1,14 +1,15 @@
-"""Peak memory of an fp16 export, and its time against copying the checkpoint, for checkpoints from 0.9 to 45 GB.
+"""Peak memory of an export, and its time against copying the checkpoint, for checkpoints from 0.9 to 45 GB.
 
     python benchmarks/export_memory.py --work /big/disk [--shapes base large 3b 11b xxl-encoder] [--plot memory.png]
+    python benchmarks/export_memory.py --work /big/disk --shapes 11b --adapter-rank 16
 
-For each shape a float32 checkpoint is written, a child process exports it without verification, and its peak resident
-memory (``resource.getrusage``, pages of mapped files included) is held against 1.5 GiB + 2 x the largest tensor. The 3b
-checkpoint is also copied on the same disk; the export may take twice as long. Both times end with the data on the disk
-and begin with the checkpoint out of the page cache. Values do not matter, except that the embedding is so large that
-the fp16 rescale has to scale tensors. 11b and xxl-encoder, T5 v1.1 XXL's encoder alone (4.8 B parameters, as diffusion
-pipelines have it), are sparse files: their times are no measurements. With --adapter-rank a LoRA adapter of every
-linear layer is merged while they are read.
+For each shape a float32 checkpoint is written, a child process exports it, in fp16 or what --precision says and without
+verification, and its peak resident memory (``resource.getrusage``, pages of mapped files included) is held against
+1.5 GiB + 2 x the largest tensor. The 3b checkpoint is also copied on the same disk; the export may take twice as long.
+Both times end with the data on the disk and begin with the checkpoint out of the page cache. Values do not matter,
+except that the embedding is so large that the fp16 rescale has to scale tensors. 11b and xxl-encoder, T5 v1.1 XXL's
+encoder alone (4.8 B parameters, as diffusion pipelines have it), are sparse files: their times are no measurements.
+With --adapter-rank a LoRA adapter of every linear layer is merged while they are read.
 
 Finished shapes are kept in ``results.json`` in the work folder; --again measures them anew. Checkpoints and bundles are
 deleted. Needs free disk of 2.5 x the checkpoint (11b: 23 GB), and matplotlib for --plot.
@@ -100,7 +101,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def export_here(checkpoint: Path, bundle: Path) -> None:
+def export_here(checkpoint: Path, bundle: Path, precision: str) -> None:
     """The child: export, sync, print the measurements as JSON."""
     from t5edge.options import ExportOptions
     from t5edge.pipeline import export_bundle
@@ -109,7 +110,7 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
     adapters = tuple(str(folder) for folder in checkpoint.parent.glob("adapter"))
     options = ExportOptions(
         variant=str(checkpoint),
-        precision="fp16",
+        precision=precision,
         out=str(bundle),
         target=("onnxruntime",),
         adapter=adapters,
@@ -119,7 +120,7 @@ def export_here(checkpoint: Path, bundle: Path) -> None:
     sync(bundle / "weights.safetensors")
     seconds = time.monotonic() - begin
     k = [getattr(made.manifest.rescale, stack).k for stack in made.manifest.architecture.stacks]
-    assert min(k) > 0, f"no tensor was scaled: {k}"
+    assert min(k) > 0 or not made.manifest.precision.rescale, f"no tensor was scaled: {k}"
     size = (bundle / "weights.safetensors").stat().st_size
     print(json.dumps({"peak": peak_bytes(), "seconds": seconds, "stages": progress.stages, "bundle": size, "k": k}))
 
@@ -195,7 +196,7 @@ def seconds_to_copy(path: Path) -> float:
     return seconds
 
 
-def measure(name: str, work: Path, rank: int) -> dict[str, Any]:
+def measure(name: str, work: Path, rank: int, precision: str) -> dict[str, Any]:
     """Everything of one shape, in a folder of its own that is removed."""
     shape, folder = SHAPES[name], work / f"t5edge-memory-{name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -206,6 +207,7 @@ def measure(name: str, work: Path, rank: int) -> dict[str, Any]:
         copying = {"copy_seconds": seconds_to_copy(path)} if shape.copied else {}
         forget(path)
         command = [sys.executable, __file__, "--child", str(path.parent), str(folder / "bundle")]
+        command += ["--precision", precision]
         child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         largest = max(4 * math.prod(sizes) for sizes in shape.tensors.values())
         facts = {
@@ -279,6 +281,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder with room for checkpoints and bundles")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--adapter-rank", type=int, default=0, metavar="R", help="merge a LoRA adapter of this rank")
+    parser.add_argument("--precision", default="fp16", help="of the bundle; those that calibrate would run the model")
     parser.add_argument("--again", action="store_true", help="measure finished shapes anew")
     parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
@@ -291,15 +294,16 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     given = parse()
     if given.child is not None:
-        export_here(*given.child)
+        export_here(*given.child, given.precision)
         return 0
     given.work.mkdir(parents=True, exist_ok=True)
-    file = given.work / (f"results-lora-{given.adapter_rank}.json" if given.adapter_rank else "results.json")
+    kind = [f"lora-{given.adapter_rank}"] * bool(given.adapter_rank) + [given.precision] * (given.precision != "fp16")
+    file = given.work / f"{'-'.join(['results', *kind])}.json"
     results: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     passed = []
     for name in given.shapes:
         if given.again or name not in results:
-            results[name] = measure(name, given.work, given.adapter_rank)
+            results[name] = measure(name, given.work, given.adapter_rank, given.precision)
             write_json(file, results)
         passed.append(report(name, results[name]))
     if given.plot is not None:

@@ -18,6 +18,7 @@ from t5edge.calibration.observers import round_values
 from t5edge.calibration.points import EMBEDDING, OUTPUT, QuantizationPoint
 from t5edge.calibration.quantize import TABLE, Scheme, round_columns
 from t5edge.exporter.graph.weight_expressions import Factors
+from t5edge.exporter.reference.prompts import PaddedPrefixes
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.exporter.reference.texts import target_mask
 
@@ -166,30 +167,45 @@ class _Run:
         reference = _Blocks(self.checkpoint, torch.float32)
         hidden = self._embedded(reference, ids, encoded)
         padding = reference.padding(self.batch.attention_mask)
-        offset = 0 if encoded is None else self.checkpoint.architecture.encoder_layers
-        for layer, block, biases in reference.blocks(stack, ids.shape[1]):
+        prefixes = PaddedPrefixes(self.checkpoint, self.batch.input_ids)
+        offset, length = 0, ids.shape[1]
+        if encoded is not None:
+            offset, length = self.checkpoint.architecture.encoder_layers, length + prefixes.length
+        for layer, block, biases in reference.blocks(stack, length):
             hidden = self._grown(hidden, offset + layer)
             self._hook(f"{stack}.block.{layer}", block, len(hidden) // self.texts - 1)
             if encoded is not None:
-                encoded, biases = self._grown(encoded, offset + layer), biases + reference.causal(ids.shape[1])
-            self._run(partial(reference.run, block), hidden, biases, encoded, padding)
+                encoded, biases = self._grown(encoded, offset + layer), prefixes.hide(biases + reference.causal(length))
+            cache = partial(prefixes.cache, layer, torch.float32)
+            self._run(partial(reference.run, block), hidden, biases, encoded, padding, cache)
             if self.on_layer is not None:
                 self.on_layer()
         return reference.norm(stack, hidden)
 
     def _run(
-        self, run: Any, hidden: torch.Tensor, bias: torch.Tensor, encoded: torch.Tensor | None, padding: torch.Tensor
+        self,
+        run: Any,
+        hidden: torch.Tensor,
+        bias: torch.Tensor,
+        encoded: torch.Tensor | None,
+        padding: torch.Tensor,
+        cache: Callable[[int], tuple[Any, ...]],
     ) -> None:
-        """``hidden`` [rows, length, d_model] through one block, in place, a window of variants at a time."""
+        """``hidden`` [rows, length, d_model] through one block, in place, a window of variants at a time.
+
+        ``bias`` [1 or texts, heads, length, keys]; ``cache`` gives a decoder's, for so many variants.
+        """
         size = self.texts * max(1, variants_at_once(self.checkpoint, self.batch))
         for start in range(0, len(hidden), size):
             rows = slice(start, min(start + size, len(hidden)))
-            mask = padding.repeat((rows.stop - start) // self.texts, 1, 1, 1)
+            copies = (rows.stop - start) // self.texts
+            mask = padding.repeat(copies, 1, 1, 1)
             self.window = rows
             if encoded is None:
                 hidden[rows] = run(hidden[rows], bias + mask)
             else:
-                hidden[rows] = run(hidden[rows], bias, encoded[rows], mask)
+                own = bias.repeat(copies, 1, 1, 1) if len(bias) > 1 else bias
+                hidden[rows] = run(hidden[rows], own, encoded[rows], mask, *cache(copies))
 
     def _embedded(self, reference: _Blocks, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
         """Embeddings [rows, length, d_model]; variants that round the table have begun before the first layer."""

@@ -20,7 +20,7 @@ from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.limits import judge_logits
 from t5edge.parity.measures import LogitErrors, compare_logits, pool
 from t5edge.parity.subject import Subject, bundle_outputs
-from t5edge.parity.workload import RowMaker
+from t5edge.parity.workload import RowMaker, with_marked_prompts
 from t5edge.runtime.generation.options import read_options
 
 PORTION = 32
@@ -134,10 +134,10 @@ def _batches(subject: Subject, rows: Sequence[Row]) -> Iterator[Batch]:
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: (len(row[1]), len(row[0]))):
         if batch and _fill(subject.checkpoint.architecture, [*batch, row]) > 1:
-            yield _padded(batch, subject.pad)
+            yield _padded(batch, subject)
             batch = []
         batch.append(row)
-    yield _padded(batch, subject.pad)
+    yield _padded(batch, subject)
 
 
 def _fill(a: Architecture, rows: Sequence[Row]) -> float:
@@ -147,6 +147,7 @@ def _fill(a: Architecture, rows: Sequence[Row]) -> float:
     return max(source / BATCH_TOKENS, target * a.vocab_size / BATCH_LOGITS, cache / BATCH_CACHE)
 
 
-def _padded(rows: Sequence[Row], pad_token_id: int) -> Batch:
+def _padded(rows: Sequence[Row], subject: Subject) -> Batch:
     sources, targets = zip(*rows, strict=True)
-    return Batch(*pad(sources, pad_token_id), pad(targets, pad_token_id)[0])
+    batch = Batch(*pad(sources, subject.pad), pad(targets, subject.pad)[0])
+    return with_marked_prompts(batch, subject.checkpoint.sentence)

@@ -11,16 +11,18 @@ Amounts follow the model's size: a small model is checked on more rows than a la
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import Checkpoint
+from t5edge.exporter.checkpoint.sentence import SentenceModules
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
 from t5edge.exporter.reference.texts import MAX_TOKENS, Batch, Encoder, Example, pad
 from t5edge.parity.judged_texts import judged_texts
+from t5edge.runtime.inputs import PROMPT
 
 BEYOND = 12
 """Target tokens past the last position bucket, so that the cached steps cross every edge."""
@@ -99,7 +101,7 @@ class RowMaker:
     """Rows and batches from the judged texts of one checkpoint, cut to its limits."""
 
     def __init__(self, checkpoint: Checkpoint, limits: Limits) -> None:
-        self.architecture, self.limits = checkpoint.architecture, limits
+        self.architecture, self.limits, self.sentence = checkpoint.architecture, limits, checkpoint.sentence
         self.examples: Sequence[Example] = judged_texts(checkpoint)[0]
         self.encoder = Encoder(checkpoint.architecture, tokenizer_json(checkpoint), checkpoint.prompts)
 
@@ -158,7 +160,18 @@ class RowMaker:
 
     def _batch(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Batch:
         ids, mask = pad(sources, self.architecture.pad_token_id)
-        return Batch(ids, mask, pad(targets, self.architecture.pad_token_id)[0])
+        batch = Batch(ids, mask, pad(targets, self.architecture.pad_token_id)[0])
+        return with_marked_prompts(batch, self.sentence)
+
+
+def with_marked_prompts(batch: Batch, sentence: SentenceModules | None) -> Batch:
+    """Of a model that leaves prompts out of its pooling: in every other row a third of the text is one."""
+    if sentence is None or sentence.facts.include_prompt:
+        return batch
+    mask = batch.attention_mask.copy()
+    for row in mask[::2]:
+        row[: (int(row.sum()) - 1) // 3] = PROMPT
+    return replace(batch, attention_mask=mask)
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -170,7 +183,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 def padded_left(batch: Batch) -> Batch:
     """The same rows with the padding moved to the left of the source."""
-    order = np.argsort(batch.attention_mask, axis=1, kind="stable")
+    order = np.argsort(batch.attention_mask != 0, axis=1, kind="stable")
     return Batch(
         np.take_along_axis(batch.input_ids, order, axis=1),
         np.take_along_axis(batch.attention_mask, order, axis=1),

@@ -90,11 +90,15 @@ class PaddedPrefixes:
         hidden = torch.arange(bias.shape[-1])[None] < torch.from_numpy(self._starts[self._rows])[:, None]
         return bias[:, :, self.length :].masked_fill(hidden[:, None, None], torch.finfo(bias.dtype).min)
 
-    def cache(self, layer: int, dtype: torch.dtype) -> tuple[Any, ...]:
-        """A cache of one layer, number 0 in it, that begins with its keys and values; nothing without prefixes."""
+    def cache(self, layer: int, dtype: torch.dtype, copies: int = 1) -> tuple[Any, ...]:
+        """A cache of one layer, number 0 in it, that begins with its keys and values; nothing without prefixes.
+
+        ``copies``: how often the batch's rows follow each other.
+        """
         if not self.length:
             return ()
         a = self._checkpoint.architecture
         tables = (self._checkpoint.read(prefix_name(layer, half)) for half in ("key", "value"))
-        shape = (len(self._rows), a.num_heads, a.prefix_length, a.d_kv)
-        return (new_cache([tuple(table[self._rows].reshape(shape).to(dtype) for table in tables)]),)
+        rows = np.tile(self._rows, copies)
+        shape = (len(rows), a.num_heads, a.prefix_length, a.d_kv)
+        return (new_cache([tuple(table[rows].reshape(shape).to(dtype) for table in tables)]),)

@@ -135,7 +135,8 @@ class WholeReference:
     def _outputs(self, batch: Batch, with_cross: bool, prefix: int) -> Outputs:
         import torch
 
-        source = {name: torch.from_numpy(getattr(batch, name)) for name in ("input_ids", "attention_mask")}
+        seen = (batch.attention_mask != 0).astype(np.int64)  # 2 at prompts that are not pooled
+        source = {"input_ids": torch.from_numpy(batch.input_ids), "attention_mask": torch.from_numpy(seen)}
         with torch.inference_mode():
             if self._alone:
                 return encoder_outputs(self.weights, self.model(**source).last_hidden_state, batch, self._decode)

@@ -160,6 +160,21 @@ def test_a_prompt_that_is_not_pooled(tmp_path: Path, pooling: str) -> None:
         model.embed_ids(ids, np.where(mask == 2, 3, mask))
 
 
+def test_the_ladder_marks_prompts_that_are_not_pooled(tmp_path: Path) -> None:
+    """A bundle passes with them, and fails where its graph pools them."""
+    pooled, left_out = (
+        save_sentence_model(tmp_path / str(include), RELU, "mean", include_prompt=include) for include in (True, False)
+    )
+    bundle = pipeline.export(str(left_out), "fp32", out=tmp_path / "b", target=("onnxruntime",))
+    assert bundle.passed
+    wrong = Path(shutil.copytree(bundle.folder, tmp_path / "wrong"))
+    shutil.copy(export(pooled, "fp32", tmp_path / "c") / "encoder.onnx", wrong / "encoder.onnx")
+    fix_hashes(wrong)
+    report = verify(wrong, checks=[check for check in CHECKS if check.name in ("2 encoder", "3 texts", "5 padding")])
+    assert {result.name for result in report.failures} == {"2 encoder", "3 texts"}
+    assert all("sentence embeddings" in result.measure for result in report.failures)
+
+
 def test_the_engine_gives_embeddings_too(
     sentences: Sentences, tmp_path: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from support.exports import RELU, Exports
+from support.prompts import prompt_config, save_prompt
 from support.quantized_models import Model
 from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings, make_plan, plan_roundings
 from t5edge.calibration.points import EMBEDDING, OUTPUT
-from t5edge.calibration.variants import Divergence, measure_variants
+from t5edge.calibration.variants import Divergence, _Run, measure_variants
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.reference.streamed import StreamedReference
+from t5edge.exporter.reference.texts import Batch, pad
 from t5edge.progress import Silent
 
 
@@ -60,3 +68,32 @@ def test_a_checkpoint_is_read_four_times_at_most(
     make_plan(plain.checkpoint, plain.graphs(row), row, plain.texts, Silent(), Settings(smooth=False))
     name = "decoder.block.1.layer.2.layer_norm.weight"
     assert counts[name] == passes - 1, "weights alone need no ranges"
+
+
+@pytest.mark.parametrize("bytes_at_once", [None, 1])
+def test_rows_begin_with_their_learnt_prefixes(
+    exports: Exports, tmp_path: Path, bytes_at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoder states of two variants that round nothing, in one batch or one after the other, are the reference's."""
+    if bytes_at_once:
+        monkeypatch.setattr("t5edge.calibration.variants.MAX_BYTES", bytes_at_once)
+    exports.checkpoint(RELU)
+    base = exports.root / RELU
+    prefixes = [
+        f"p{tokens}={save_prompt(base, tmp_path / str(tokens), prompt_config('prefix', base, tokens))}"
+        for tokens in (4, 7)
+    ]
+    checkpoint = open_checkpoint(str(base), prompts=prefixes)
+    random = np.random.default_rng(0)
+    sources = [[front, *random.integers(3, 90, size)] for front, size in ((-1, 5), (-2, 9), (-2, 3))]
+    batch = Batch(*pad(sources, 0), random.integers(3, 90, (3, 6)))
+    variants = [frozenset({"encoder.block.0.qkv"}), frozenset({"encoder.block.0.wo"})]
+    run = _Run(checkpoint, batch, [], {}, variants, 0.0, None)
+    encoded = run._stack("encoder", batch.input_ids, None)
+    decoded = run._stack("decoder", batch.decoder_input_ids, encoded)
+    reference = StreamedReference(checkpoint, torch.float32)
+    expected = reference.decode(batch, reference.encode(batch))
+    torch.testing.assert_close(decoded, expected.repeat(3, 1, 1))
+    alone = StreamedReference(open_checkpoint(str(base)), torch.float32)
+    plain = Batch(np.maximum(batch.input_ids, 0), batch.attention_mask, batch.decoder_input_ids)
+    assert not torch.allclose(expected, alone.decode(plain, alone.encode(plain)), atol=1e-2)
