@@ -44,8 +44,8 @@ from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
-DEEP_HEAD = ("fp32", "bf16")
-"""Precisions of a head on a decoder: nothing is rescaled or rounded there."""
+DEEP_HEAD = ("fp32", "fp16", "bf16")
+"""Precisions of a head on a decoder: calibration does not run it, so nothing is rounded to integers there."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,10 @@ def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
 
 
 def check_deep_head(source: str, options: ExportOptions) -> None:
-    """Raises: UserError for what a head on a decoder does not have: a rescale, rounded layers, engines."""
+    """Raises: UserError for what a head on a decoder does not have: rounded layers, engines."""
     name = f"'{source}' has its head on a decoder"
     if options.precision not in DEEP_HEAD:
-        raise UserError(f"{name}, which is not exported in {options.precision}; use {' or '.join(DEEP_HEAD)}.")
+        raise UserError(f"{name}, which is not exported in {options.precision}; use {', '.join(DEEP_HEAD)}.")
     engines = [target for target in options.target if find_backend(target).is_engine]
     if engines:
         raise UserError(f"{name}, which is not built for {engines[0]}; leave out --target.")

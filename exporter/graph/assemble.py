@@ -65,7 +65,7 @@ def assemble(
     if a.head:
         encoder = head_ports(encoder, a.head, a.labels)
     if a.encoder_alone:
-        model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder, sentence).model()
+        model = EncoderAssembler(a, blocks, compute, rescale.encoder, encoder, sentence, rescale.decoder).model()
         return Graphs(model, None, encoder, None)
     decoder = decoder_ports(a.decoder_layers, a.num_heads, a.d_kv, a.vocab_size, compute)
     if a.prefix_lengths:

@@ -34,9 +34,11 @@ class EncoderAssembler(Assembler):
         scale: StackScale,
         ports: GraphPorts,
         sentence: SentenceFacts | None = None,
+        head_scale: StackScale | None = None,
     ) -> None:
+        """``head_scale``: of the decoder below a head."""
         super().__init__(architecture, blocks, compute, scale, ports)
-        self.sentence = sentence
+        self.sentence, self.head_scale = sentence, head_scale or StackScale()
 
     def build(self) -> None:
         hidden = self.encode()
@@ -45,7 +47,7 @@ class EncoderAssembler(Assembler):
             self.outputs[EMBEDDING] = self._embedding(hidden, self.sentence)
             self.flush("sentence")
         if self.architecture.head:
-            self.outputs |= head_outputs(self, hidden)
+            self.outputs |= head_outputs(self, hidden, self.head_scale)
         for layer in range(self.architecture.decoder_layers):
             key, value = self.add_block("cross_kv", layer, [hidden])
             self.outputs[f"present.{layer}.encoder.key"] = key

@@ -24,12 +24,15 @@ from t5edge.kernels.position_bias.fusion import distances
 from t5edge.kernels.values import as_int64, constant_value
 
 
-def head_outputs(encoder: Assembler, hidden: ir.Value) -> dict[str, ir.Value]:
-    """The head's outputs by their ports' names, float32; ``hidden`` is the encoder's, [batch, source, d_model]."""
+def head_outputs(encoder: Assembler, hidden: ir.Value, scale: StackScale) -> dict[str, ir.Value]:
+    """The head's outputs by their ports' names, float32; ``hidden`` is the encoder's, [batch, source, d_model].
+
+    ``scale``: of the decoder below the head, if there is one.
+    """
     if encoder.architecture.head == "tokens":
         found = {LABEL_LOGITS: _linear(encoder, hidden, *HEADS["tokens"])}
     else:
-        states = _SourceDecoder(encoder, hidden).states()
+        states = _SourceDecoder(encoder, hidden, scale).states()
         found = _span(encoder, states) if encoder.architecture.head == "span" else _text(encoder, states)
     if encoder.compute != "float":
         found = {name: encoder.tape.op("Cast", [value], {"to": ir.DataType.FLOAT}) for name, value in found.items()}
@@ -64,9 +67,9 @@ def _text(graph: Assembler, states: ir.Value) -> dict[str, ir.Value]:
 class _SourceDecoder(DecoderAssembler):
     """A decoder in the graph of an encoder: it runs once over the source, without a cache."""
 
-    def __init__(self, encoder: Assembler, hidden: ir.Value) -> None:
+    def __init__(self, encoder: Assembler, hidden: ir.Value, scale: StackScale) -> None:
         a = encoder.architecture.with_head_as_decoder()
-        super().__init__(a, encoder.blocks, encoder.compute, StackScale(), encoder.ports)
+        super().__init__(a, encoder.blocks, encoder.compute, scale, encoder.ports)
         ids, mask = (encoder.inputs[name] for name in ("input_ids", "attention_mask"))
         self.inputs = {"input_ids": ids, "encoder_attention_mask": mask}
         self.tape, self.nodes, self.initializers = encoder.tape, encoder.nodes, encoder.initializers

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from t5edge.bundle.architecture import Stack
@@ -110,9 +110,12 @@ def measure_rescale(
     """
     import torch
 
+    from t5edge.exporter.reference.heads import WithDecoder, shifted_right
     from t5edge.exporter.reference.streamed import StreamedReference
 
-    ranges: dict[Stack, _Ranges] = {stack: _Ranges() for stack in checkpoint.architecture.stacks}
+    a = checkpoint.architecture
+    stacks: tuple[Stack, ...] = ("encoder", "decoder") if a.head_layers else a.stacks
+    ranges: dict[Stack, _Ranges] = {stack: _Ranges() for stack in stacks}
 
     def progress(stack: Stack, layer: int, block: Any) -> None:
         seen = ranges[stack]
@@ -133,7 +136,11 @@ def measure_rescale(
 
     reference = StreamedReference(checkpoint, torch.float32, progress)
     encoded = reference.encode_all(batches)
-    if not checkpoint.architecture.encoder_alone:
+    if a.head_layers:
+        fed = [replace(batch, decoder_input_ids=shifted_right(batch, a.decoder_start_token_id)) for batch in batches]
+        view: Any = WithDecoder(checkpoint)
+        StreamedReference(view, torch.float32, progress).decode_all(fed, encoded)
+    elif not a.encoder_alone:
         reference.decode_all(batches, encoded)
     return Rescale(*(_stack_scale(checkpoint, stack, ranges[stack], headroom) for stack in ranges))
 

@@ -168,17 +168,42 @@ def test_classes_of_texts_are_transformers_own(tmp_path: Path, family: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("head", ["QuestionAnswering", "SequenceClassification"])
-def test_heads_on_a_decoder_pass_in_bf16(tmp_path: Path, head: str) -> None:
+def test_heads_on_a_decoder_pass_in_16_bits(tmp_path: Path, head: str, precision: str) -> None:
     save_head("T5", head, tmp_path / "model")
-    assert pipeline.export(str(tmp_path / "model"), "bf16", out=tmp_path / "b", target=("onnxruntime",)).passed
+    assert pipeline.export(str(tmp_path / "model"), precision, out=tmp_path / "b", target=("onnxruntime",)).passed
+
+
+def test_a_decoder_below_a_head_is_rescaled_for_fp16(tmp_path: Path) -> None:
+    """Values beyond float16's range in both stacks: with the rescale they fit, without it nothing is left."""
+    reference = save_head("T5", "QuestionAnswering", tmp_path / "model")
+    with torch.no_grad():
+        for stack in (reference.encoder, reference.decoder):
+            for block in stack.block:
+                block.layer[-1].DenseReluDense.wi.weight *= 100
+                block.layer[-1].DenseReluDense.wo.weight *= 3000
+    reference.save_pretrained(tmp_path / "model")
+    options = {"target": ("onnxruntime",), "no_verify": True}
+    bundle = pipeline.export(str(tmp_path / "model"), "fp16", out=tmp_path / "b", **options)
+    assert bundle.manifest.rescale.encoder.k > 0
+    assert bundle.manifest.rescale.decoder.k > 0
+    model = load(bundle.folder)
+    ids, mask = source(model.vocab_size)
+    exact = outputs(reference, ids, mask)
+    for found, wanted in zip(model.span_logits_ids(ids, mask), (exact.start_logits, exact.end_logits), strict=True):
+        assert relative_error(found[mask == 1], wanted.numpy()[mask == 1]) < 0.02
+    plain = load(
+        pipeline.export(str(tmp_path / "model"), "fp16", out=tmp_path / "c", no_rescale=True, **options).folder
+    )
+    assert not np.isfinite(plain.span_logits_ids(ids, mask)[0]).all()
 
 
 def test_what_a_head_on_a_decoder_does_not_have_is_refused(tmp_path: Path) -> None:
     save_head("T5", "QuestionAnswering", tmp_path / "model")
     for options, said in {
-        (("precision", "int8"),): "which is not exported in int8; use fp32 or bf16",
-        (("precision", "fp16"),): "which is not exported in fp16",
+        (("precision", "int8"),): "which is not exported in int8; use fp32, fp16, bf16",
+        (("precision", "int4-weight"),): "which is not exported in int4-weight",
     }.items():
         with pytest.raises(UserError, match=said):
             pipeline.export(str(tmp_path / "model"), out=tmp_path / "b", target=("onnxruntime",), **dict(options))
