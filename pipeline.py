@@ -44,9 +44,6 @@ from t5edge.progress import Progress, Silent
 from t5edge.runtime.backend import find_backend
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
-DEEP_HEAD = ("fp32", "fp16", "bf16")
-"""Precisions of a head on a decoder: calibration does not run it, so nothing is rounded to integers there."""
-
 
 @dataclass(frozen=True)
 class Bundle:
@@ -177,13 +174,12 @@ def check_task(checkpoint: Checkpoint, options: ExportOptions) -> None:
 
 
 def check_deep_head(source: str, options: ExportOptions) -> None:
-    """Raises: UserError for what a head on a decoder does not have: rounded layers, engines."""
-    name = f"'{source}' has its head on a decoder"
-    if options.precision not in DEEP_HEAD:
-        raise UserError(f"{name}, which is not exported in {options.precision}; use {', '.join(DEEP_HEAD)}.")
+    """Raises: UserError for what a head on a decoder does not have: engines."""
     engines = [target for target in options.target if find_backend(target).is_engine]
     if engines:
-        raise UserError(f"{name}, which is not built for {engines[0]}; leave out --target.")
+        raise UserError(
+            f"'{source}' has its head on a decoder, which is not built for {engines[0]}; leave out --target."
+        )
 
 
 def choose_texts(

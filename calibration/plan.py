@@ -14,7 +14,7 @@ from t5edge.calibration.cache import CalibrationKey, load_choices, save_choices
 from t5edge.calibration.collect import Sample, collect_inputs
 from t5edge.calibration.observers import DEFAULT, OBSERVERS
 from t5edge.calibration.placement import Gate, measure_sensitivity, place
-from t5edge.calibration.points import QuantizationPoint, find_points
+from t5edge.calibration.points import EMBEDDING, QuantizationPoint, find_points
 from t5edge.calibration.quantize import multiplies_by_table, quantize_weights
 from t5edge.calibration.smoothing import Choice, apply_smoothing, can_smooth, choose
 from t5edge.calibration.variants import Divergence, Found, Rounding
@@ -131,7 +131,9 @@ def make_plan(
     settings = settings or Settings()
     if settings.observer not in OBSERVERS:
         raise UserError(f"observer '{settings.observer}' is unknown; choose one of {', '.join(OBSERVERS)}.")
-    points = find_points(graphs)
+    found = find_points(graphs)
+    below_head = frozenset(point.name for point in found if is_below_head(checkpoint, point))
+    points = [point for point in found if point.name not in below_head]
     calibration_key = CalibrationKey.of(checkpoint, points, precision, texts, asdict(settings))
     cached = load_choices(calibration_key)
     choices = cached if cached is not None else choose_scales(checkpoint, points, precision, texts, progress, settings)
@@ -144,9 +146,18 @@ def make_plan(
     if settings.gate:
         with progress.stage("quantization gate", None, "layers") as stage:
             excluded, gate = place(checkpoint, texts, precision, points, roundings, sensitivity, stage.advance)
+    excluded |= below_head
     return QuantizationPlan(
-        precision, points, choices, sensitivity, excluded, gate, calibration_key, texts.origin, texts.keys
+        precision, found, choices, sensitivity, excluded, gate, calibration_key, texts.origin, texts.keys
     )
+
+
+def is_below_head(checkpoint: Checkpoint, point: QuantizationPoint) -> bool:
+    """Whether a point stays in float because a decoder below a head needs it, which calibration does not run.
+
+    Those are its own, and the token table that both stacks look up.
+    """
+    return bool(checkpoint.architecture.head_layers) and (point.name == EMBEDDING or point.block.startswith("decoder"))
 
 
 def choose_scales(

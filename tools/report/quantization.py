@@ -54,12 +54,12 @@ MEASURES = {
 def quantization_facts(plan: Mapping[str, Any]) -> Facts:
     """What the page shows of a quantization plan."""
     measured = [{**point, "alone": _alone(point)} for point in plan["sites"] if _alone(point) is not None]
-    alone = {point["name"]: point["alone"] for point in measured}
+    alone = {point["name"]: f"{point['alone']:.2e}" for point in measured}
     return {
         "sensitivity": _sensitivity(measured),
         "gate": _gate(plan["gate"]) if plan.get("gate") else None,
         "gate_note": _gate_note(plan["gate"]) if plan.get("gate") else "",
-        "excluded": [(name, f"{alone.get(name, 0):.2e}") for name in plan["kept"]],
+        "excluded": [(name, alone.get(name, "not measured")) for name in plan["kept"]],
         "smoothing": _smoothing(plan),
     }
 
