@@ -3,13 +3,15 @@
     python -m benchmarks.copying train --out SMALL
     python -m benchmarks.copying grow --small SMALL --variant google-t5/t5-base --out CHECKPOINT
     python -m benchmarks.copying lookup --checkpoint CHECKPOINT --work FOLDER
+    python -m benchmarks.copying assistant --checkpoint CHECKPOINT --assistant OTHER --work FOLDER
     python -m benchmarks.copying list --checkpoint CHECKPOINT --work FOLDER
 
 The task: a sentence of made-up words, one in twenty of them misspelled; the answer is the sentence spelled right.
 Growing adds layers, heads and units that compute zero: the answers stay those of the small model, the work is that of
 the large one. ``lookup`` compares plain greedy search with prompt lookup in turn, on sentences of the task, and
-while sampling from them at a temperature at which nothing is copied. ``list`` compares ``stream_text`` with
-fixed batches of 16.
+while sampling from them at a temperature at which nothing is copied. ``assistant`` compares it with drafts of a smaller
+shape of the same model, grown with ``--noise`` so that it errs as a weaker one would. ``list`` compares ``stream_text``
+with fixed batches of 16.
 """
 
 from __future__ import annotations
@@ -84,8 +86,10 @@ def train(out: Path, steps: int, seed: int = 0) -> None:
     model.save_pretrained(out)
 
 
-def grow(small: Path, variant: str, out: Path) -> None:
-    """Write a checkpoint of ``variant``'s shape that answers as the small one does.
+def grow(small: Path, variant: str, out: Path, noise: float = 0.0) -> None:
+    """Write a checkpoint of ``variant``'s shape that answers as the small one does, but for ``noise``.
+
+    That is added to every weight, in units of its matrix's standard deviation.
 
     The root mean square of a row padded with zeros is smaller by sqrt(d / D), so norms are scaled by it; the last norm
     is scaled back by what the logits' factor D ** -0.5 takes.
@@ -98,6 +102,8 @@ def grow(small: Path, variant: str, out: Path) -> None:
     save_checkpoint(variant, out)
     little = T5ForConditionalGeneration.from_pretrained(small).state_dict()
     model = T5ForConditionalGeneration.from_pretrained(out)
+    torch.manual_seed(0)
+    little = {name: value + noise * value.std() * torch.randn_like(value) for name, value in little.items()}
     narrow, wide = SHAPE["d_model"], model.config.d_model
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -133,40 +139,80 @@ def bundle(checkpoint: Path, precision: str, work: Path) -> Any:
     return t5edge.load(folder)
 
 
-def lookup(checkpoint: Path, work: Path, precisions: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Plain search and prompt lookup in turn: seconds of each, median ratio, share of equal tokens."""
-    sources, targets = sentences(rounds, 48, 64, seed=99)
-    rows = []
+def lookup(checkpoint: Path, work: Path, precisions: list[str], rounds: int) -> None:
+    """Plain search and prompt lookup in turn."""
+    tasks = {
+        "copies": {"max_new_tokens": 80},
+        "no copies": {"max_new_tokens": 64, "do_sample": True, "temperature": 1e4, "top_k": 0},
+    }
     for precision in precisions:
         model = bundle(checkpoint, precision, work)
-        for task, settings in {"copies": {}, "no copies": {"do_sample": True, "temperature": 1e4, "top_k": 0}}.items():
-            settings = {"max_new_tokens": 80, **settings} if task == "copies" else {"max_new_tokens": 64, **settings}
-            ratios, equal, right, steps = [], 0, 0, 0
-            for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
-                ids, seconds, found = np.array([source]), {}, {}
-                kinds = {"plain": {}, "lookup": {"prompt_lookup_num_tokens": 10}}
-                for kind in list(kinds)[:: 1 if number % 2 else -1]:
-                    begin = time.perf_counter()
-                    found[kind] = model.generate(ids, **settings, **kinds[kind])
-                    seconds[kind] = time.perf_counter() - begin
-                equal += np.array_equal(found["plain"], found["lookup"])
-                right += found["plain"][0, 1:].tolist() == target
-                steps += found["plain"].shape[1] - 1
-                ratios.append(seconds["plain"] / seconds["lookup"])
-            row = {"precision": precision, "task": task, "speed over plain": round(statistics.median(ratios), 3)}
-            row |= {
-                "spread": [round(value, 2) for value in (min(ratios), max(ratios))],
-                "same tokens": f"{equal}/{rounds}",
-            }
-            rows.append(row | {"answers right": f"{right}/{rounds}", "tokens": steps})
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+        for task, settings in tasks.items():
+            row = {"precision": precision, "task": task}
+            show(row | in_turn(model, settings, {"prompt_lookup_num_tokens": 10}, rounds))
 
 
-def long_list(checkpoint: Path, work: Path, precisions: list[str], count: int) -> list[dict[str, Any]]:
+def assistant(checkpoint: Path, other: Path, work: Path, precisions: list[str], drafts: str, rounds: int) -> None:
+    """Plain search and drafts of a smaller bundle in turn, greedy and sampling; sampled tokens are others by design."""
+    small = bundle(other, drafts, work)
+    tasks = {"greedy": {}, "sampling": {"do_sample": True, "seed": 0}}
+    for precision in precisions:
+        model = bundle(checkpoint, precision, work)
+        for task, settings in tasks.items():
+            row = {"precision": precision, "drafts": f"{other.name} {drafts}", "task": task}
+            show(row | in_turn(model, {"max_new_tokens": 80, **settings}, {"assistant": small}, rounds))
+
+
+def show(row: dict[str, Any]) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def in_turn(model: Any, settings: dict[str, Any], drafting: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Sentences answered with and without ``drafting``, the order turning; a first one of each is not measured.
+
+    Gives the median ratio of seconds and its spread, shares of equal tokens and right answers, and tokens per pass.
+    """
+    sources, targets = sentences(rounds + 1, 48, 64, seed=99)
+    kinds, passes = {"plain": {}, "drafted": drafting}, counted(model.step_model)
+    ratios, same, right, tokens, steps = [], 0, dict.fromkeys(kinds, 0), 0, 0
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        seconds, found = {}, {}
+        for kind in list(kinds)[:: 1 if number % 2 else -1]:
+            passes.clear()
+            begin = time.perf_counter()
+            found[kind] = model.generate(np.array([source]), **settings, **kinds[kind])[0, 1:].tolist()
+            seconds[kind] = time.perf_counter() - begin
+            steps += len(passes) if number and kind == "drafted" else 0
+        if number:
+            ratios.append(seconds["plain"] / seconds["drafted"])
+            same += found["plain"] == found["drafted"]
+            right = {kind: right[kind] + (found[kind] == target) for kind in kinds}
+            tokens += len(found["drafted"])
+    return {
+        "speed over plain": round(statistics.median(ratios), 3),
+        "spread": [round(value, 2) for value in (min(ratios), max(ratios))],
+        "same tokens": f"{same}/{rounds}",
+        "answers right": {kind: f"{count}/{rounds}" for kind, count in right.items()},
+        "tokens per pass": round(tokens / steps, 2),
+    }
+
+
+def counted(step_model: Any) -> list[int]:
+    """A list that grows by the positions of every pass that the model runs from now on."""
+    passes, run = list[int](), type(step_model).step
+
+    def step(state: Any, tokens: np.ndarray) -> np.ndarray:
+        passes.append(tokens.shape[1])
+        return run(step_model, state, tokens)
+
+    step_model.step = step
+    return passes
+
+
+def long_list(checkpoint: Path, work: Path, precisions: list[str], count: int) -> None:
     """``count`` sentences of 2 to 64 words: fixed batches of 16 in the order given, and ``stream_text``."""
     sources, _ = sentences(count, 2, 64, seed=98)
-    texts, rows = list(map(as_text, sources)), list[dict[str, Any]]()
+    texts = list(map(as_text, sources))
     for precision in precisions:
         model = bundle(checkpoint, precision, work)
         parts, seconds, found = (
@@ -190,14 +236,12 @@ def long_list(checkpoint: Path, work: Path, precisions: list[str], count: int) -
         tokens = sum(len(answer.split()) + 1 for answer in found["stream"])
         row = {"precision": precision, "prompts": count, "same answers": equal, "tokens": tokens}
         row |= {kind: f"{tokens / value:.0f} tokens/s" for kind, value in seconds.items()}
-        rows.append(row | {"ratio": round(seconds["fixed"] / seconds["stream"], 3)})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        show(row | {"ratio": round(seconds["fixed"] / seconds["stream"], 3)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train", "grow", "lookup", "list"])
+    parser.add_argument("command", choices=["train", "grow", "lookup", "assistant", "list"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--small", type=Path)
@@ -205,15 +249,20 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--precision", nargs="+", default=["fp32", "int8-weight"])
+    parser.add_argument("--noise", type=float, default=0.0, help="grow: standard deviations added to every weight")
+    parser.add_argument("--assistant", type=Path, help="the checkpoint that drafts")
+    parser.add_argument("--drafts", default="int8-weight", help="its precision")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--count", type=int, default=2000)
     given = parser.parse_args()
     if given.command == "train":
         train(given.out, given.steps)
     elif given.command == "grow":
-        grow(given.small, given.variant, given.out)
+        grow(given.small, given.variant, given.out, given.noise)
     elif given.command == "lookup":
         lookup(given.checkpoint, given.work, given.precision, given.rounds)
+    elif given.command == "assistant":
+        assistant(given.checkpoint, given.assistant, given.work, given.precision, given.drafts, given.rounds)
     else:
         long_list(given.checkpoint, given.work, given.precision, given.count)
 

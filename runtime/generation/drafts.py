@@ -167,7 +167,7 @@ class AssistantDrafter:
     ) -> None:
         """``model``: a ``StepModel`` and ``DraftModel``."""
         self.model, self.options, self.pace = model, options, pace
-        self.state = model.encode(input_ids, attention_mask, options.copies)
+        self.source, self.state = (input_ids, attention_mask), None
         self.cached = np.zeros(len(input_ids) * options.copies, np.int64)
         self.rules: tuple[Rule, ...] = build_rules(options)
         self.random = np.random.default_rng(None if options.seed is None else [options.seed, 1])
@@ -178,6 +178,8 @@ class AssistantDrafter:
         longest = self.pace.best([self.pace.kind("assistant").rate] * len(lengths), least.tolist(), len(lengths))
         if not longest:
             return no_draft(len(lengths))
+        if self.state is None:  # where no draft pays, not even the source is encoded
+            self.state = self.model.encode(*self.source, self.options.copies)
         counts, started = np.minimum(least, longest), time.perf_counter()
         text = np.concatenate((output, np.zeros((len(output), longest), np.int64)), axis=1)
         going, drawn, made = counts > 0, list[Scores](), 0

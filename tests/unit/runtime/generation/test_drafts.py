@@ -122,3 +122,13 @@ def test_a_backend_that_cannot_forget_is_refused() -> None:
 
 def test_plain_search_has_no_drafter() -> None:
     assert Drafting(Pace()).drafter(object(), IDS, MASK, options()) is None
+
+
+def test_where_no_draft_pays_the_assistant_does_not_even_read_the_source() -> None:
+    class Never(Pace):
+        def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
+            return 0
+
+    drafter = AssistantDrafter(ToyModel(), IDS, MASK, options(num_assistant_tokens=3), Never())
+    assert drafter.draft(*output([4], [9]), np.array([5, 5])).counts.tolist() == [0, 0]
+    assert drafter.state is None
