@@ -48,7 +48,7 @@ def speeds(rounds: list[dict[str, Any]], precision: str) -> dict[str, dict[str, 
 
 def show(console: Console, precision: str, found: dict[str, dict[str, list[float]]]) -> int:
     """One table; returns how many of its medians are slower than float32."""
-    table = Table("batch x source", *COLUMNS, title=precision, title_justify="left", box=box.MARKDOWN)
+    table = Table("batch x source", *COLUMNS, box=box.MARKDOWN)
     slower = 0
     for size, columns in found.items():
         cells = []
@@ -57,6 +57,7 @@ def show(console: Console, precision: str, found: dict[str, dict[str, list[float
             slower += middle < 1 - NOISE
             cells.append(f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         table.add_row(size, *cells)
+    console.print(f"### {precision}\n")
     console.print(table)
     return slower
 

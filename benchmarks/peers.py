@@ -196,8 +196,6 @@ def show(console: Console, title: str, summary: dict[str, dict[str, Any]]) -> No
         *ours,
         "same tokens",
         "peak MiB",
-        title=title,
-        title_justify="left",
         box=box.MARKDOWN,
     )
     for name, facts in summary.items():
@@ -208,6 +206,7 @@ def show(console: Console, title: str, summary: dict[str, dict[str, Any]]) -> No
         rate, same, peak = facts["tokens_per_second"], facts["same_tokens"], facts["peak_mib"]
         speed = f"{rate:.1f}" if rate else "-"
         table.add_row(name, spreads[0], speed, *spreads[1:], f"{same:.1%}", f"{peak:.0f}")
+    console.print(f"### {title}\n", soft_wrap=True)
     console.print(table)
 
 

@@ -3,7 +3,7 @@
     row 0   a b c d e          beam 1 continues beam 0 behind c: both hold what one row has written
     row 1   a b c x            rows 1 := 0  copies positions 3 and 4
 
-Beams of a sentence part late: of t5-base's shape with four beams and 64 tokens they copy a thirtieth.
+Beams of a sentence part late: of t5-base's shape, four beams and 64 tokens copy a fifteenth to a thirtieth.
 """
 
 from __future__ import annotations
