@@ -126,7 +126,7 @@ def test_plain_search_has_no_drafter() -> None:
 
 def test_where_no_draft_pays_the_assistant_does_not_even_read_the_source() -> None:
     class Never(Pace):
-        def best(self, rates: np.ndarray, most: np.ndarray, rows: int) -> int:
+        def best(self, rates: Sequence[float], most: Sequence[int], rows: int) -> int:
             return 0
 
     drafter = AssistantDrafter(ToyModel(), IDS, MASK, options(num_assistant_tokens=3), Never())
