@@ -57,8 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("program")
     parser.add_argument("bundle")
-    for name, default in (("--batch", 1), ("--count", 200), ("--rounds", 5)):
-        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     model = t5edge.load(given.bundle)
     rows, eos = sources(model, given.count), model.architecture.eos_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ INDENTED = re.compile(r"^ {4}(?:\$ )?(?:t5edge|pip|make|python3?|pytest|apt|scp|
 LISTED = re.compile(r"\S {2,}\S")
 """A row of a listing: a command, two spaces or more, what it does. It is read and not run."""
 INLINE = re.compile(r"`(t5edge [^`]+)`")
+PROGRAM = re.compile(r"`(python [^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Block:
 def pages() -> list[Path]:
     """What a user is sent to."""
     found = [path for path in (ROOT / "docs").rglob("*.md") if "adr" not in path.parts]
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(found)]
+    beside = [*(ROOT / "benchmarks").glob("*.md"), *(ROOT / "examples").glob("*/README.md")]
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(found), *sorted(beside)]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -77,13 +80,45 @@ def outside(page: Path) -> Iterator[tuple[int, str]]:
 
 def command_lines(text: str) -> Iterator[list[str]]:
     """The arguments of every ``t5edge`` in a shell's text, also of one that another command is given in quotes."""
+    for command in simple_commands(text):
+        yield from _arguments(command)
+
+
+def program_lines(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The module or script of this repository that a ``python`` in a shell's text runs, as named, and its arguments."""
+    for command in simple_commands(text):
+        place = next((index for index, word in enumerate(command) if Path(word).name == "python"), len(command))
+        program, *arguments = command[place + 1 :] or [""]
+        if program == "-m":
+            program, *arguments = arguments
+        if program.startswith("benchmarks.") or program.endswith(".py"):
+            yield program, arguments
+
+
+def program_file(program: str, page: Path) -> Path:
+    """The file of a module, or of a script beside the page or in the root."""
+    if not program.endswith(".py"):
+        module = ROOT / program.replace(".", "/")
+        return module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+    return page.parent / program if (page.parent / program).is_file() else ROOT / program
+
+
+def declared_options(file: Path) -> set[str]:
+    """The options that a program declares with ``add_argument``."""
+    calls = (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call))
+    named = [call.args for call in calls if ast.unparse(call.func).endswith("add_argument")]
+    return {word.value for words in named for word in words if isinstance(word, ast.Constant)}
+
+
+def simple_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of a shell's text."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         command: list[str] = []
         for word in [*lexer, ";"]:
             if set(word) <= set(";&|()"):
-                yield from _arguments(command)
+                yield command
                 command = []
             else:
                 command.append(word)

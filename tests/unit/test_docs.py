@@ -17,6 +17,7 @@ from support.docs import (
     INDENTED,
     INLINE,
     LISTED,
+    PROGRAM,
     PROGRAMS,
     ROOT,
     SHELLS,
@@ -24,9 +25,12 @@ from support.docs import (
     blocks,
     command_lines,
     config_file,
+    declared_options,
     listed_commands,
     outside,
     pages,
+    program_file,
+    program_lines,
 )
 from t5edge.bundle.precision import precision
 from t5edge.commands.arguments import parse
@@ -79,13 +83,32 @@ def test_command_lines_are_understood(arguments: list[str], tmp_path: Path, monk
         find_backend(name)
 
 
+def test_programs_of_the_repository_have_the_options_that_pages_give_them() -> None:
+    """Benchmarks and the examples' scripts, in fences and in sentences."""
+    found = [(block.place, ROOT / block.page, block.text) for block in BLOCKS if block.language in SHELLS]
+    for page in pages():
+        found += [(f"{page.name}:{number}", page, text) for number, text in sentences(page, PROGRAM)]
+    lines = [(place, page, *program) for place, page, text in found for program in program_lines(text)]
+    assert len(lines) > 10
+    wrong = []
+    for place, page, program, arguments in lines:
+        known = declared_options(program_file(program, page))
+        given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        wrong += [f"{place}: {program} has no {option}" for option in sorted(given - known)]
+    assert wrong == []
+
+
+def sentences(page: Path, code: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Code in the lines of a page that are in no fence."""
+    return ((number, text) for number, line in outside(page) for text in code.findall(line))
+
+
 def test_commands_in_lists_and_sentences_have_their_options() -> None:
     """Rows of listings and code in a line, which may leave out what is needed besides."""
     found = [(page, number, command) for page in pages() for number, command in listed_commands(page)]
     assert len(found) > 10
     for page in pages():
-        for number, line in outside(page):
-            found += [(page, number, text.removeprefix("t5edge ")) for text in INLINE.findall(line)]
+        found += [(page, number, text.removeprefix("t5edge ")) for number, text in sentences(page, INLINE)]
     wrong = [f"{page.name}:{number}: {text}" for page, number, text in found if not understood(text)]
     assert wrong == []
 
