@@ -15,7 +15,7 @@ from t5edge.bundle.precision import Precision, precision
 from t5edge.calibration.cache import CalibrationKey
 from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, choose_scales
 from t5edge.calibration.points import find_points
-from t5edge.calibration.texts import read_texts
+from t5edge.calibration.texts import choose_examples, read_texts
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.portable import make_portable
@@ -65,12 +65,13 @@ class Workshop:
 
 
 def quick_plan(checkpoint: Checkpoint, graphs: Graphs, row: Precision, limits: Limits) -> QuantizationPlan:
-    """Every point rounded, inputs by their calibrated scales; what takes an export a minute is left out.
+    """Every point rounded, inputs by scales of some of the texts; what takes an export a minute is left out.
 
     Nothing is smoothed, no sensitivity measured, nothing excluded.
     """
     settings = Settings(smooth=False, gate=False)
-    texts, points = read_texts(checkpoint, None, limits, Silent()), find_points(graphs)
+    some = choose_examples(checkpoint, None, Silent())[0][::8]
+    texts, points = read_texts(checkpoint, some, limits, Silent()), find_points(graphs)
     choices = choose_scales(checkpoint, points, row, texts, Silent(), settings)
     key = CalibrationKey.of(checkpoint, points, row, texts, asdict(settings))
     return QuantizationPlan(row, points, choices, {}, frozenset(), None, key, texts.origin, texts.keys)

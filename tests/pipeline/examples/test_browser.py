@@ -94,6 +94,13 @@ def test_the_tokens_are_ours(site: Site, demo: Workshop, precision: str, batch: 
     assert len(found["rows"]) == 200
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weight"])
+def test_the_tokens_of_portable_graphs_are_ours(site: Site, demo: Workshop, precision: str) -> None:
+    folder = demo.portable(precision)
+    found = site.ask(folder, [PROMPTS[first : first + 16] for first in range(0, len(PROMPTS), 16)])
+    assert [row["tokens"] for row in found["rows"]] == our_answers(folder, 16)
+
+
 def test_texts_of_sentencepiece_are_cut_as_ours(site: Site, exports: Exports, tmp_path: Path) -> None:
     """A Unigram vocabulary with byte fallback, as mT5's, and characters that it does not have."""
     saved = unigram.save_checkpoint(tmp_path / "checkpoint")
