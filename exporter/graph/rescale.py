@@ -90,6 +90,21 @@ class _Ranges:
     def see_ffn(self, layer: int, tensor: Any) -> None:
         self.ffn[layer] = _larger(self.ffn.get(layer, 0.0), tensor)
 
+    def watch(self, layer: int, block: Any) -> None:
+        """See what ``block``, a layer of transformers' T5, computes from now on."""
+        block.register_forward_pre_hook(lambda _, args: self.see_residual(args[0]))
+        block.register_forward_hook(lambda _, __, out: self.see_residual(out[0]))
+        for sub in block.layer:
+            sub.register_forward_hook(lambda _, __, out: self.see_residual(out[0] if isinstance(out, tuple) else out))
+            attention = getattr(sub, "SelfAttention", None) or getattr(sub, "EncDecAttention", None)
+            if attention is not None:
+                attention.o.register_forward_hook(lambda _, __, out: self.see_residual(out))
+        ffn = block.layer[-1].DenseReluDense
+        ffn.wo.register_forward_hook(lambda _, __, out: self.see_residual(out))
+        ffn.wo.register_forward_pre_hook(lambda _, args: self.see_ffn(layer, args[0]))
+        up = ffn.wi_1 if hasattr(ffn, "wi_1") else ffn.wi
+        up.register_forward_hook(lambda _, __, out: self.see_ffn(layer, out))
+
 
 def _larger(known: float, tensor: Any) -> float:
     lowest, highest = (float(bound) for bound in tensor.aminmax())
@@ -118,21 +133,9 @@ def measure_rescale(
     ranges: dict[Stack, _Ranges] = {stack: _Ranges() for stack in stacks}
 
     def progress(stack: Stack, layer: int, block: Any) -> None:
-        seen = ranges[stack]
         if on_layer is not None:
             on_layer()
-        block.register_forward_pre_hook(lambda _, args: seen.see_residual(args[0]))
-        block.register_forward_hook(lambda _, __, out: seen.see_residual(out[0]))
-        for sub in block.layer:
-            sub.register_forward_hook(lambda _, __, out: seen.see_residual(out[0] if isinstance(out, tuple) else out))
-            attention = getattr(sub, "SelfAttention", None) or getattr(sub, "EncDecAttention", None)
-            if attention is not None:
-                attention.o.register_forward_hook(lambda _, __, out: seen.see_residual(out))
-        ffn = block.layer[-1].DenseReluDense
-        ffn.wo.register_forward_hook(lambda _, __, out: seen.see_residual(out))
-        ffn.wo.register_forward_pre_hook(lambda _, args: seen.see_ffn(layer, args[0]))
-        up = ffn.wi_1 if hasattr(ffn, "wi_1") else ffn.wi
-        up.register_forward_hook(lambda _, __, out: seen.see_ffn(layer, out))
+        ranges[stack].watch(layer, block)
 
     reference = StreamedReference(checkpoint, torch.float32, progress)
     encoded = reference.encode_all(batches)
