@@ -39,6 +39,7 @@ if __name__ == "__main__":
     _use_checkout()
 
 from t5edge.commands.arguments import COMMANDS, OUTPUT, Command, build_parser, parse
+from t5edge.commands.signals import Endable, Stopped, end_on_signals
 from t5edge.errors import GateError, UserError, explain_import, printable, require_extra
 from t5edge.tools.sweep.parent import end_with_parent
 
@@ -84,7 +85,7 @@ def _run_explained(command: str, arguments: Sequence[str]) -> int:
     except MemoryError:
         return _complain(command, "the memory does not suffice; try it with shorter or fewer texts, or elsewhere", 2)
     except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return _complain(command, "interrupted; nothing half-written was left behind", 128 + number)
     except BrokenPipeError:
         sys.stderr.close()
@@ -102,7 +103,8 @@ def _run(command: Command, given: dict[str, Any]) -> int:
     from t5edge.commands.bars import watcher
 
     as_json = given.pop("json")
-    progress = watcher(Console(stderr=True), **{name: given.pop(name) for name in OUTPUT if name in given})
+    shown = {name: given.pop(name) for name in OUTPUT if name in given}
+    progress = Endable(watcher(Console(stderr=True), **shown))
     chosen = command.options(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     )
@@ -125,26 +127,6 @@ def _complain(command: str, problem: object, exit_code: int) -> int:
     return exit_code
 
 
-class _Stopped(KeyboardInterrupt):
-    """A request to end that is no Ctrl-C; it cleans up in the same way."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def _end_on_signals() -> None:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does; what is ignored, as under nohup, stays ignored."""
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise _Stopped(number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, stop)
-
-
 def _open_streams() -> None:
     """Where a shell closed a stream (``>&-``), Python has none; what is printed then goes nowhere."""
     for name in ("stdout", "stderr"):
@@ -160,7 +142,7 @@ def entry() -> NoReturn:
     """
     _open_streams()
     end_with_parent()
-    _end_on_signals()
+    end_on_signals()
     gc.set_threshold(200_000, 20, 100)
     exit_code = main()
     logging.shutdown()
