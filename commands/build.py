@@ -53,9 +53,9 @@ def run(options: BuildOptions, progress: Progress) -> Result:
     targets = options.target or engine_targets()
     if not targets:
         raise UserError("no engine target runs here ('t5edge doctor' says why); name one with --target.")
-    for tool in [load_tensorrt(target) for target in targets]:
-        manifest = Manifest.read(Path(options.bundle))
-        again = export_command(manifest, opset=PORTABLE_OPSET)
+    tools, manifest = [load_tensorrt(target) for target in targets], Manifest.read(Path(options.bundle))
+    again = export_command(manifest, opset=PORTABLE_OPSET)
+    for tool in tools:
         check_form(tool, manifest.portable, f"export it again: {again}")
     if options.dry_run:
         return _dry_run(options, targets, progress)
