@@ -23,7 +23,7 @@ MOST = 16.0
 MARGIN = 1.05
 """How much better than plain search a draft must promise to be."""
 FIRST_RATE, FIRST_COUNT = 0.75, 2.0
-"""Rate of acceptance that is believed before any draft, and how many drafts it counts as."""
+"""Rate of acceptance that is believed before any draft, and how many drafts it counts as; the fewer, the more were seen."""
 NO_REASON = 0.4
 """The same rate for drafts that nothing speaks for."""
 FIRST_SLOPE = 0.1
@@ -69,7 +69,8 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Share of drafted tokens that are accepted where all before them were."""
-        return (self.accepted + self.first_rate * FIRST_COUNT) / (self.tried + FIRST_COUNT)
+        believed = FIRST_COUNT * (1 - self.tried / MOST)
+        return (self.accepted + self.first_rate * believed) / (self.tried + believed)
 
     def fade(self) -> None:
         """Forget a little."""
