@@ -145,10 +145,12 @@ class BundleModel(BundleEncoder):
         on_token: OnToken | None,
         pick: Pick | None,
         assistant: BundleModel | None,
+        *,
+        padding_scores: bool = True,
     ) -> Generated:
         """``ids`` and ``mask`` are checked, and learnt prompts stand in front; without ``pick`` all scores are 0."""
         check_memory(self.architecture, len(ids) * options.copies, ids.shape[1], options.total_length)
-        drafting = Drafting(self.pace, assistant and self._checked_assistant(assistant))
+        drafting = Drafting(self.pace, assistant and self._checked_assistant(assistant), padding_scores)
         return run_search(self.step_model, ids, mask, options, on_token, pick, drafting)
 
     def score(
@@ -238,7 +240,7 @@ class BundleModel(BundleEncoder):
             ids, mask = self.tokenizer.pad([rows[index] for index in batch])
             seeded = chosen if chosen.seed is None else replace(chosen, seed=chosen.seed + number)
             source = self.source(ids, mask, NO_PROMPT)
-            found = read(self._search(*source, seeded, None, pick, assistant))
+            found = read(self._search(*source, seeded, None, pick, assistant, padding_scores=False))
             each = len(found) // len(batch)
             answers |= {index: found[place * each : (place + 1) * each] for place, index in enumerate(batch)}
             if on_batch is not None:

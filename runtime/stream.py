@@ -100,6 +100,6 @@ def _by_batch(
         ids, mask = model.tokenizer.pad([prompt.ids for prompt in batch])
         check_memory(model.architecture, len(ids) * options.copies, ids.shape[1], options.total_length)
         seeded = options if options.seed is None else replace(options, seed=options.seed + batch[0].number)
-        found = run_search(model.step_model, ids, mask, seeded, None, pick, Drafting(model.pace))
+        found = run_search(model.step_model, ids, mask, seeded, None, pick, Drafting(model.pace, padding_scores=False))
         for index in range(len(found.sequences)):
             yield batch[index // options.num_return_sequences].number, found.row(index)

@@ -199,6 +199,8 @@ class BeamSearch:
         """
         beams, stops_when_full = self.options.num_beams, self.options.early_stopping is True
         ended: Flags = candidates.ended & (np.arange(self.candidates) < beams)
+        if not ended.any():
+            return
         full = np.logical_and(self.is_finished.all(axis=1, keepdims=True), stops_when_full)
         scores: Scores = candidates.scores / np.float32(self.length**self.options.length_penalty)
         for excluded in (full, ~self.improvable, ~ended):

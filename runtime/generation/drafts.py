@@ -60,10 +60,14 @@ class Drafter(Protocol):
 
 @dataclass
 class Drafting:
-    """What a ``generate`` call may draft with: ``pace`` is the model's; ``assistant`` a ``StepModel``, if any."""
+    """What a ``generate`` call may draft with: ``pace`` is the model's; ``assistant`` a ``StepModel``, if any.
+
+    ``padding_scores``: whether anybody reads the scores of what follows a row's end; that takes passes of its own.
+    """
 
     pace: Pace
     assistant: Any = None
+    padding_scores: bool = True
 
     def drafter(
         self, model: object, input_ids: Tokens, attention_mask: Tokens, options: GenerationOptions

@@ -92,10 +92,10 @@ def run_search(
         raise UserError("generate: on_token cannot stream beams, they change until the end; set num_beams=1")
     drafter = drafting and drafting.drafter(model, input_ids, attention_mask, options)
     state = model.encode(input_ids, attention_mask, options.copies)
-    if drafter:
+    if drafting and drafter:
         drafted = DraftedSearch(model, state, len(input_ids) * options.copies, options, drafter)
         found = drafted.run(on_token, pick)
-        if pick is not None and drafted.lengths.min() < drafted.lengths.max():
+        if pick is not None and drafting.padding_scores and drafted.lengths.min() < drafted.lengths.max():
             drafted.score_padding(model.encode(input_ids, attention_mask, options.copies), found, pick)
         return found
     random = np.random.default_rng(options.seed)

@@ -82,6 +82,24 @@ def test_a_long_list_is_answered_in_order(model: BundleModel, settings: dict[str
     assert list(model.stream_text(iter(TEXTS), batch_size=4, **settings)) == expected
 
 
+def test_answers_need_no_scores_behind_their_end(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(demo.bundle("fp32"))
+    model.pace = Eager()
+    expected = model.generate_text(TEXTS, return_scores=True)
+    encoded, encode = list[int](), model.step_model.encode
+
+    def counted(ids: np.ndarray, *rest: Any) -> Any:
+        encoded.append(len(ids))
+        return encode(ids, *rest)
+
+    monkeypatch.setattr(model.step_model, "encode", counted)
+    found = model.generate_text(TEXTS, return_scores=True, prompt_lookup_num_tokens=5)
+    assert encoded == [len(TEXTS)]
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    for answer, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(answer.token_scores, other.token_scores, atol=1e-4)
+
+
 def test_several_answers_stay_together(demo: Workshop) -> None:
     model = load(demo.bundle("fp32"))
     settings = {"do_sample": True, "temperature": 3.0, "num_return_sequences": 3, "max_new_tokens": 12}
