@@ -23,7 +23,7 @@ MOST = 16.0
 MARGIN = 1.05
 """How much better than plain search a draft must promise to be."""
 FIRST_RATE, FIRST_COUNT = 0.75, 2.0
-"""Rate of acceptance that is believed before any draft, and how many drafts it counts as; the fewer, the more were seen."""
+"""Rate of acceptance that is believed before any draft, and how many drafts it counts as: fewer, the more were seen."""
 NO_REASON = 0.4
 """The same rate for drafts that nothing speaks for."""
 FIRST_SLOPE = 0.1
