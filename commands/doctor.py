@@ -24,10 +24,10 @@ class DoctorOptions:
 def run(options: DoctorOptions, progress: Progress) -> Result:
     """Look at every target; exit 0 whatever is found, since a missing target is a fact and no failure."""
     from t5edge.bundle.versions import tool_versions
-    from t5edge.engines.doctor import int8_report, kernels_report, targets_report
+    from t5edge.engines.doctor import int8_report, kernels_report, targets_report, threads_report
 
-    report, int8, kernels = targets_report(), int8_report(), kernels_report()
-    data = {"targets": report, "int8": int8, "kernels": kernels, "tools": tool_versions()}
+    report, int8, kernels, threads = targets_report(), int8_report(), kernels_report(), threads_report()
+    data = {"targets": report, "int8": int8, "kernels": kernels, "threads": threads, "tools": tool_versions()}
 
     def show(console: Console) -> None:
         print_table(console, "", COLUMNS, [_cells(row) for row in report], COLUMNS[1:])
@@ -37,6 +37,7 @@ def run(options: DoctorOptions, progress: Progress) -> Result:
         if int8 is not None:
             say(console, f"int8 on this CPU: {int8}")
             say(console, f"encoders with int8 or int4 weights alone: {kernels}")
+            say(console, f"threads of a session: {threads}")
 
     return Result(data, show)
 

@@ -1,4 +1,4 @@
-"""``t5edge tune``: which kernels run a bundle fastest on this CPU; ``load`` takes them from then on."""
+"""``t5edge tune``: which kernels and threads run a bundle fastest on this CPU; ``load`` takes them from then on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TuneOptions:
     """What ``tune`` takes."""
 
     bundle: str = option("a bundle written by export", "", positional=True)
-    threads: int | None = option("threads (default: one per core)", None, metavar="N")
+    threads: int | None = option("threads of the kernels (default: all that may pay are measured)", None, metavar="N")
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -37,19 +37,21 @@ def run(options: TuneOptions, progress: Progress) -> Result:
     manifest = Manifest.read(folder)
     check_intact(folder, manifest)
     found = tune_bundle(folder, manifest, progress, options.threads)
-    data = {"timings": [asdict(timing) for timing in found.timings], "chosen": found.chosen, "file": str(found.file)}
+    data = {**asdict(found), "file": str(found.file)}
 
     def show(console: Console) -> None:
         from rich.table import Table
 
         if not found.timings:
-            console.print("this bundle runs one way only: its precision leaves no choice of kernels", highlight=False)
+            console.print(
+                "this bundle runs one way only: its precision leaves no choice of kernels, nor is one of threads",
+                highlight=False,
+            )
             return
-        table = Table("graph", "kernels", "fastest, ms", "chosen")
+        table = Table("graph", "kernels", "threads", "fastest, ms", "chosen")
         for timing in found.timings:
             sizes = ", ".join(f"{what} {value:g}" for what, value in timing.milliseconds.items())
-            mark = "yes" if found.chosen[timing.graph] == timing.kernels else ""
-            table.add_row(timing.graph, timing.kernels, sizes, mark)
+            table.add_row(timing.graph, timing.kernels, str(timing.threads or "usual"), sizes, found.mark(timing))
         console.print(table)
         console.print(f"kept in {shown(found.file)}", highlight=False)
 

@@ -50,6 +50,15 @@ def kernels_report() -> str | None:
     return "widened to float32 where they fit, since this CPU does not multiply int8; 't5edge tune BUNDLE' measures"
 
 
+def threads_report() -> str | None:
+    """How many threads a session takes here and why, one line; None without onnxruntime."""
+    if _load_onnxruntime()[0] is None:
+        return None
+    from t5edge.runtime.onnxruntime import threads
+
+    return threads.threads_report()
+
+
 def engine_targets() -> tuple[str, ...]:
     """Engine targets that build and run here: what an export builds when no target is named."""
     found = find_gpus()

@@ -19,6 +19,7 @@ from t5edge.runtime.onnxruntime.emulation import open_rounded
 from t5edge.runtime.onnxruntime.kernels import RECORDED, Kernels, choose, has_choice, tuned
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel
 from t5edge.runtime.onnxruntime.sessions import PROVIDERS, Entries, session_entries, session_options
+from t5edge.runtime.onnxruntime.threads import thread_candidates
 from t5edge.runtime.onnxruntime.tuning import Tuning, measure
 
 NAME = "onnxruntime"
@@ -61,6 +62,7 @@ def open(
     if kernels is None:
         kernels = _kernels(folder, manifest, tune, threads)
     if manifest.precision.compute in find_backend(target).emulates and tuple(providers) == PROVIDERS:
+        threads = threads or kernels.get("encoder", RECORDED).threads
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
     buffered = buffers and recent and GRAPH in manifest.ports and tuple(providers) == PROVIDERS
     encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers, kernels)
@@ -76,12 +78,19 @@ def open(
 
 
 def tune_bundle(folder: Path, manifest: Manifest, progress: Progress, threads: int | None = None) -> Tuning:
-    """Measure the kernels that a bundle may run with here, and keep the fastest for every later ``open``.
+    """Measure the kernels and numbers of threads that a bundle may run with here; later ``open`` takes the fastest.
+
+    With ``threads`` the kernels alone are measured.
 
     Raises:
         UserError: as ``open``.
     """
-    return measure(manifest, lambda kernels: open(folder, manifest, threads=threads, kernels=kernels), progress)
+    counts = thread_candidates() if threads is None else ()
+
+    def start(kernels: Mapping[str, Kernels]) -> OnnxRuntimeEncoder:
+        return open(folder, manifest, threads=threads, kernels=kernels)
+
+    return measure(manifest, start, progress, counts)
 
 
 def _kernels(folder: Path, manifest: Manifest, tune: str, threads: int | None) -> dict[str, Kernels]:
@@ -91,7 +100,8 @@ def _kernels(folder: Path, manifest: Manifest, tune: str, threads: int | None) -
     graphs = manifest.architecture.stacks
     if tune == "off":
         return {}
-    if tune == "auto" and any(has_choice(manifest, graph) for graph in graphs) and not tuned(manifest):
+    choices = len(thread_candidates()) > 1 or any(has_choice(manifest, graph) for graph in graphs)
+    if tune == "auto" and choices and not tuned(manifest):
         tune_bundle(folder, manifest, Silent(), threads)
     return {graph: choose(manifest, graph)[0] for graph in graphs}
 
@@ -140,9 +150,10 @@ def open_graph(
     """
 
     def start(entries: Entries) -> Any:
-        return _session(path, entries, threads, providers)
+        return _session(path, entries, threads or row.threads, providers)
 
-    entries = {**session_entries(manifest, graph), **(kernels or {}).get(graph, RECORDED).entries}
+    row = (kernels or {}).get(graph, RECORDED)
+    entries = {**session_entries(manifest, graph), **row.entries}
     if graph in manifest.precision.activations and manifest.precision.compute == "float":
         return open_exact(entries, start)
     return start(entries), None

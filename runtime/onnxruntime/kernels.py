@@ -17,7 +17,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from t5edge.bundle.files import write_json
 from t5edge.bundle.manifest import Manifest
 from t5edge.runtime.onnxruntime.arithmetic import CPUINFO, SIGNED, instruction_sets, is_exact
 from t5edge.runtime.onnxruntime.sessions import ACCURACY, Entries
+from t5edge.runtime.onnxruntime.threads import thread_candidates
 from t5edge.runtime.user_cache import cache_folder
 
 WIDE = {"session.disable_quant_qdq": "1"}
@@ -36,10 +37,11 @@ MIXED = ("AVX-VNNI", "AVX-512 VNNI", "AMX", "dot product", "i8mm")
 
 @dataclass(frozen=True)
 class Kernels:
-    """One way to run a graph: ``entries`` replace or add to those of the bundle."""
+    """One way to run a graph: ``entries`` replace or add to those of the bundle; ``threads``: None for the usual."""
 
     name: str
     entries: Entries
+    threads: int | None = None
 
 
 RECORDED = Kernels("as recorded", {})
@@ -63,13 +65,18 @@ def candidates(manifest: Manifest, graph: str) -> tuple[Kernels, ...]:
 
 
 def choose(manifest: Manifest, graph: str, *, measured: bool = True) -> tuple[Kernels, str]:
-    """The kernels of "encoder" or "decoder" on this machine, and why.
+    """The kernels of "encoder" or "decoder" on this machine, and why; with threads where ``tune`` has chosen them.
 
     ``measured``: what ``tune`` has found here comes first.
     """
+    row, why = _choose(manifest, graph, tuned(manifest).get(graph) if measured else None)
+    threads = tuned_threads(manifest).get(graph) if measured else None
+    return (replace(row, threads=threads) if threads else row), why
+
+
+def _choose(manifest: Manifest, graph: str, found: str | None) -> tuple[Kernels, str]:
     if not has_choice(manifest, graph):
         return RECORDED, "no other"
-    found = tuned(manifest).get(graph) if measured else None
     if found in KERNELS and (found != WIDENED.name or _fits(manifest)):
         return KERNELS[found], "measured on this CPU"
     if graph != "encoder" or multiplies_int8():
@@ -90,27 +97,39 @@ def multiplies_int8() -> bool:
 
 
 def tuned(manifest: Manifest) -> dict[str, str]:
-    """What ``tune`` has found for this bundle on this machine, by graph; nothing where it was not run."""
+    """The kernels that ``tune`` has found for this bundle on this machine, by graph; nothing where it was not run."""
+    return {graph: str(name) for graph, name in _kept(manifest, "kernels").items()}
+
+
+def tuned_threads(manifest: Manifest) -> dict[str, int]:
+    """The same of threads, of graphs that other numbers than the usual suit better."""
+    return {graph: count for graph, count in _kept(manifest, "threads").items() if isinstance(count, int) and count > 0}
+
+
+def _kept(manifest: Manifest, key: str) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         found = json.loads(tuning_file(manifest).read_text("utf-8"))
-        return {str(graph): str(name) for graph, name in found["kernels"].items()}
+        return dict(found.get(key, {}))
     return {}
 
 
-def keep_tuning(manifest: Manifest, kernels: Mapping[str, str], figures: Mapping[str, Any]) -> Path:
+def keep_tuning(
+    manifest: Manifest, kernels: Mapping[str, str], figures: Mapping[str, Any], threads: Mapping[str, int] | None = None
+) -> Path:
     """Remember what was found; returns the file."""
     path = tuning_file(manifest)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"kernels": dict(kernels), "figures": dict(figures), "cpu": cpu_name()})
+    kept = {"kernels": dict(kernels), "threads": dict(threads or {}), "figures": dict(figures), "cpu": cpu_name()}
+    write_json(path, kept)
     return path
 
 
 def tuning_file(manifest: Manifest) -> Path:
-    """Its name covers the CPU, the version of ONNX Runtime and the bundle's graphs and weights."""
+    """Its name covers the CPU and our share of it, the version of ONNX Runtime, the bundle's graphs and weights."""
     import onnxruntime
 
     files = {name: facts.sha256 for name, facts in sorted(manifest.files.items()) if not name.endswith(".json")}
-    key = json.dumps([cpu_name(), instruction_sets(), onnxruntime.__version__, files])
+    key = json.dumps([cpu_name(), thread_candidates(), instruction_sets(), onnxruntime.__version__, files])
     return cache_folder() / "tuning" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5edge.bundle.manifest import Manifest
+from t5edge.runtime.onnxruntime.threads import usual_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,7 +33,7 @@ CONFIGURATION: dict[str, Entries] = {
 
 
 def session_options(threads: int | None = None, entries: Entries | None = None) -> onnxruntime.SessionOptions:
-    """Session options for the CPU. ``threads``: intra-op threads, None for one per core.
+    """Session options for the CPU. ``threads``: intra-op threads, None for one per core that this process may use.
 
     ``entries``: configuration of one graph, see ``session_entries``; None for the encoder's, whose threads stop.
     """
@@ -42,8 +43,9 @@ def session_options(threads: int | None = None, entries: Entries | None = None) 
     options.log_severity_level = 3
     for key, value in (CONFIGURATION["encoder"] if entries is None else entries).items():
         options.add_session_config_entry(key, value)
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    chosen = usual_threads() if threads is None else threads
+    if chosen is not None:
+        options.intra_op_num_threads = chosen
     return options
 
 

@@ -15,10 +15,11 @@ from t5edge.cli import main
 from t5edge.errors import UserError
 from t5edge.progress import Silent
 from t5edge.runtime.model import load
-from t5edge.runtime.onnxruntime import kernels
+from t5edge.runtime.onnxruntime import cpu, kernels
 from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
 from t5edge.runtime.onnxruntime.cpu import tune_bundle
 from t5edge.runtime.onnxruntime.kernels import FLOAT_INSIDE, KERNELS, RECORDED, WIDENED, candidates, choose, tuned
+from t5edge.runtime.onnxruntime.threads import usual_threads
 
 IDS = np.random.default_rng(0).integers(3, 180, (2, 20))
 Speak = Callable[[bool], None]
@@ -120,5 +121,32 @@ def test_the_command_shows_what_it_measured(demo: Workshop, capsys: pytest.Captu
     assert main(["tune", str(demo.bundle("int8-weight")), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert set(data["chosen"]) == {"encoder", "decoder"}
-    assert main(["tune", str(demo.bundle("fp32"))]) == 0
+    assert main(["tune", str(demo.bundle("fp32")), "--threads", "1"]) == 0
     assert "one way only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_threads_are_measured_of_every_precision(
+    demo: Workshop, precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "thread_candidates", lambda: (2, 1))
+    folder = str(demo.bundle(precision))
+    assert main(["tune", folder, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    found = {(row["graph"], row["threads"]) for row in data["timings"]}
+    assert found == {(graph, count) for graph in ("encoder", "decoder") for count in (1, 2)}
+    assert set(data["threads"].values()) <= {1}
+    assert main(["tune", folder]) == 0
+    assert capsys.readouterr().out.count("yes") == 2
+
+
+def test_sessions_take_the_threads_that_were_found(demo: Workshop) -> None:
+    folder = demo.bundle("fp32")
+    manifest = Manifest.read(folder)
+    kernels.keep_tuning(manifest, {"encoder": RECORDED.name, "decoder": RECORDED.name}, {}, {"encoder": 3})
+    found = {}
+    for name, settings in {"found": {}, "given": {"threads": 2}, "off": {"tune": "off"}}.items():
+        model = open_onnxruntime(folder, manifest, **settings)
+        found[name] = [graph.get_session_options().intra_op_num_threads for graph in (model.encoder, model.decoder)]
+    usual = usual_threads() or 1  # what the suite's sessions have where nothing is said
+    assert found == {"found": [3, usual], "given": [2, 2], "off": [usual, usual]}
