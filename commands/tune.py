@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5edge.commands.result import Result, shown
+from t5edge.commands.result import Result, say, shown
 from t5edge.errors import UserError
 from t5edge.options import option
 from t5edge.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+BUSY = 0.5
+"""Work of others, per hardware thread, beside which figures say little of an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class TuneOptions:
 
 def run(options: TuneOptions, progress: Progress) -> Result:
     """Measure and remember; the bundle itself is not changed."""
+    import psutil
+
     from t5edge.bundle.manifest import Manifest
     from t5edge.runtime.intact import check_intact
     from t5edge.runtime.onnxruntime.cpu import tune_bundle
@@ -36,8 +41,9 @@ def run(options: TuneOptions, progress: Progress) -> Result:
     folder = Path(options.bundle)
     manifest = Manifest.read(folder)
     check_intact(folder, manifest)
+    load = round(psutil.getloadavg()[0], 2)
     found = tune_bundle(folder, manifest, progress, options.threads)
-    data = {**asdict(found), "file": str(found.file)}
+    data = {**asdict(found), "file": str(found.file), "load": load}
 
     def show(console: Console) -> None:
         from rich.table import Table
@@ -53,6 +59,8 @@ def run(options: TuneOptions, progress: Progress) -> Result:
             sizes = ", ".join(f"{what} {value:g}" for what, value in timing.milliseconds.items())
             table.add_row(timing.graph, timing.kernels, str(timing.threads or "usual"), sizes, found.mark(timing))
         console.print(table)
+        if load > BUSY * (psutil.cpu_count() or 1):
+            say(console, f"the machine was busy (load {load}): what is fastest beside other work was kept")
         console.print(f"kept in {shown(found.file)}", highlight=False)
 
     return Result(data, show)
