@@ -22,7 +22,7 @@ import onnx_ir.passes.common as common_passes
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.checkpoint.open import Checkpoint
-from t5edge.exporter.graph.generic import generic, resize
+from t5edge.exporter.graph.generic import AXES, generic, open_axes, resize
 from t5edge.exporter.graph.trace_cache import cached_trace
 from t5edge.exporter.reference.cache import cache_keyword, new_cache
 from t5edge.kernels.block import OPSET, Block, BlockKind
@@ -50,17 +50,17 @@ def _traced(architecture: Architecture, kind: BlockKind) -> ir.Model:
     import torch
 
     with torch.device("meta"), _quiet():
-        module, inputs, dynamic = MODULES[kind](architecture)
+        module, inputs = MODULES[kind](architecture)
         program = torch.onnx.export(
             module.eval(),
             inputs,
             dynamo=True,
             optimize=False,
             opset_version=OPSET,
-            dynamic_shapes=dynamic,
             verbose=False,
         )
     assert program is not None
+    open_axes(program.model)
     return program.model
 
 
@@ -141,16 +141,8 @@ def block_module(architecture: Architecture, is_decoder: bool) -> Any:
         return T5Block(_config(architecture, is_decoder), has_relative_attention_bias=False, layer_idx=0)
 
 
-Traced = tuple[Any, tuple[Any, ...], tuple[Any, ...]]
-"""A module to trace, meta inputs, and their dynamic axes."""
-SIZES = {"batch": 2, "source": 5, "target": 4, "past": 3}
-"""Of the example inputs; they differ, so no axes are unified."""
-
-
-def _axes() -> Iterator[Any]:
-    from torch.export import Dim
-
-    return (Dim(name, min=1, max=1 << 20) for name in SIZES)
+Traced = tuple[Any, tuple[Any, ...]]
+"""A module to trace, and meta inputs."""
 
 
 def _encoder(architecture: Architecture) -> Traced:
@@ -164,14 +156,12 @@ def _encoder(architecture: Architecture) -> Traced:
         def forward(self, hidden: Any, bias: Any) -> Any:
             return self.block(hidden, None, bias)[0]
 
-    (batch, source, *_), (b, s, *_) = _axes(), SIZES.values()
-    inputs = (torch.empty(b, s, architecture.d_model), torch.empty(b, architecture.num_heads, s, s))
-    return EncoderBlock(), inputs, ({0: batch, 1: source}, {0: batch, 2: source, 3: source})
+    b, s = AXES["batch"], AXES["source"]
+    return EncoderBlock(), (torch.empty(b, s, architecture.d_model), torch.empty(b, architecture.num_heads, s, s))
 
 
 def _decoder(architecture: Architecture) -> Traced:
     import torch
-    from torch.export import Dim
 
     class DecoderBlock(torch.nn.Module):
         def __init__(self) -> None:
@@ -189,21 +179,14 @@ def _decoder(architecture: Architecture) -> Traced:
             return out, present.keys, present.values
 
     heads, d_kv = architecture.num_heads, architecture.d_kv
-    (batch, source, target, past), (b, s, t, p) = _axes(), SIZES.values()
+    b, s, t, p = AXES.values()
     inputs = (
         torch.empty(b, t, architecture.d_model),
         torch.empty(b, heads, t, p + t),
         torch.empty(b, heads, t, s),
         *(torch.empty(b, heads, length, d_kv) for length in (p, p, s, s)),
     )
-    past_axes, cross_axes = {0: batch, 2: past}, {0: batch, 2: source}
-    dynamic = (
-        {0: batch, 1: target},
-        {0: batch, 2: target, 3: Dim.AUTO},
-        {0: batch, 2: target, 3: source},
-        (past_axes, past_axes, cross_axes, cross_axes),
-    )
-    return DecoderBlock(), inputs, dynamic
+    return DecoderBlock(), inputs
 
 
 def _cross_kv(architecture: Architecture) -> Traced:
@@ -220,8 +203,7 @@ def _cross_kv(architecture: Architecture) -> Traced:
             key, value = attention.k(hidden), attention.v(hidden)
             return key.view(heads).transpose(1, 2), value.view(heads).transpose(1, 2)
 
-    (batch, source, *_), (b, s, *_) = _axes(), SIZES.values()
-    return CrossKeysValues(), (torch.empty(b, s, architecture.d_model),), ({0: batch, 1: source},)
+    return CrossKeysValues(), (torch.empty(AXES["batch"], AXES["source"], architecture.d_model),)
 
 
 MODULES = {"encoder": _encoder, "decoder": _decoder, "cross_kv": _cross_kv}

@@ -24,6 +24,7 @@ from t5edge.runtime.user_cache import cache_folder
 
 DEPENDS_ON = ("d_model", "d_kv", "d_ff", "num_heads", "activation", "gated", "norm_epsilon")
 """Facts of an architecture that change a trace."""
+SOURCES = ("trace.py", "generic.py")
 PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
 
 
@@ -55,7 +56,7 @@ def cached_numbers(name: str, facts: list[Any], compute: Callable[[], tuple[int,
 
 
 def _path(name: str, facts: list[Any], suffix: str) -> Path:
-    source = Path(__file__).with_name("trace.py").read_bytes()
+    source = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
     versions = {package: metadata.version(package) for package in PACKAGES}
     key = json.dumps([name, facts, versions, hashlib.sha256(source).hexdigest()], sort_keys=True)
     return cache_folder() / "traces" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{suffix}"
