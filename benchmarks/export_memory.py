@@ -1,6 +1,6 @@
 """Peak memory of an export, and its time against copying the checkpoint, for checkpoints from 0.9 to 45 GB.
 
-    python benchmarks/export_memory.py --work /big/disk [--shapes base large 3b 11b xxl-encoder] [--plot memory.png]
+    python benchmarks/export_memory.py --work /big/disk [--shapes base large mt5-base 3b 11b xxl-encoder] [--plot memory.png]
     python benchmarks/export_memory.py --work /big/disk --shapes 11b --adapter-rank 16
 
 For each shape a float32 checkpoint is written, a child process exports it, in fp16 or what --precision says and without
@@ -72,6 +72,8 @@ SHAPES = {
     "base": Shape("google-t5/t5-base"),
     "large": Shape("google-t5/t5-large"),
     "3b": Shape("google-t5/t5-3b", copied=True),
+    "mt5-small": Shape("google/mt5-small"),
+    "mt5-base": Shape("google/mt5-base"),
     "11b": Shape("google-t5/t5-11b", sparse=True),
     "xxl-encoder": Shape("google/t5-v1_1-xxl", sparse=True, encoder=True),
 }

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 Part = Literal["values", "scales"]
 TABLE = "shared.weight"
+QUANTIZED_AT_ONCE = 1 << 22
+"""Numbers, about: what is between a matrix and its integers never lies in memory whole."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,16 @@ def round_up(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
 
 
 def quantize_rows(rows: torch.Tensor, scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """round(rows / scale), clipped to the symmetric range, int8 [out, in]."""
+    """round(rows / scale), clipped to the symmetric range, int8 [out, in]; a slice of rows after the other."""
     import torch
 
-    wide = rows.reshape(rows.shape[0], -1, scheme.block) if scheme.block else rows
-    values = torch.div(wide, scales[..., None]).round_().clamp_(-scheme.largest, scheme.largest)
-    return values.to(torch.int8).reshape(rows.shape)
+    found = torch.empty(rows.shape, dtype=torch.int8)
+    size = max(1, QUANTIZED_AT_ONCE * len(rows) // max(1, rows.numel()))
+    for part, scale, values in zip(rows.split(size), scales.split(size), found.split(size), strict=True):
+        wide = part.reshape(len(part), -1, scheme.block) if scheme.block else part
+        exact = torch.div(wide, scale[..., None]).round_().clamp_(-scheme.largest, scheme.largest)
+        values.copy_(exact.reshape(part.shape))
+    return found
 
 
 def pack_int4(values: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -21,7 +22,7 @@ from t5edge.exporter.graph.costs import graph_costs
 from t5edge.exporter.graph.in_place import add_in_place
 from t5edge.exporter.graph.portable import check_file, is_portable
 from t5edge.exporter.graph.rescale import Rescale
-from t5edge.exporter.graph.write import attach, plan_weights, write_weights
+from t5edge.exporter.graph.write import SLICE_BYTES, attach, plan_weights, write_weights
 from t5edge.exporter.layouts.optimum import add_optimum
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.progress import Progress
@@ -64,7 +65,8 @@ def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, progress: 
     """Write every graph and their one weights file."""
     plan = plan_weights(model for _, model in graphs.items())
     with progress.stage("weights", plan.size, "bytes") as stage:
-        digest = write_weights(plan, checkpoint.read, folder, stage.advance)
+        rows = partial(checkpoint.read_slices, size=SLICE_BYTES)
+        digest = write_weights(plan, checkpoint.read, folder, stage.advance, rows)
     for name, model in graphs.items():
         attach(model, plan, folder)
         ir.save(model, folder / f"{name}.onnx")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from t5edge.errors import UserError
 from t5edge.exporter.checkpoint.names import NamedTensors, name_tensors
 from t5edge.exporter.checkpoint.random_weights import RandomStore
 from t5edge.exporter.checkpoint.sentence import SentenceModules
-from t5edge.exporter.checkpoint.stores import StoredTensor, Tensors, TensorStore, summary
+from t5edge.exporter.checkpoint.stores import FileStore, StoredTensor, Tensors, TensorStore, summary
 from t5edge.exporter.checkpoint.vocabulary import Vocabulary
 from t5edge.exporter.family.config import require_ids
 from t5edge.runtime.generation.options import SETTINGS
@@ -115,6 +116,19 @@ class Checkpoint:
         if self.sentence is not None and name in self.sentence.tensors:
             return self.sentence.read(name)
         return self._store.read(self._stored_names[name])
+
+    def read_slices(self, name: str, size: int) -> Iterator[torch.Tensor]:
+        """``read`` in slices of about ``size`` bytes of rows; of a safetensors file only one is in memory at a time."""
+        import torch
+
+        store, tensor = self._store, self._tensor(name)
+        row_bytes = math.prod(tensor.shape[1:]) * getattr(torch, tensor.dtype).itemsize
+        step = max(1, size // max(1, row_bytes))
+        if not isinstance(store, FileStore) or name not in self._stored_names:
+            yield from self.read(name).split(step)  # type: ignore[no-untyped-call]
+            return
+        for start in range(0, tensor.shape[0], step):
+            yield store.read(self._stored_names[name], range(start, min(start + step, tensor.shape[0])))
 
     def content_key(self) -> str:
         """A hash that changes when config or weights may have changed; reads no weights."""

@@ -64,7 +64,7 @@ class ShardFormat(Protocol):
 
     def describe(self, path: Path) -> dict[str, StoredTensor]: ...
 
-    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor: ...
+    def read(self, path: Path, name: str, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor: ...
 
 
 class SafetensorsFormat:
@@ -100,19 +100,22 @@ class SafetensorsFormat:
             for name, (shape, dtype) in facts.items()
         }
 
-    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor:
-        """Maps this tensor alone, so that its pages leave memory with it."""
+    def read(self, path: Path, name: str, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
+        """Maps this tensor, or these rows of it, alone, so that its pages leave memory with it."""
         import torch
 
-        dtype, count = getattr(torch, tensor.dtype), math.prod(tensor.shape)
+        dtype, shape, first = getattr(torch, tensor.dtype), tensor.shape, 0
+        if rows is not None:
+            shape, first = (len(rows), *shape[1:]), rows.start * math.prod(shape[1:])
+        count = math.prod(shape)
         if not count:
-            return torch.empty(tensor.shape, dtype=dtype)
-        begin = self._offsets[path][name]
+            return torch.empty(shape, dtype=dtype)
+        begin = self._offsets[path][name] + first * dtype.itemsize
         page = begin - begin % mmap.ALLOCATIONGRANULARITY
         with path.open("rb") as file:
             length = begin + count * dtype.itemsize - page
             pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=page)
-        return torch.frombuffer(pages, dtype=dtype, count=count, offset=begin - page).view(tensor.shape)
+        return torch.frombuffer(pages, dtype=dtype, count=count, offset=begin - page).view(shape)
 
 
 def _bits(dtype: str) -> int:
@@ -134,8 +137,9 @@ class TorchFormat:
             for name, tensor in self._load(path).items()
         }
 
-    def read(self, path: Path, name: str, tensor: StoredTensor) -> torch.Tensor:
-        return self._load(path)[name]
+    def read(self, path: Path, name: str, tensor: StoredTensor, rows: range | None = None) -> torch.Tensor:
+        whole = self._load(path)[name]
+        return whole if rows is None else whole[rows.start : rows.stop]
 
     def _load(self, path: Path) -> dict[str, torch.Tensor]:
         if self._mapped is None or self._mapped[0] != path:
@@ -190,11 +194,11 @@ class FileStore:
         for file in files:
             self.tensors |= shard_format.describe(file)
 
-    def read(self, name: str) -> torch.Tensor:
-        """``[out, in]`` in the stored dtype."""
+    def read(self, name: str, rows: range | None = None) -> torch.Tensor:
+        """``[out, in]`` in the stored dtype, or these rows of it."""
         tensor = self.tensors[name]
         assert tensor.file is not None
-        return self._format.read(tensor.file, name, tensor)
+        return self._format.read(tensor.file, name, tensor, rows)
 
     def same_values(self, first: str, second: str) -> bool:
         """Whether two float tensors ``[rows, columns]`` are equal; stops at the first differing rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 Read = Callable[[str], "torch.Tensor"]
+Rows = Callable[[str], Iterable["torch.Tensor"]]
+"""A tensor of the checkpoint in slices of rows, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -177,21 +179,28 @@ def evaluate(expression: WeightExpression, read: Read) -> torch.Tensor:
 
 
 @evaluate.register(StackedWeight)
-def evaluate_stack(expression: StackedWeight, read: Read, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """The stacked tensor; with ``dtype`` each part is cast before the copies, which then move fewer bytes.
+def _(expression: StackedWeight, read: Read) -> torch.Tensor:
+    """The stacked tensor."""
+    import torch
+
+    parts = [_scaled(read(source.name), source) for source in expression.sources]
+    stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return stacked.T if expression.transposed else stacked
+
+
+def _scaled(tensor: torch.Tensor, source: Source) -> torch.Tensor:
+    return tensor if source.scale == 1.0 else tensor.float() * source.scale
+
+
+def stacked_rows(expression: StackedWeight, rows: Rows, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The rows of a stack in ``dtype``, a slice after the other, as the checkpoint has them: not transposed.
 
     Raises:
         UserError: a value is NaN, infinite, or beyond the range of ``dtype``.
     """
-    import torch
-
-    parts = []
     for source in expression.sources:
-        tensor = read(source.name)
-        scaled = tensor if source.scale == 1.0 else tensor.float() * source.scale
-        parts.append(scaled if dtype is None else cast(scaled, dtype, source.name))
-    stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return stacked.T if expression.transposed else stacked
+        for part in rows(source.name):
+            yield cast(_scaled(part, source), dtype, source.name)
 
 
 @evaluate.register(Smoothed)

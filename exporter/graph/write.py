@@ -1,29 +1,43 @@
 """Stream the weights, once, into ``weights.safetensors``, which is also the external data of both graphs.
 
-Each expression is followed once: read, convert, write, forget. Peak memory is a few of the largest tensors.
+Each expression is followed once: read, convert, write, forget; a slice of rows at a time where nothing is transposed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from t5edge.bundle.dtype import DTYPES
 from t5edge.errors import UserError
-from t5edge.exporter.graph.weight_expressions import Exponents, Read, Smoothed, cast, evaluate, evaluate_stack
+from t5edge.exporter.graph.weight_expressions import (
+    Exponents,
+    Read,
+    Rows,
+    Smoothed,
+    cast,
+    evaluate,
+    stacked_rows,
+)
 from t5edge.kernels.weights import PlannedTensor, StackedWeight
 
+if TYPE_CHECKING:
+    import torch
+
 FILE_NAME = "weights.safetensors"
+SLICE_BYTES = 1 << 24
+"""Of a tensor that are converted at a time, about."""
 Progress = Callable[[int], None]
 """Called with the number of bytes just written."""
 
@@ -93,16 +107,19 @@ def _stored_name(tensor: PlannedTensor) -> str:
     return tensor.expression.key
 
 
-def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress | None = None) -> str:
-    """Write the file into ``folder``; returns its sha256 in hex.
+def write_weights(
+    plan: WeightFile, read: Read, folder: Path, progress: Progress | None = None, rows: Rows | None = None
+) -> str:
+    """Write the file into ``folder``; returns its sha256 in hex. ``rows``: reads in slices what ``read`` reads whole.
 
-    One thread converts a tensor while two others hash and write the one before: at most three are in memory.
+    One thread converts a slice while two others hash and write the one before.
 
     Raises:
         UserError: not enough room on the disk, or a tensor has values its dtype cannot hold.
     """
     check_room(folder, plan.size)
     digest = hashlib.sha256(plan.header)
+    rows = rows or (lambda name: slices(read(name)))
 
     def store(file: BinaryIO, data: np.ndarray) -> None:
         _write(file, data)
@@ -118,10 +135,12 @@ def write_weights(plan: WeightFile, read: Read, folder: Path, progress: Progress
             file.write(plan.header)
             previous: tuple[Future[None], ...] = ()
             for placed in plan.tensors:
-                data = as_bytes(placed.tensor, read)
-                assert data.nbytes == placed.length, f"{placed.name}: {data.nbytes} bytes, planned {placed.length}"
-                _finish(previous)
-                previous = writer.submit(store, file, data), hasher.submit(digest.update, data.data)
+                length = 0
+                for data in chunks(placed.tensor, read, rows):
+                    length += data.nbytes
+                    _finish(previous)
+                    previous = writer.submit(store, file, data), hasher.submit(digest.update, data.data)
+                assert length == placed.length, f"{placed.name}: {length} bytes, planned {placed.length}"
             _finish(previous)
     except OSError as error:
         raise UserError(
@@ -156,8 +175,14 @@ def _write(file: BinaryIO, data: np.ndarray) -> None:
         view = view[file.write(view) :]
 
 
-def as_bytes(tensor: PlannedTensor, read: Read) -> np.ndarray:
-    """Follow one expression: the tensor's bytes, uint8 [length], row-major in its dtype.
+def slices(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
+    """Views of a tensor's rows, of about ``SLICE_BYTES`` each."""
+    rows = max(1, SLICE_BYTES * len(tensor) // max(1, tensor.nbytes))
+    return tensor.split(rows)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def chunks(tensor: PlannedTensor, read: Read, rows: Rows) -> Iterator[np.ndarray]:
+    """Follow one expression: the tensor's bytes, row-major in its dtype, as uint8 arrays one after the other.
 
     Raises:
         UserError: a value is NaN, infinite, or beyond the range of the dtype.
@@ -169,13 +194,30 @@ def as_bytes(tensor: PlannedTensor, read: Read) -> np.ndarray:
         ir.DataType.FLOAT16: torch.float16,
         ir.DataType.BFLOAT16: torch.bfloat16,
     }.get(tensor.dtype)
+    expression = tensor.expression
     if target is None:
-        built = evaluate(tensor.expression, read)
-    elif isinstance(tensor.expression, StackedWeight):
-        built = evaluate_stack(tensor.expression, read, target)
+        parts = slices(evaluate(expression, read))
+    elif not isinstance(expression, StackedWeight):
+        parts = slices(cast(evaluate(expression, read), target, expression.key))
+    elif expression.transposed:
+        parts = slices(_joined(stacked_rows(expression, rows, target), expression).T)
     else:
-        built = cast(evaluate(tensor.expression, read), target, tensor.expression.key)
-    return built.contiguous().reshape(-1).view(torch.uint8).numpy()
+        parts = stacked_rows(expression, rows, target)
+    for part in parts:
+        yield part.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _joined(parts: Iterator[torch.Tensor], expression: StackedWeight) -> torch.Tensor:
+    """All rows of a stack, [sum(out), in]."""
+    first = next(parts)
+    if len(first) == sum(expression.rows):
+        return first
+    joined = first.new_empty((sum(expression.rows), *first.shape[1:]))
+    begin = 0
+    for part in itertools.chain([first], parts):
+        joined[begin : begin + len(part)] = part
+        begin += len(part)
+    return joined
 
 
 def attach(model: ir.Model, plan: WeightFile, folder: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.bundles import Workshop
 from t5edge import cli
 from t5edge.errors import UserError
+from t5edge.exporter.graph import write
 from t5edge.exporter.graph.write import attach, check_room, plan_weights, write_weights
 from t5edge.kernels.weights import Source, StackedWeight, planned_value, stack_of
 
@@ -49,6 +50,18 @@ def test_one_file_is_safetensors_and_external_data(tmp_path: Path, dtype: ir.Dat
             expected = stored["norm" if value.name == "norm" else "T(q+k)"]
             array = value.const_value.numpy()  # type: ignore[union-attr]
             np.testing.assert_array_equal(array.astype(np.float32), expected.float().numpy())
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, HALF])
+def test_slices_of_rows_are_the_whole(tmp_path: Path, dtype: ir.DataType, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, scaled = stack_of("q", (3, 4)), StackedWeight((Source("k", 0.5),), (3,), 4)
+    plan = plan_weights([model(*(planned_value(e, dtype, e.key) for e in (QK, table, scaled)))])
+    files = []
+    for size in (1 << 24, 20):
+        monkeypatch.setattr(write, "SLICE_BYTES", size)
+        write_weights(plan, CHECKPOINT.__getitem__, tmp_path)
+        files.append((tmp_path / "weights.safetensors").read_bytes())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
