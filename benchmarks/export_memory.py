@@ -1,6 +1,6 @@
 """Peak memory of an export, and its time against copying the checkpoint, for checkpoints from 0.9 to 45 GB.
 
-    python benchmarks/export_memory.py --work /big/disk [--shapes base large mt5-base 3b 11b xxl-encoder] [--plot memory.png]
+    python benchmarks/export_memory.py --work /big/disk [--shapes base mt5-base 3b 11b xxl-encoder] [--plot memory.png]
     python benchmarks/export_memory.py --work /big/disk --shapes 11b --adapter-rank 16
 
 For each shape a float32 checkpoint is written, a child process exports it, in fp16 or what --precision says and without

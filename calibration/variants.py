@@ -256,7 +256,9 @@ class _Run:
 
         mask = torch.from_numpy(target_mask(self.batch.decoder_input_ids, self.checkpoint.architecture.pad_token_id))
         a = self.checkpoint.architecture
-        table = self.checkpoint.read(TABLE if a.tied else "lm_head.weight").float().T * a.logit_scale
+        table = self.checkpoint.read(TABLE if a.tied else "lm_head.weight").float().T
+        if a.logit_scale != 1.0:
+            table = table * a.logit_scale
         exact = torch.log_softmax(decoded[: self.texts][mask] @ table, dim=-1)
         rounded = None
         found = []

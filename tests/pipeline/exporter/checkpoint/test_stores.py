@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge.errors import UserError
+from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.checkpoint.stores import FileStore, open_folder_store, read_index
 
 TINY = find_tiny_model("t5-tiny")
@@ -68,6 +69,31 @@ def test_reading_maps_and_dropping_unmaps(tmp_path: Path) -> None:
     assert str(tmp_path) in mappings.read_text()
     del tensor
     assert str(tmp_path) not in mappings.read_text()
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_slices_are_the_tensor(tmp_path: Path, pickled: bool) -> None:
+    stored = open_checkpoint(str(save_tiny_model(TINY, tmp_path / "tiny", 5, bin=pickled)))
+    for checkpoint in (stored, open_checkpoint("t5-demo", random_weights=0)):
+        whole = checkpoint.read("shared.weight")
+        row = whole[0].nbytes
+        for size, rows in ((7 * row, 7), (1, 1)):
+            parts = list(checkpoint.read_slices("shared.weight", size))
+            assert max(map(len, parts)) == rows
+            assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_slice_is_mapped_alone(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(6e6).reshape(6000, 1000)}, tmp_path / "model.safetensors")
+    part = open_folder_store(tmp_path).read("a", range(5990, 6000))
+    assert part.shape == (10, 1000)
+    assert float(part[0, 0]) == 5_990_000
+    mappings = Path("/proc/self/maps")
+    if not mappings.exists():
+        pytest.skip("needs /proc")
+    (line,) = [line for line in mappings.read_text().splitlines() if str(tmp_path) in line]
+    begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+    assert end - begin < 2**20
 
 
 def test_a_file_larger_than_memory(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from onnx_ir.passes.common import IdentityEliminationPass
 from support.tiny_models import find_tiny_model
 from t5edge.bundle.architecture import Architecture
 from t5edge.exporter.graph import trace
-from t5edge.exporter.graph.generic import SIZES, generic, resize
+from t5edge.exporter.graph.generic import AXES, SIZES, generic, open_axes, resize
 from t5edge.kernels.block import BlockKind
+from t5edge.kernels.fusion import FusionError
 
 ODD = replace(
     find_tiny_model("v1.1-tiny").architecture, activation="gelu_erf", d_model=33, num_heads=1, d_kv=7, d_ff=37
@@ -55,13 +56,23 @@ def same(name: str, kind: BlockKind) -> None:
 
 
 def test_sizes_are_told_apart() -> None:
-    numbers = [*SIZES.values(), SIZES["num_heads"] * SIZES["d_kv"]]
+    together = SIZES["num_heads"] * SIZES["d_kv"], AXES["past"] + AXES["target"]
+    numbers = [*SIZES.values(), *AXES.values(), *together]
     assert len(set(numbers)) == len(numbers)
-    assert min(numbers) > 2 * 127  # beyond every axis, length and bucket of a block
+    assert min(numbers) > 2 * 127  # beyond every other number of a block
 
 
 def test_a_generic_trace_is_the_traced_block() -> None:
     same("one odd head", "cross_kv")
+
+
+def test_a_block_that_computes_with_its_lengths_is_refused() -> None:
+    length = ir.node("Constant", [], {"value_ints": [AXES["source"]]})
+    hidden = ir.val("hidden", ir.DataType.FLOAT, [AXES["batch"], AXES["source"], 8])
+    longer = ir.node("Expand", [hidden, length.outputs[0]])
+    graph = ir.Graph([hidden], longer.outputs, nodes=[length, longer], opset_imports={"": 23}, name="block")
+    with pytest.raises(FusionError, match="a traced block computes with source: transformers' block changed"):
+        open_axes(ir.Model(graph, ir_version=10))
 
 
 @pytest.mark.slow
