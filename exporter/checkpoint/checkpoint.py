@@ -125,7 +125,7 @@ class Checkpoint:
         row_bytes = math.prod(tensor.shape[1:]) * getattr(torch, tensor.dtype).itemsize
         step = max(1, size // max(1, row_bytes))
         if not isinstance(store, FileStore) or name not in self._stored_names:
-            yield from self.read(name).split(step)  # type: ignore[no-untyped-call]
+            yield from self.read(name).split(step)
             return
         for start in range(0, tensor.shape[0], step):
             yield store.read(self._stored_names[name], range(start, min(start + step, tensor.shape[0])))

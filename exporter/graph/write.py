@@ -178,7 +178,7 @@ def _write(file: BinaryIO, data: np.ndarray) -> None:
 def slices(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
     """Views of a tensor's rows, of about ``SLICE_BYTES`` each."""
     rows = max(1, SLICE_BYTES * len(tensor) // max(1, tensor.nbytes))
-    return tensor.split(rows)  # type: ignore[no-any-return, no-untyped-call]
+    return tensor.split(rows)
 
 
 def chunks(tensor: PlannedTensor, read: Read, rows: Rows) -> Iterator[np.ndarray]:
