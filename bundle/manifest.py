@@ -71,7 +71,7 @@ class Manifest:
         rows_share_cross: the decoder takes cross keys, values and mask once per sentence.
         ports: inputs and outputs of every graph, by its file's name.
         parity: the checks on ONNX Runtime; None when they were not run.
-        quantization: the plan of a quantized bundle.
+        quantization: the plan of a quantized bundle; see ``sums_fit``.
         layout: another layout beside ours; None where there is none.
         speed: of a quantized bundle against float32; None where it was not measured.
         costs: what each graph costs, by its file's name; None in bundles of older versions.
@@ -194,6 +194,11 @@ class Manifest:
     def portable(self) -> bool:
         """Whether older runtimes read the graphs: they have no fused operators."""
         return self.opset <= PORTABLE_OPSET
+
+    @property
+    def sums_fit(self) -> bool:
+        """Whether two neighbouring products of rounded inputs and int8 weights never leave 16 bits."""
+        return bool((self.quantization or {}).get("sums_fit"))
 
     @property
     def hashes(self) -> dict[str, str]:

@@ -95,6 +95,7 @@ class QuantizationPlan:
             "gate": None if self.gate is None else self.gate.to_dict(),
             "kept": sorted(self.excluded),
             "kept_bytes": sum(map(self.extra_bytes, self.points)),
+            **({"sums_fit": True} if self.scales and self.precision.compute == "float" else {}),
             "sites": [self._point_facts(point) for point in self.points],
         }
 
@@ -227,5 +228,5 @@ def apply_plan(plan: QuantizationPlan, graphs: Graphs) -> None:
     in_rows = not any(map(multiplies_by_table, models))
     for model in models:
         apply_smoothing(model, plan.factors)
-        quantize_weights(model, plan.precision, plan.excluded_keys, in_rows)
+        quantize_weights(model, plan.precision, plan.excluded_keys, in_rows, plan.scales)
         quantize_activations(model, plan.scales)

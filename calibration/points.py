@@ -65,7 +65,9 @@ class QuantizationPoint:
 
     def scheme(self, precision: Precision) -> Scheme | None:
         """How ``precision`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
-        return table_scheme(precision) if TABLE in self.sources else scheme_for(precision, *self.shape)
+        if TABLE in self.sources:
+            return table_scheme(precision)
+        return scheme_for(precision, *self.shape, self.graph in precision.activations)
 
 
 def find_points(graphs: Graphs) -> tuple[QuantizationPoint, ...]:

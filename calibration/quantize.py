@@ -4,6 +4,7 @@
     after  : x @ DequantizeLinear(q [in, out] int8 | int4, scale)
 
     int8   one scale per output channel [out]                 q = round(W / scale), scale = max|W[:, j]| / 127
+           where inputs are rounded too: and not below max|W[2i, j] + W[2i + 1, j]| / 127
     int4   one scale per block of rows and channel [in / block, out]
 
     embed  before : Gather(table [vocab, d_model], ids)
@@ -18,12 +19,16 @@ microseconds, before it the whole table on every step (4 ms at 32128 x 768); Ten
 its builder moves the node. ONNX Runtime treats Relu as part of the MatMul before it and then leaves DequantizeLinear
 unfused, four times slower than float32; it has no such habit with Max.
 
+x86 without VNNI multiplies uint8 by int8 in pairs of neighbours, whose sum must fit into 16 bits: 255 (a + b) does
+where |a + b| <= 128. Weights that meet rounded inputs hold that, so the fast kernel is exact on every CPU.
+
 Numbers are made when the weights are streamed, not here. TensorRT, TensorRT-RTX and ONNX Runtime
 read the same nodes (ONNX Runtime fuses them into MatMulNBits at session load).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,11 +56,13 @@ class Scheme:
 
     ``scales`` is their dtype, the graph's compute dtype. In float16 they are rounded up, and the integers follow the
     rounded scale: nothing is clipped, no scale becomes 0, and a subnormal one costs no more than float16 weights would.
+    ``pairs``: the sum of rows 2i and 2i + 1 stays within -128..128.
     """
 
     bits: int
     block: int = 0
     scales: str = "float"
+    pairs: bool = False
 
     @property
     def largest(self) -> int:
@@ -125,11 +132,23 @@ def row_scales(rows: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     if scheme.block:
         rows = rows.reshape(rows.shape[0], -1, scheme.block)
     lowest, highest = torch.aminmax(rows, dim=-1)
-    scales = torch.maximum(-lowest.float(), highest.float()) / scheme.largest
+    largest = torch.maximum(-lowest.float(), highest.float())
+    if scheme.pairs:
+        largest = torch.maximum(largest, _largest_sum(rows))
+    scales = largest / scheme.largest
     if not bool(torch.isfinite(scales).all()):
         raise UserError("a weight matrix holds NaN or infinity and cannot be quantized; fix the checkpoint.")
     scales = torch.where(scales > 0, scales, torch.ones_like(scales))
     return scales if scheme.scales == "float" else torch.from_numpy(round_up(scales.numpy(), np.float16))
+
+
+def _largest_sum(rows: torch.Tensor) -> torch.Tensor:
+    """Largest |rows[:, 2i] + rows[:, 2i + 1]| of [out, in], float32 [out]; two numbers round up by half a step each."""
+    import torch
+
+    pairs = rows.shape[1] // 2
+    lowest, highest = torch.aminmax(rows[:, 0 : 2 * pairs : 2].float() + rows[:, 1::2], dim=-1)
+    return torch.maximum(-lowest, highest)
 
 
 def round_up(values: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
@@ -168,10 +187,13 @@ def round_columns(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return wide.reshape(rows.shape).T
 
 
-def scheme_for(precision: Precision, rows: int, columns: int) -> Scheme | None:
-    """The scheme of a matrix [rows, columns]; None leaves it in full precision (odd sizes cannot be packed)."""
+def scheme_for(precision: Precision, rows: int, columns: int, rounded: bool = False) -> Scheme | None:
+    """The scheme of a matrix [rows, columns]; None leaves it in full precision (odd sizes cannot be packed).
+
+    ``rounded``: its inputs are integers too. In float16, which is for GPUs, their products have room.
+    """
     if precision.weight_bits == 8:
-        return table_scheme(precision)
+        return replace(table_scheme(precision), pairs=rounded and precision.compute == "float")
     if rows * columns % 2:
         return None
     block = next((size for size in (precision.block_size, 16) if size and rows % size == 0), 0)
@@ -184,10 +206,15 @@ def table_scheme(precision: Precision) -> Scheme:
 
 
 def quantize_weights(
-    model: ir.Model, precision: Precision, excluded: frozenset[str] = frozenset(), table_in_rows: bool = False
+    model: ir.Model,
+    precision: Precision,
+    excluded: frozenset[str] = frozenset(),
+    table_in_rows: bool = False,
+    rounded: Collection[str] = (),
 ) -> list[str]:
     """Put DequantizeLinear before every MatMul whose weight is not ``excluded`` (by its origin), and the embeddings.
 
+    ``rounded``: origins of the weights whose inputs become integers as well.
     ``table_in_rows``: no graph of the bundle multiplies by the token table, so it is stored [vocab, d_model].
 
     Returns the keys of the quantized matrices, in graph order.
@@ -204,12 +231,13 @@ def quantize_weights(
         if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, (StackedWeight, Smoothed)):
             continue
         tied = any(source.name == TABLE for source in tensor.expression.sources)
-        scheme = table_scheme(precision) if tied else scheme_for(precision, *tensor.expression.shape)
-        if tensor.expression.origin in excluded or scheme is None:
+        shape, origin = tensor.expression.shape, tensor.expression.origin
+        scheme = table_scheme(precision) if tied else scheme_for(precision, *shape, origin in rounded)
+        if origin in excluded or scheme is None:
             continue
         dequantized = dequantize(graph, node, tensor.expression, scheme, tensor.dtype)
         node.replace_input_with(1, dequantized)
-        quantized.append(tensor.expression.origin)
+        quantized.append(origin)
     quantized += _quantize_embeddings(graph, precision, excluded, table_in_rows)
     _drop_unused_weights(graph)
     return quantized

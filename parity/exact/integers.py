@@ -130,7 +130,8 @@ def _open(
 
     if entries is not None:
         return start(entries), None
-    return open_exact(session_entries(manifest or Manifest.read(folder), GRAPH), start)
+    bundle = manifest or Manifest.read(folder)
+    return open_exact(session_entries(bundle, GRAPH), start, bundle.sums_fit)
 
 
 def _sites(graph: ir.Graph) -> Iterator[_Site]:

@@ -133,6 +133,13 @@ class StoredWeights:
         codes = (tensor if key.bits == 8 else unpack_int4(tensor)).reshape(-1, key.block or rows, columns)
         return scales.reshape(-1, columns), codes.short().abs().amax(dim=1)
 
+    def sums(self, name: str, key: StoredKey) -> torch.Tensor:
+        """The largest magnitude of codes 2i plus 2i + 1 in each column of an int8 matrix, int16 [1, out]."""
+        shapes = [self.checkpoint.shape(source) for source, _ in _sources(key.base)]
+        codes = self._file.get_tensor(name).reshape(_stacked_shape(shapes, transposed=True)).short()
+        pairs = codes.shape[0] // 2
+        return (codes[0 : 2 * pairs : 2] + codes[1::2]).abs().amax(dim=0)[None]
+
     def _factors(self, key: StackKey, values: torch.Tensor) -> torch.Tensor:
         """Powers of two, broadcastable to ``values``, that a smoothed stack's channels were multiplied by.
 

@@ -54,6 +54,7 @@ UNSIGNED = Arithmetic(
 )
 FLOAT = Arithmetic("in float32, since sums of int8 saturate here", True, {"session.disable_quant_qdq": "1"})
 SATURATING = Arithmetic("sums of int8 products overflow 16 bits, and this onnxruntime has no other way", False, {})
+FITTING = Arithmetic("signed weights whose sums fit", True, {})
 WAYS = (SIGNED, UNSIGNED, FLOAT)
 """Fastest first."""
 
@@ -70,12 +71,18 @@ def exact_ways() -> tuple[Arithmetic, ...]:
     return tuple(way for way in WAYS if (recent or way is not UNSIGNED) and is_exact(way.entries))
 
 
-def open_exact(entries: Mapping[str, str], start: Callable[[Mapping[str, str]], Any]) -> tuple[Any, Arithmetic]:
+def open_exact(
+    entries: Mapping[str, str], start: Callable[[Mapping[str, str]], Any], sums_fit: bool = False
+) -> tuple[Any, Arithmetic]:
     """A session of a graph with int8 activations, made by ``start`` from its configuration, and how it multiplies.
+
+    ``sums_fit``: its weights are such that no sum saturates, and the fastest way is exact on every CPU.
 
     Where a MatMul with scales per channel stays in float32, as one whose input is not quantized does, ONNX Runtime
     spoils its zero points in making weights unsigned, and fails when it loads or runs. Float32 serves those graphs.
     """
+    if sums_fit:
+        return start(entries), FITTING
     way, *slower = exact_ways() or (SATURATING,)
     if not way.exact:
         warnings.warn(f"int8 is not exact on this CPU: {way.name}; use fp32 or int8-weight here.", stacklevel=2)

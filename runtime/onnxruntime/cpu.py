@@ -155,7 +155,7 @@ def open_graph(
     row = (kernels or {}).get(graph, RECORDED)
     entries = {**session_entries(manifest, graph), **row.entries}
     if graph in manifest.precision.activations and manifest.precision.compute == "float":
-        return open_exact(entries, start)
+        return open_exact(entries, start, manifest.sums_fit)
     return start(entries), None
 
 
