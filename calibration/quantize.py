@@ -11,13 +11,14 @@
            after  : DequantizeLinear(Gather(q [vocab, d_model], ids), 1) * Gather(scale [vocab], ids)
     tied   after  : DequantizeLinear(Gather(q [d_model, vocab], ids, axis 1), 1) * Gather(scale [vocab], ids)
     relu   before : Relu(x)
-           after  : Max(x, 0)
+           after  : LeakyRelu(x, 0); in float16 Max(x, 0), where an infinite x may be
 
 The table of tied embeddings is stored once, in the output layer's layout; a table of its own lies in rows, where the
 Gather reads a row in one go (t5-base, 256 tokens: 0.5 ms instead of 11). Dequantizing after the Gather costs
 microseconds, before it the whole table on every step (4 ms at 32128 x 768); TensorRT wants the latter and fuses it, so
 its builder moves the node. ONNX Runtime treats Relu as part of the MatMul before it and then leaves DequantizeLinear
-unfused, four times slower than float32; it has no such habit with Max.
+unfused, four times slower than float32; it has no such habit with LeakyRelu or Max. LeakyRelu runs in place and on all
+threads, which Max does not (t5-base, 256 tokens: 0.6 ms instead of 2.4).
 
 x86 without VNNI multiplies uint8 by int8 in pairs of neighbours, whose sum must fit into 16 bits: 255 (a + b) does
 where |a + b| <= 128. Weights that meet rounded inputs hold that, so the fast kernel is exact on every CPU.
@@ -225,7 +226,7 @@ def quantize_weights(
         if node.op_type == "Gemm" and not _is_behind_pooling(node):
             node = _gemm_to_matmul(graph, node)
         elif node.op_type == "Relu":
-            _relu_to_max(graph, node)
+            _replace_relu(graph, node)
         weight = node.inputs[1] if node.op_type == "MatMul" and len(node.inputs) > 1 else None
         tensor = None if weight is None else weight.const_value
         if not isinstance(tensor, PlannedTensor) or not isinstance(tensor.expression, (StackedWeight, Smoothed)):
@@ -276,14 +277,17 @@ def _gemm_to_matmul(graph: ir.Graph, gemm: ir.Node) -> ir.Node:
     return _replace(graph, gemm, tape, output, gemm.name or "")
 
 
-def _relu_to_max(graph: ir.Graph, relu: ir.Node) -> None:
+def _replace_relu(graph: ir.Graph, relu: ir.Node) -> None:
     hidden = relu.inputs[0]
     weight = _weight_behind(hidden)
     assert hidden is not None
     assert weight is not None
+    tape = ir.tape.Tape()
+    if weight.dtype == ir.DataType.FLOAT:
+        _replace(graph, relu, tape, tape.op("LeakyRelu", [hidden], {"alpha": 0.0}), f"{relu.name}/leaky")
+        return
     zero = constant_value(np.zeros((), dtype=weight.dtype.numpy()), "relu_floor")
     graph.initializers.setdefault("relu_floor", zero)
-    tape = ir.tape.Tape()
     output = tape.op("Max", [hidden, graph.initializers["relu_floor"]])
     _replace(graph, relu, tape, output, f"{relu.name}/max")
 

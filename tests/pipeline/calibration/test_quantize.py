@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from support.quantized_models import Model
+from support.saturation import saturating_sums
 from t5edge.bundle.precision import precision
 from t5edge.calibration.plan import Settings
 from t5edge.calibration.quantize import Scheme, quantize_rows, round_columns, round_up, row_scales, scheme_for
@@ -51,6 +52,28 @@ def test_the_scheme_follows_the_compute_dtype() -> None:
     assert scheme_for(row, 64, 48) == Scheme(4, 32, "float16")
     assert scheme_for(row, 50, 48) == HALF
     assert scheme_for(precision("int8"), 50, 48) == Scheme(8)
+
+
+@pytest.mark.parametrize("size", [2, 7, 64, 768])
+def test_weights_that_meet_integers_never_saturate(size: int) -> None:
+    """Pairs of products fit into 16 bits whatever the inputs are, and no scale is coarser than that needs."""
+    rows = torch.randn(24, size, generator=torch.Generator().manual_seed(size))
+    rows[0, :2] = 9.0
+    scheme = scheme_for(precision("int8"), size, 24, rounded=True)
+    assert scheme == Scheme(8, pairs=True)
+    values = quantize_rows(rows, row_scales(rows, scheme), scheme).numpy()
+    values = np.pad(values, ((0, 0), (0, size % 2)))
+    x = np.random.default_rng(0).choice([-128, 127], (8, values.shape[1]))
+    x[:2] = [[127], [-128]]
+    np.testing.assert_array_equal(saturating_sums(x, values.T), x @ values.T)
+    sums = np.abs(values[:, ::2].astype(int) + values[:, 1::2]).max(axis=1)
+    assert ((np.abs(values).max(axis=1) == 127) | (sums >= 126)).all()
+
+
+def test_only_weights_that_meet_integers_are_limited() -> None:
+    assert scheme_for(precision("int8"), 8, 8) == Scheme(8)
+    assert scheme_for(precision("int8").computing("float16"), 8, 8, rounded=True) == HALF
+    assert scheme_for(precision("int4-weight"), 64, 8, rounded=True) == Scheme(4, 32)
 
 
 def table_shapes(model: Model, name: str) -> set[tuple[int, ...]]:

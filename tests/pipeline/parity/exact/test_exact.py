@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from safetensors import safe_open
 
 from support.exports import GATED, RELU, Exports, fix_hashes
 from t5edge.bundle.manifest import Manifest
@@ -72,12 +73,24 @@ def swap_rows(array: np.ndarray) -> None:
 def test_two_numbers_that_change_places_are_found(
     exports: Exports, tmp_path: Path, precision: str, tensor: str
 ) -> None:
-    from safetensors import safe_open
-
     with safe_open(exports.bundle(GATED, precision) / "weights.safetensors", framework="np") as file:
         name = next(name for name in file.keys() if name.startswith(tensor))  # noqa: SIM118 - no mapping
     folder = exports.spoilt(GATED, precision, tmp_path / "bundle", name, swap_rows)
     assert "weights" in failed(exports.verify(folder, GATED, "weights"))
+
+
+def add_beyond(array: np.ndarray) -> None:
+    """Two neighbours in one column whose sum leaves 16 bits."""
+    array[:2, 0] = 127
+
+
+def test_neighbours_that_may_saturate_are_found(exports: Exports, tmp_path: Path) -> None:
+    name = "int8.values(T(encoder.block.0.layer.0.SelfAttention.q.weight"
+    with safe_open(exports.bundle(GATED, "int8") / "weights.safetensors", framework="np") as file:
+        stored = next(key for key in file.keys() if key.startswith(name))  # noqa: SIM118 - no mapping
+    folder = exports.spoilt(GATED, "int8", tmp_path / "bundle", stored, add_beyond)
+    found = failed(exports.verify(folder, GATED, "weights"))["weights"]
+    assert any("sums beyond 16 bits" in measure for measure in found)
 
 
 def with_graph(

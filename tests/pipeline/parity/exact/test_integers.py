@@ -31,7 +31,7 @@ from t5edge.parity.subject import Opener
 from t5edge.progress import Silent
 from t5edge.runtime.model import load
 from t5edge.runtime.onnxruntime import arithmetic
-from t5edge.runtime.onnxruntime.arithmetic import FLOAT, SIGNED, UNSIGNED, Arithmetic
+from t5edge.runtime.onnxruntime.arithmetic import FITTING, FLOAT, SIGNED, UNSIGNED, Arithmetic
 from t5edge.runtime.onnxruntime.cpu import open as open_onnxruntime
 
 MODELS = (GATED, RELU, "ul2-tiny", "byt5-tiny", "mt5-tiny", "umt5-tiny")
@@ -106,6 +106,19 @@ def test_every_matmul_of_a_calibrated_bundle_equals_numpys_integers(exports: Exp
     folder = exports.bundle(name, "int8")
     sites = [site for site in (Manifest.read(folder).quantization or {})["sites"] if site["graph"] == "encoder"]
     assert check(folder) == sum(not site["kept"] for site in sites if site["name"] != "embedding")
+
+
+def test_a_calibrated_bundle_is_exact_on_every_cpu_as_it_is(exports: Exports, saturating: list[str]) -> None:
+    """Nobody is asked how this CPU multiplies, and inputs at the ends of their range do not saturate."""
+    folder = exports.bundle(GATED, "int8")
+    model = load(folder, check=False)
+    assert model.arithmetic is FITTING
+    assert not saturating
+    signs = np.random.default_rng(0)
+    for site in integers._sites(integers.ir.load(folder / "encoder.onnx").graph):
+        x = signs.choice([-128, 127], (4, len(site.weight)))
+        x[:2] = [[127], [-128]]
+        np.testing.assert_array_equal(saturating_sums(x, site.weight), x @ site.weight.astype(np.int64))
 
 
 def test_a_sum_that_saturates_is_found() -> None:

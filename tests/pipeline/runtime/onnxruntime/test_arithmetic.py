@@ -14,7 +14,7 @@ import pytest
 
 from support.saturation import QEMU, extreme_weight, needs_qemu, rounded_matmul, saturating_sums, start
 from t5edge.runtime.onnxruntime import arithmetic
-from t5edge.runtime.onnxruntime.arithmetic import FLOAT, SATURATING, SIGNED, UNSIGNED, Arithmetic, open_exact
+from t5edge.runtime.onnxruntime.arithmetic import FITTING, FLOAT, SATURATING, SIGNED, UNSIGNED, Arithmetic, open_exact
 from t5edge.runtime.onnxruntime.sessions import CONFIGURATION
 
 ENTRIES = CONFIGURATION["encoder"]
@@ -68,6 +68,15 @@ def test_a_cpu_that_saturates_gets_unsigned_weights(pretend: Pretend) -> None:
     session, way = open_exact(ENTRIES, lambda entries: start(rounded_matmul(extreme_weight(16, 8)), entries))
     assert way is UNSIGNED
     assert session.get_session_options().get_session_config_entry("session.x64quantprecision") == "1"
+
+
+def test_weights_whose_sums_fit_are_run_as_they_are(pretend: Pretend) -> None:
+    pretend(UNSIGNED, FLOAT)
+    weight = np.full((16, 8), 64, np.int8)
+    session, way = open_exact(ENTRIES, lambda entries: start(rounded_matmul(weight), entries), sums_fit=True)
+    assert way is FITTING
+    x = np.full((3, 16), 127, np.float32)
+    np.testing.assert_array_equal(session.run(["y"], {"x": x})[0], x @ weight.astype(np.float32))
 
 
 def test_weight_only_matrices_beside_the_others_get_float32(pretend: Pretend) -> None:
