@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,26 @@ torch_uses = torch.backends.cpu.get_cpu_capability()
 print(json.dumps([is_exact({}), len(exact_ways()), instruction_sets(), torch_uses, numpy_features["X86_V4"]]))
 """
 
+MULTIPLY = """
+import json
+import numpy as np
+from support.saturation import rounded_matmul, start
+random, wrong = np.random.default_rng(0), 0
+for rows, columns in ((8, 8), (30, 17), (31, 33), (773, 100)):
+    weight = random.integers(-127, 128, (rows, columns))
+    first, second = weight[0 : rows // 2 * 2 : 2], weight[1::2]
+    second[:] = np.clip(second, -128 - first, 128 - first)
+    session = start(rounded_matmul(weight.astype(np.int8)), {})
+    for count in (1, 2, 5, 64):
+        for x in (random.choice([-128, 127], (count, rows)), np.full((count, rows), 127), np.full((count, rows), -128)):
+            (found,) = session.run(None, {"x": x.astype(np.float32)})
+            wrong += not np.array_equal(found, x @ weight)
+print(json.dumps(wrong))
+"""
 
-def ask(cpu: str) -> list[object]:
-    command = [sys.executable, run.__file__, cpu, sys.executable, "-c", ASK]
+
+def ask(cpu: str, code: str = ASK) -> Any:
+    command = [sys.executable, run.__file__, cpu, sys.executable, "-c", code]
     return json.loads(subprocess.check_output(command, text=True))
 
 
@@ -48,6 +66,12 @@ def test_without_vnni_they_saturate_too_and_with_it_they_do_not() -> None:
     assert ask("avx512") == [False, 2, ["AVX2", "AVX-512"], "AVX512", True]
     exact, ways, sets, capability, _ = ask("all")
     assert (exact, ways, sets, capability) == (True, 3, list(instruction_sets()), "AVX512")
+
+
+@pytest.mark.parametrize("cpu", ["avx2", "avx512"])
+def test_signed_sums_of_weights_that_fit_in_pairs_are_exact(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    assert ask(cpu, MULTIPLY) == 0
 
 
 def test_an_instruction_that_does_not_exist_still_ends_the_process() -> None:
