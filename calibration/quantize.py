@@ -233,7 +233,7 @@ def quantize_weights(
             continue
         tied = any(source.name == TABLE for source in tensor.expression.sources)
         shape, origin = tensor.expression.shape, tensor.expression.origin
-        scheme = table_scheme(precision) if tied else scheme_for(precision, *shape, origin in rounded)
+        scheme = table_scheme(precision) if tied else scheme_for(precision, *shape, rounded=origin in rounded)
         if origin in excluded or scheme is None:
             continue
         dequantized = dequantize(graph, node, tensor.expression, scheme, tensor.dtype)
