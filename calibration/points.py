@@ -67,7 +67,7 @@ class QuantizationPoint:
         """How ``precision`` quantizes the weight, as ``quantize_weights`` does; None where it cannot."""
         if TABLE in self.sources:
             return table_scheme(precision)
-        return scheme_for(precision, *self.shape, self.graph in precision.activations)
+        return scheme_for(precision, *self.shape, rounded=self.graph in precision.activations)
 
 
 def find_points(graphs: Graphs) -> tuple[QuantizationPoint, ...]:

@@ -188,7 +188,7 @@ def round_columns(matrix: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return wide.reshape(rows.shape).T
 
 
-def scheme_for(precision: Precision, rows: int, columns: int, rounded: bool = False) -> Scheme | None:
+def scheme_for(precision: Precision, rows: int, columns: int, *, rounded: bool = False) -> Scheme | None:
     """The scheme of a matrix [rows, columns]; None leaves it in full precision (odd sizes cannot be packed).
 
     ``rounded``: its inputs are integers too. In float16, which is for GPUs, their products have room.
