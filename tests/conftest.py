@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,10 +83,20 @@ def no_gpu(set_gpus: SetGpus) -> None:
     set_gpus()
 
 
+NUMBERS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def caches(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is read from or left in the user's caches, but for pip's where packages are installed."""
-    if TESTS / "install" in request.path.parents:
-        return
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    monkeypatch.setenv("T5EDGE_CACHE", str(tmp_path / "caches"))
+def caches(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder, not there yet, for the user's caches, but for pip's where packages are installed.
+
+    Nothing is read from or left in those of whoever runs the tests. It is not in ``tmp_path``, which most tests do
+    without: a folder a test takes its time.
+    """
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(NUMBERS))
+    if TESTS / "install" not in request.path.parents:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+        monkeypatch.setenv("T5EDGE_CACHE", str(folder))
+    return folder

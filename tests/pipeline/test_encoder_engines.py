@@ -41,7 +41,7 @@ def built(encoders: Bundles, tmp_path_factory: pytest.TempPathFactory, rtx: Tens
 
 
 def test_the_engine_encodes_and_generates_nothing(
-    built: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    built: Path, rtx: TensorRT, set_gpus: SetGpus, monkeypatch: pytest.MonkeyPatch, caches: Path
 ) -> None:
     set_gpus(GPU)
     engines = pretend_gpu(monkeypatch, rtx, built)
@@ -51,7 +51,7 @@ def test_the_engine_encodes_and_generates_nothing(
     assert len(engines) == 1
     assert not engines[0].device.queue
     assert not engines[0].device.blocks, "every buffer is freed"
-    assert [path.read_bytes() for path in (tmp_path / "caches" / "t5edge").iterdir()] == [b"kernels"]
+    assert [path.read_bytes() for path in (caches / "t5edge").iterdir()] == [b"kernels"]
     with pytest.raises(UserError, match=r"is an encoder alone and has no generate\(\)"):
         model.generate(ids, mask)
     with pytest.raises(UserError, match="these engines take up to"):

@@ -205,7 +205,7 @@ print(json.dumps(tensorrt.build_engines({folder!r}, "tensorrt")["8.9"].to_dict()
 """
 
 
-def test_the_path_of_full_tensorrt_is_the_same_code(bundle: Path, tmp_path: Path) -> None:
+def test_the_path_of_full_tensorrt_is_the_same_code(bundle: Path, caches: Path) -> None:
     """TensorRT-RTX under the other name: TensorRT's own configuration and timing cache, the GPU in the machine."""
     code = FULL_TENSORRT.format(folder=str(bundle))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -216,7 +216,7 @@ def test_the_path_of_full_tensorrt_is_the_same_code(bundle: Path, tmp_path: Path
         assert (bundle / "engines" / "tensorrt" / "8.9" / f"{graph}.engine").is_file()
         assert entry[graph]["attention"]["fused"] == attentions
     assert entry["run"].startswith("not run: ")
-    assert (tmp_path / "caches" / "t5edge" / "timing-tensorrt-11.4.1-8.9.cache").is_file()
+    assert (caches / "t5edge" / "timing-tensorrt-11.4.1-8.9.cache").is_file()
 
 
 @pytest.mark.slow

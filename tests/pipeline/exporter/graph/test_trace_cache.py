@@ -41,7 +41,7 @@ def described(model: ir.Model) -> list[object]:
 
 
 def test_depth_vocabulary_ties_and_sizes_need_no_trace_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = trace._traced(generic(FACTS), "cross_kv")
     monkeypatch.setattr(trace, "_traced", lambda *_: once)
@@ -49,40 +49,40 @@ def test_depth_vocabulary_ties_and_sizes_need_no_trace_of_their_own(
     other = {"vocab_size": 501, "encoder_layers": 7, "tied": True, "scale_logits": True, "per_layer_bias": True}
     for facts in (FACTS, replace(FACTS, **other), replace(FACTS, d_model=48, num_heads=1, d_kv=7, d_ff=9)):
         trace.trace_block(facts, "cross_kv")
-    assert len(files(tmp_path)) == 1
+    assert len(files(caches)) == 1
     trace.trace_block(replace(FACTS, gated=True), "cross_kv")
-    assert len(files(tmp_path)) == 2
+    assert len(files(caches)) == 2
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted((folder / "caches" / "t5edge" / "traces").glob("*"))
+    return sorted((folder / "t5edge" / "traces").glob("*"))
 
 
 @pytest.mark.parametrize("kind", ["decoder", "cross_kv"])
 def test_a_block_from_the_cache_is_the_traced_one(
-    kind: BlockKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: BlockKind, caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = trace._traced(FACTS, kind)
     monkeypatch.setattr(trace, "_traced", lambda *_: once)
     monkeypatch.setattr(trace, "cached_trace", cached_trace)  # not the one that all tests share
     first = described(trace.trace_block(FACTS, kind).model)
-    assert len(files(tmp_path)) == 1
+    assert len(files(caches)) == 1
     monkeypatch.setattr(trace, "_traced", lambda *_: pytest.fail("traced again"))
     assert described(trace.trace_block(FACTS, kind).model) == first
 
 
-def test_another_structure_has_another_place(tmp_path: Path) -> None:
+def test_another_structure_has_another_place(caches: Path) -> None:
     model = ir.Model(ir.Graph([], [], nodes=[], name="empty", opset_imports={"": 23}), ir_version=10)
     for facts in (FACTS, replace(FACTS, d_ff=FACTS.d_ff + 64), replace(FACTS, encoder_layers=9)):
         cached_trace(facts, "encoder", lambda: model)
     cached_trace(FACTS, "decoder", lambda: model)
-    assert len(files(tmp_path)) == 3
+    assert len(files(caches)) == 3
 
 
-def test_a_damaged_file_is_traced_anew_and_an_unwritable_folder_is_no_error(tmp_path: Path) -> None:
+def test_a_damaged_file_is_traced_anew_and_an_unwritable_folder_is_no_error(caches: Path) -> None:
     model = ir.Model(ir.Graph([], [], nodes=[], name="empty", opset_imports={"": 23}), ir_version=10)
     cached_trace(FACTS, "encoder", lambda: model)
-    (path,) = files(tmp_path)
+    (path,) = files(caches)
     path.write_bytes(b"not onnx")
     asked: list[int] = []
     cached_trace(FACTS, "encoder", lambda: asked.append(1) or model)
@@ -95,10 +95,10 @@ def test_a_damaged_file_is_traced_anew_and_an_unwritable_folder_is_no_error(tmp_
     assert cached_numbers("buckets", [1], lambda: (4, 5)) == (4, 5)
 
 
-def test_numbers_are_computed_once(tmp_path: Path) -> None:
+def test_numbers_are_computed_once(caches: Path) -> None:
     assert cached_numbers("buckets", [1], lambda: (4, 5)) == (4, 5)
     assert cached_numbers("buckets", [1], lambda: pytest.fail("computed again")) == (4, 5)
-    (path,) = files(tmp_path)
+    (path,) = files(caches)
     path.write_text('["4"]')
     assert cached_numbers("buckets", [1], lambda: (6,)) == (6,)
     assert bucket_table(32, 128, True) == bucket_table(32, 128, True)

@@ -103,12 +103,12 @@ def test_what_was_measured_is_remembered_and_taken(demo: Workshop, mixed: Speak)
     assert choose(manifest, "encoder")[0] is RECORDED
 
 
-def test_auto_measures_once(demo: Workshop, tmp_path: Path) -> None:
+def test_auto_measures_once(demo: Workshop, caches: Path) -> None:
     folder = demo.bundle("int4-weight")
     load(folder, tune="known")
-    assert not list((tmp_path / "caches").rglob("tuning/*"))
+    assert not list(caches.rglob("tuning/*"))
     load(folder, tune="auto")
-    (file,) = (tmp_path / "caches").rglob("tuning/*")
+    (file,) = caches.rglob("tuning/*")
     stamp = file.stat().st_mtime_ns
     load(folder, tune="auto")
     assert file.stat().st_mtime_ns == stamp

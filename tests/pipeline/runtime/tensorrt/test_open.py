@@ -138,17 +138,14 @@ def test_the_in_place_decoder_is_preferred(on_host: tuple[Path, list[FakeEngine]
     assert "past_length" in names
 
 
-def test_rtx_records_its_own_graphs_and_keeps_its_kernels(
-    on_host: tuple[Path, list[FakeEngine]], tmp_path: Path
-) -> None:
+def test_rtx_records_its_own_graphs_and_keeps_its_kernels(on_host: tuple[Path, list[FakeEngine]], caches: Path) -> None:
     folder, engines = on_host
     model = load(folder, target="tensorrt-rtx").step_model
     assert model.record is False
     assert [engine.config.cuda_graph_strategy for engine in engines] == ["whole graph"] * 2
-    caches = tmp_path / "caches" / "t5edge"
     assert not caches.exists()
     model.encode(np.ones((1, 4), np.int64), np.ones((1, 4), np.int64))
-    assert [path.read_bytes() for path in caches.iterdir()] == [b"kernels"] * 2
+    assert [path.read_bytes() for path in (caches / "t5edge").iterdir()] == [b"kernels"] * 2
 
 
 def test_a_kept_runtime_cache_is_used(on_host: tuple[Path, list[FakeEngine]]) -> None:
