@@ -13,7 +13,7 @@ import time
 import numpy as np
 
 from t5edge.runtime.generation.options import GenerationOptions
-from t5edge.runtime.generation.search import generate
+from t5edge.runtime.generation.search import run_search
 from t5edge.runtime.generation.step import Scores, Tokens
 
 
@@ -42,7 +42,7 @@ def milliseconds_per_step(options: GenerationOptions, batch: int, vocab: int, re
     input_ids = np.ones((batch, 1), np.int64)
     for _ in range(repeats):
         start = time.perf_counter()
-        generate(model, input_ids, input_ids, options)
+        run_search(model, input_ids, input_ids, options)
         fastest = min(fastest, time.perf_counter() - start)
     return 1000 * fastest / (options.total_length - 1)
 

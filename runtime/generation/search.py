@@ -18,14 +18,7 @@ from t5edge.runtime.generation.drafted import DraftedSearch
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.processors import Rule, build_rules
-from t5edge.runtime.generation.scores import (
-    Generated,
-    Pick,
-    check_logits,
-    draw_tokens,
-    pick_log_probabilities,
-    pick_scores,
-)
+from t5edge.runtime.generation.scores import Generated, Pick, check_logits, draw_tokens
 from t5edge.runtime.generation.step import BestModel, Scores, StateT, StepModel, Tokens
 
 OnToken = Callable[[int, Tokens], None]
@@ -33,60 +26,31 @@ Choice = Callable[[Tokens, Scores], tuple[Tokens, Scores]]
 """Tokens so far and logits -> the next token per row, and the scores float32 [rows, vocab] that it was chosen by."""
 
 
-def generate(
+def run_search(
     model: StepModel[StateT],
     input_ids: Tokens,
     attention_mask: Tokens,
     options: GenerationOptions,
     on_token: OnToken | None = None,
+    pick: Pick | None = None,
     drafting: Drafting | None = None,
-) -> Tokens:
+) -> Generated:
     """Generate from ``input_ids`` and ``attention_mask``, both int64 [batch, source].
 
-    Returns int64 [batch * num_return_sequences, length], sentence-major, decoder start token first; length is
-    that of the longest row. What follows the end token is ``pad_token_id`` (beam search: see
-    ``beam.tail_token``).
+    ``sequences`` are int64 [batch * num_return_sequences, length], sentence-major, decoder start token first; length is
+    that of the longest row. What follows the end token is ``pad_token_id`` (beam search: see ``beam.tail_token``).
 
     ``on_token(step, tokens)`` streams greedy search and sampling: step counts from 0, tokens are int64
     [rows], the padding id for rows that are finished.
+
+    ``pick`` says what every token scored, after all rules, as transformers' ``output_scores`` has it; without it all
+    scores are 0.
 
     ``drafting``: with what tokens may be drafted, see ``drafted``.
 
     Raises ``UserError`` for inputs of the wrong shape or type and for streaming with beams,
     ``FloatingPointError`` when the model's logits are NaN or infinite.
     """
-    return run_search(model, input_ids, attention_mask, options, on_token, None, drafting).sequences
-
-
-def generate_with_scores(
-    model: StepModel[StateT],
-    input_ids: Tokens,
-    attention_mask: Tokens,
-    options: GenerationOptions,
-    on_token: OnToken | None = None,
-    drafting: Drafting | None = None,
-    *,
-    normalize_logits: bool = False,
-) -> Generated:
-    """As ``generate``, with what every token scored: after all rules, as transformers' ``output_scores`` has them.
-
-    That is a logit in greedy search and sampling, a log-probability with beams; ``normalize_logits`` makes either a
-    log-probability over the tokens that the rules left.
-    """
-    pick = pick_log_probabilities if normalize_logits else pick_scores
-    return run_search(model, input_ids, attention_mask, options, on_token, pick, drafting)
-
-
-def run_search(
-    model: StepModel[StateT],
-    input_ids: Tokens,
-    attention_mask: Tokens,
-    options: GenerationOptions,
-    on_token: OnToken | None,
-    pick: Pick | None,
-    drafting: Drafting | None,
-) -> Generated:
-    """As ``generate``; ``pick`` says what a token scored, and without it all scores are 0."""
     _check_inputs(input_ids, attention_mask)
     if on_token is not None and options.num_beams > 1:
         raise UserError("generate: on_token cannot stream beams, they change until the end; set num_beams=1")

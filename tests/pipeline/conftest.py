@@ -9,6 +9,7 @@ from support.fixtures import (
     one_thread,
     optimum_demo,
     sentences,
+    shallow,
     shipped_judging,
     traces,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "one_thread",
     "optimum_demo",
     "sentences",
+    "shallow",
     "shipped_judging",
     "traces",
 ]

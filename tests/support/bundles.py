@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
@@ -17,6 +21,7 @@ from t5edge.calibration.plan import QuantizationPlan, Settings, apply_plan, choo
 from t5edge.calibration.points import find_points
 from t5edge.calibration.texts import choose_examples, read_texts
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
+from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
@@ -31,9 +36,12 @@ class Workshop:
 
     folder: Path
     checkpoint: Checkpoint
+    fused: dict[BlockKind, Block] = field(default_factory=dict)
 
     def blocks(self) -> dict[BlockKind, Block]:
-        return pipeline.trace_blocks(self.checkpoint, Silent())
+        """Fused once; graphs are assembled of copies."""
+        self.fused = self.fused or pipeline.trace_blocks(self.checkpoint, Silent())
+        return self.fused
 
     def bundle(self, name: str, cache: str = "both") -> Path:
         """The bundle in precision ``name``, made on first use by ``quick_plan``. To change it, take ``fresh``."""
@@ -88,6 +96,29 @@ def write_bundle(parts: pipeline.Parts, row: Precision, options: ExportOptions, 
 def demo_workshop(folder: Path) -> Workshop:
     """t5-demo: trained, gated GELU, d_kv 24."""
     return Workshop(folder, open_checkpoint("t5-demo", random_weights=None, revision=None))
+
+
+SHALLOW = {"encoder": 2, "decoder": 1}
+LAYER = re.compile(r"(encoder|decoder)\.block\.(\d+)\.")
+
+
+def save_shallow_demo(folder: Path) -> Path:
+    """t5-demo's first layers, ``SHALLOW``: for tests that build engines, which take their time by the layer."""
+    shutil.copytree(DEMO_FOLDER, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_layers": SHALLOW["encoder"], "num_decoder_layers": SHALLOW["decoder"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    places = {name: LAYER.match(name) for name in state}
+    kept = {name: state[name] for name, place in places.items() if not place or int(place[2]) < SHALLOW[place[1]]}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def shallow_workshop(folder: Path) -> Workshop:
+    """See ``save_shallow_demo``."""
+    saved = once(folder / "checkpoint", save_shallow_demo)
+    return Workshop(folder, open_checkpoint(str(saved), random_weights=None, revision=None))
 
 
 def tiny_workshop(folder: Path, name: str) -> Workshop:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support.remembered import remembered_reference
 from support.shared import once
 from support.tiny_models import find_tiny_model, save_tiny_model
 from t5edge import pipeline
@@ -42,6 +43,7 @@ class Exports:
     """Checkpoints and bundles of tiny models in ``root``, made once by all processes that share it."""
 
     root: Path
+    reports: dict[tuple[str, str], ParityReport] = field(default_factory=dict)
 
     def checkpoint(self, tiny: str) -> Checkpoint:
         folder = once(self.root / tiny, lambda path: save_tiny_model(find_tiny_model(tiny), path, seed=0))
@@ -78,13 +80,19 @@ class Exports:
         checkpoint = self.checkpoint(tiny)
         folder = self.bundle(tiny, precision)
         opener = Opener(folder, Manifest.read(folder), "onnxruntime", mapped)
-        return open_subject(opener, checkpoint, Silent(), self.blocks(checkpoint), checks(*names))
+        return open_subject(opener, checkpoint, Silent(), None, checks(*names))
 
     def verify(self, folder: Path, tiny: str, *names: str, blockwise: bool = False) -> ParityReport:
         """The named checks of the ladder on a bundle of ``tiny``; all of them without names."""
-        checkpoint = self.checkpoint(tiny)
         chosen = checks(*names) if names else CHECKS
-        return verify_bundle(folder, checkpoint, blocks=self.blocks(checkpoint), checks=chosen, blockwise=blockwise)
+        with remembered_reference():
+            return verify_bundle(folder, self.checkpoint(tiny), checks=chosen, blockwise=blockwise)
+
+    def report(self, tiny: str, precision: str) -> ParityReport:
+        """What the whole ladder says of a bundle; it climbs once in a process."""
+        if (tiny, precision) not in self.reports:
+            self.reports[tiny, precision] = self.verify(self.bundle(tiny, precision), tiny)
+        return self.reports[tiny, precision]
 
 
 def fix_hashes(folder: Path) -> None:

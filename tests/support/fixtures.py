@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from support.bundles import Workshop, demo_workshop
+from support.bundles import Workshop, demo_workshop, shallow_workshop
 from support.deep_models import LAYERS, Exported, deep_model
 from support.encoders import Bundles, encoder_bundles
 from support.exports import Exports
@@ -82,6 +82,12 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """t5-demo's bundles in any precision."""
     return demo_workshop(shared_folder(tmp_path_factory, "demo"))
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Bundles of t5-demo's first layers in any precision."""
+    return shallow_workshop(shared_folder(tmp_path_factory, "shallow"))
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ class Model:
     folder: Path
     answers: list[Outputs] = field(default_factory=list)
     made: dict[str, tuple[Path, QuantizationPlan]] = field(default_factory=dict)
+    fused: dict[BlockKind, Block] = field(default_factory=dict)
 
     @property
     def texts(self) -> CalibrationTexts:
@@ -53,7 +54,9 @@ class Model:
         return calibration_texts(self.checkpoint, examples, ExportOptions("x").limits, "test")
 
     def blocks(self) -> dict[BlockKind, Block]:
-        return pipeline.trace_blocks(self.checkpoint, Silent())
+        """Fused once; graphs are assembled of copies."""
+        self.fused = self.fused or pipeline.trace_blocks(self.checkpoint, Silent())
+        return self.fused
 
     def graphs(self, row: Precision) -> Graphs:
         return assemble_graphs(self.checkpoint, self.blocks(), row, Rescale(), ExportOptions("x").form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,7 +13,8 @@ import pytest
 
 from support.shared import once
 from t5edge.bundle.architecture import Architecture
-from t5edge.exporter.graph import trace
+from t5edge.exporter.graph import trace, trace_cache
+from t5edge.exporter.graph.generic import generic
 from t5edge.exporter.graph.trace_cache import DEPENDS_ON, from_bytes, to_bytes
 from t5edge.kernels.block import BlockKind
 
@@ -26,6 +28,18 @@ def shared_traces(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "cached_trace", kept_in(folder))
         yield
+
+
+def leave_traces(architecture: Architecture) -> None:
+    """Put its blocks where a process that a test starts finds them: into the cache of that test's user."""
+    sizeless = generic(architecture)
+
+    def leave(kind: BlockKind) -> None:
+        known = partial(trace.cached_trace, sizeless, kind, partial(trace._traced, sizeless, kind))
+        trace_cache.cached_trace(sizeless, kind, known)
+
+    for kind in trace.BLOCK_KINDS:
+        leave(kind)
 
 
 def kept_in(folder: Path) -> Callable[[Architecture, BlockKind, Callable[[], ir.Model]], ir.Model]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from support.bundles import save_shallow_demo
 from support.quantized_models import Model, outlier_demo, tiny_model
 from t5edge.exporter.checkpoint.open import open_checkpoint
 
@@ -12,6 +13,14 @@ from t5edge.exporter.checkpoint.open import open_checkpoint
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """t5-demo: trained, with a task."""
     return Model(open_checkpoint("t5-demo", random_weights=None, revision=None), tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Its first layers: for engines, which take their time by the layer."""
+    folder = tmp_path_factory.mktemp("shallow")
+    saved = save_shallow_demo(folder / "checkpoint")
+    return Model(open_checkpoint(str(saved), random_weights=None, revision=None), folder)
 
 
 @pytest.fixture(scope="session")

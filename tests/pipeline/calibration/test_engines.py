@@ -33,20 +33,20 @@ def build(folder: Path, graph: str, capability: str) -> int:
 
 
 @pytest.fixture(scope="session", params=ROWS)
-def bundle(request: pytest.FixtureRequest, demo: Model) -> Path:
-    return made(demo, precision(request.param))
+def bundle(request: pytest.FixtureRequest, shallow: Model) -> Path:
+    return made(shallow, precision(request.param))
 
 
 @pytest.fixture(scope="session", params=ROWS)
-def half(request: pytest.FixtureRequest, demo: Model) -> Path:
+def half(request: pytest.FixtureRequest, shallow: Model) -> Path:
     """The same rows, computing in float16."""
-    return made(demo, precision(request.param).computing("float16"))
+    return made(shallow, precision(request.param).computing("float16"))
 
 
-def made(demo: Model, row: Precision) -> Path:
+def made(shallow: Model, row: Precision) -> Path:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu13")
-    return demo.bundle(f"engine-{row.name}-{row.compute}", row)[0]
+    return shallow.bundle(f"engine-{row.name}-{row.compute}", row)[0]
 
 
 def test_engines_build_for_ampere(bundle: Path) -> None:
@@ -63,13 +63,13 @@ def test_engines_in_float16_fuse_every_attention_on_the_other_generations(half: 
     assert all(build(half, graph, capability) for graph in ("encoder", "decoder"))
 
 
-def test_turing_takes_eight_bits_in_float16(demo: Model) -> None:
-    folder = made(demo, precision("int8").computing("float16"))
+def test_turing_takes_eight_bits_in_float16(shallow: Model) -> None:
+    folder = made(shallow, precision("int8").computing("float16"))
     assert all(build(folder, graph, "7.5") for graph in ("encoder", "decoder"))
 
 
-def test_turing_refuses_four_bits(demo: Model) -> None:
-    folder = made(demo, precision("int4-weight").computing("float16"))
+def test_turing_refuses_four_bits(shallow: Model) -> None:
+    folder = made(shallow, precision("int4-weight").computing("float16"))
     dtypes = dtypes_of(Manifest.read(folder), [folder / "decoder.onnx"])
     assert "int4" in dtypes
     with pytest.raises(UserError, match="no 4-bit weights for Turing"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from support.bundles import Workshop
+from support.bundles import SHALLOW, Workshop
 from support.gpus import NO_GPU, SetGpus, Told
 from t5edge.bundle.engine_record import EngineEntry
 from t5edge.bundle.manifest import Manifest, damaged_files
@@ -21,17 +21,19 @@ from t5edge.errors import UserError
 from t5edge.runtime.tensorrt.flavor import TensorRT
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
+ATTENTIONS = (("encoder", SHALLOW["encoder"]), ("decoder", 2 * 2 * SHALLOW["decoder"]))
+"""In an engine: one of an encoder's layer, two of a decoder's, times its profiles."""
 
 
 @pytest.fixture
-def bundle(demo: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
-    return demo.fresh(tmp_path / "bundle", "fp16")
+def bundle(shallow: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
+    return shallow.fresh(tmp_path / "bundle", "fp16")
 
 
 @pytest.fixture(scope="module")
-def built(demo: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(shallow: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with both engines for 8.6; to be read only."""
-    folder = demo.fresh(tmp_path_factory.mktemp("built") / "bundle", "fp16")
+    folder = shallow.fresh(tmp_path_factory.mktemp("built") / "bundle", "fp16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("t5edge.engines.build.find_gpus", lambda: NO_GPU)
         build_engines(folder, "tensorrt-rtx", ["8.6"])
@@ -53,7 +55,7 @@ def test_both_engines_are_built_and_recorded(built: Path, rtx: TensorRT) -> None
     entries = manifest.engines["tensorrt-rtx"]
     assert list(manifest.engines) == ["tensorrt-rtx"]
     assert list(entries) == ["8.6"]
-    for graph, attentions in (("encoder", 4), ("decoder", 8)):
+    for graph, attentions in ATTENTIONS:
         record = entries["8.6"].graphs[graph]
         engine = bundle / "engines" / "tensorrt-rtx" / "8.6" / f"{graph}.engine"
         assert engine.stat().st_size == record.bytes == manifest.files[record.file].bytes
@@ -115,9 +117,9 @@ def test_without_fusion_is_another_engine(with_engines: Path) -> None:
 
 @pytest.mark.parametrize(("cache", "decoders"), [("in-place", ["decoder_in_place"])])
 def test_the_cache_decides_which_decoder_is_built(
-    demo: Workshop, tmp_path: Path, rtx: TensorRT, cache: str, decoders: list[str]
+    shallow: Workshop, tmp_path: Path, rtx: TensorRT, cache: str, decoders: list[str]
 ) -> None:
-    folder = demo.fresh(tmp_path / "bundle", "fp16", cache)
+    folder = shallow.fresh(tmp_path / "bundle", "fp16", cache)
     entries = build_engines(folder, "tensorrt-rtx", ["8.6"])
     assert list(entries["8.6"].graphs) == ["encoder", *decoders]
     assert (folder / "decoder.onnx").is_file()
@@ -211,7 +213,7 @@ def test_the_path_of_full_tensorrt_is_the_same_code(bundle: Path, caches: Path) 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     entry = json.loads(done.stdout)
-    for graph, attentions in (("encoder", 4), ("decoder", 8)):
+    for graph, attentions in ATTENTIONS:
         assert (entry[graph]["target"], entry[graph]["version"]) == ("tensorrt", "11.4.1")
         assert (bundle / "engines" / "tensorrt" / "8.9" / f"{graph}.engine").is_file()
         assert entry[graph]["attention"]["fused"] == attentions

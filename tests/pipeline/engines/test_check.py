@@ -24,26 +24,26 @@ ADA = GpuReport((Gpu("NVIDIA Test 4090", "8.9", "13.0"),))
 
 
 @pytest.fixture
-def bundle(demo: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
-    return demo.fresh(tmp_path / "bundle", "fp32")
+def bundle(shallow: Workshop, tmp_path: Path, rtx: TensorRT) -> Path:
+    return shallow.fresh(tmp_path / "bundle", "fp32")
 
 
-def test_without_the_gpu_it_is_not_run(demo: Workshop) -> None:
-    folder = demo.bundle("fp16")
+def test_without_the_gpu_it_is_not_run(shallow: Workshop) -> None:
+    folder = shallow.bundle("fp16")
     assert run_state(folder, Manifest.read(folder), RTX, "8.6", NO_GPU) == "not run: no GPU: none in this test"
     assert run_state(folder, Manifest.read(folder), RTX, "8.6", ADA) == "not run: no GPU of compute capability 8.6 here"
 
 
-def test_without_onnxruntime_it_is_not_run(demo: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_it_is_not_run(shallow: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    state = run_state(demo.bundle("fp16"), Manifest.read(demo.bundle("fp16")), RTX, "8.9", ADA)
+    state = run_state(shallow.bundle("fp16"), Manifest.read(shallow.bundle("fp16")), RTX, "8.9", ADA)
     assert isinstance(state, str)
     assert state.startswith("not run: onnxruntime is not installed to compare with")
 
 
-def test_what_cannot_be_opened_is_not_run(demo: Workshop, set_gpus: SetGpus, rtx: TensorRT) -> None:
+def test_what_cannot_be_opened_is_not_run(shallow: Workshop, set_gpus: SetGpus, rtx: TensorRT) -> None:
     set_gpus("8.9")
-    state = run_state(demo.bundle("fp16"), Manifest.read(demo.bundle("fp16")), RTX, "8.9", ADA)
+    state = run_state(shallow.bundle("fp16"), Manifest.read(shallow.bundle("fp16")), RTX, "8.9", ADA)
     assert isinstance(state, str)
     assert state.startswith("not run: ")
     assert "no encoder engine of tensorrt-rtx for this GPU" in state

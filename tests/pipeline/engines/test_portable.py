@@ -34,8 +34,8 @@ FAMILY = [tiny.name for tiny in tiny_models()]
 
 
 @pytest.fixture
-def bundle(demo: Workshop, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(demo.portable("fp16"), tmp_path / "bundle"))
+def bundle(shallow: Workshop, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shallow.portable("fp16"), tmp_path / "bundle"))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def check_engines(folder: Path, capability: str) -> None:
 def test_every_attention_is_fused_unless_asked_otherwise(bundle: Path) -> None:
     check_engines(bundle, "8.6")
     kernels = Manifest.read(bundle).engines[RTX]["8.6"].graphs["decoder"].attention.kernels
-    assert kernels == {"_gemm_mha_v2": 4, "_gemv_mha_v1": 4}
+    assert kernels == {"_gemm_mha_v2": 2, "_gemv_mha_v1": 2}
     assert damaged_files(bundle) == []
     plain = build_engines(bundle, RTX, ["8.6"], no_fuse=True)["8.6"].graphs
     assert [plain[graph].attention.fused for graph in ("encoder", "decoder")] == [0, 0]
@@ -76,19 +76,19 @@ def test_a_single_head_is_fused(tmp_path: Path) -> None:
     check_engines(tiny_workshop(tmp_path, "efficient-kv256-tiny").portable("fp16"), "7.5")
 
 
-def test_float32_may_be_split(tmp_path: Path, demo: Workshop) -> None:
-    check_engines(Path(shutil.copytree(demo.portable("fp32"), tmp_path / "bundle")), "12.0")
+def test_float32_may_be_split(tmp_path: Path, shallow: Workshop) -> None:
+    check_engines(Path(shutil.copytree(shallow.portable("fp32"), tmp_path / "bundle")), "12.0")
 
 
 @pytest.mark.usefixtures("without_attention")
 def test_a_version_without_attention_takes_portable_graphs_alone(
-    bundle: Path, demo: Workshop, rtx: TensorRT, tmp_path: Path
+    bundle: Path, shallow: Workshop, rtx: TensorRT, tmp_path: Path
 ) -> None:
     told = Told()
     build_engines(bundle, RTX, ["8.6"], progress=told)
     first = "tensorrt-rtx 99.1 is the first that reads fused operators"
     assert told.messages == [f"tensorrt-rtx {rtx.version} reads portable graphs, as these are ({first})"]
-    other = demo.fresh(tmp_path / "other", "fp16")
+    other = shallow.fresh(tmp_path / "other", "fp16")
     with pytest.raises(UserError, match=rf"portable graphs only; export with --opset 17, or upgrade: {first}"):
         build_engines(other, RTX, ["8.6"])
     assert not (other / "engines").exists()

@@ -28,9 +28,9 @@ NOT_RUN = f"not run: {NO_GPU.reason}"
 
 
 @pytest.fixture(scope="module")
-def built(demo: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(shallow: Workshop, rtx: TensorRT, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with real engines that nothing has run."""
-    folder = demo.fresh(tmp_path_factory.mktemp("built") / "bundle", "fp32")
+    folder = shallow.fresh(tmp_path_factory.mktemp("built") / "bundle", "fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("t5edge.engines.build.find_gpus", lambda: NO_GPU)
         build_engines(folder, "tensorrt-rtx", ["8.6", "8.9"])

@@ -166,7 +166,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("tiny", "precision"), GOOD)
 def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny: str, precision: str) -> None:
-    report = exports.verify(exports.bundle(tiny, precision), tiny)
+    report = exports.report(tiny, precision)
     assert report.passed, [result.describe() for result in report.failures]
     idle = {name for name, verdict in report.verdicts().items() if verdict.startswith("not applicable")}
     assert idle == {"8 task"} | (set() if precision == "fp16" else {"3 range"}) | (
@@ -179,11 +179,9 @@ def test_a_good_bundle_passes_every_check(exports: Exports, tmp_path: Path, tiny
 )
 def test_one_block_at_a_time_the_same_checks_hold_the_same_limits(exports: Exports, tiny: str, precision: str) -> None:
     """Only what needs PyTorch token by token is missing; what is compared part by part comes on top."""
-    folder, names = exports.bundle(tiny, precision), {check.name for check in CHECKS}
-    whole, streamed = (
-        {(found.name, found.measure): found for found in exports.verify(folder, tiny, blockwise=blockwise).results}
-        for blockwise in (False, True)
-    )
+    names = {check.name for check in CHECKS}
+    reports = (exports.report(tiny, precision), exports.verify(exports.bundle(tiny, precision), tiny, blockwise=True))
+    whole, streamed = ({(found.name, found.measure): found for found in report.results} for report in reports)
     missing = {(name, what[:6]) for name, what in whole if (name, what) not in streamed and name != "graphs"}
     assert missing == {("7 generation", "beam-4")}
     assert ("graphs", "-") in streamed

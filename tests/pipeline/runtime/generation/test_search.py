@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from support.searches import generate, generate_with_scores
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.scores import draw_candidates, draw_tokens
-from t5edge.runtime.generation.search import generate, generate_with_scores
 
 MANY_ENDS = tuple(range(1, 97, 9))
 """Eleven end tokens: sentences end early and at different times."""

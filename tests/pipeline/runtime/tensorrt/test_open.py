@@ -21,9 +21,9 @@ from t5edge.runtime.tensorrt.flavor import FLAVORS, TensorRT
 
 
 @pytest.fixture(scope="module")
-def built(demo: Workshop, tmp_path_factory: pytest.TempPathFactory, rtx: TensorRT) -> Path:
+def built(shallow: Workshop, tmp_path_factory: pytest.TempPathFactory, rtx: TensorRT) -> Path:
     """A float32 bundle with engines of both decoder forms for 8.6."""
-    folder = demo.fresh(tmp_path_factory.mktemp("open") / "bundle", "fp32", "both")
+    folder = shallow.fresh(tmp_path_factory.mktemp("open") / "bundle", "fp32", "both")
     build_engines(folder, "tensorrt-rtx", ["8.6"])
     return folder
 
@@ -36,16 +36,16 @@ def refusal(folder: Path, target: str = "tensorrt-rtx") -> str:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
-def test_without_a_gpu_the_way_out_is_named(demo: Workshop, no_gpu: None, target: str) -> None:
-    assert refusal(demo.bundle("fp16"), target) == (
+def test_without_a_gpu_the_way_out_is_named(shallow: Workshop, no_gpu: None, target: str) -> None:
+    assert refusal(shallow.bundle("fp16"), target) == (
         f"no GPU: none in this test; target {target} runs on an NVIDIA GPU. "
         "--target onnxruntime runs this bundle on the CPU."
     )
 
 
-def test_a_bundle_without_engines_names_the_command(demo: Workshop, rtx: TensorRT, set_gpus: SetGpus) -> None:
+def test_a_bundle_without_engines_names_the_command(shallow: Workshop, rtx: TensorRT, set_gpus: SetGpus) -> None:
     set_gpus("8.6")
-    folder = demo.bundle("fp16")
+    folder = shallow.bundle("fp16")
     assert refusal(folder) == (
         f"'{folder}' has no encoder engine of tensorrt-rtx for this GPU, compute capability 8.6. "
         f"Build it here: t5edge build '{folder}' --target tensorrt-rtx"
@@ -71,7 +71,7 @@ def test_an_engine_of_another_version_is_refused(
 
 
 def test_an_engine_is_refused_after_its_graph_changed(
-    demo: Workshop, built: Path, set_gpus: SetGpus, tmp_path: Path
+    shallow: Workshop, built: Path, set_gpus: SetGpus, tmp_path: Path
 ) -> None:
     import shutil
 
@@ -189,7 +189,7 @@ print(sorted(name for name in sys.modules if name in {{"torch", "transformers", 
 """
 
 
-def test_loading_imports_nothing_of_the_export(demo: Workshop, rtx: TensorRT) -> None:
-    code = LOAD.format(folder=str(demo.bundle("fp16")))
+def test_loading_imports_nothing_of_the_export(shallow: Workshop, rtx: TensorRT) -> None:
+    code = LOAD.format(folder=str(shallow.bundle("fp16")))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

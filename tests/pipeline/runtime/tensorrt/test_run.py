@@ -8,10 +8,10 @@ import pytest
 
 from support.bundles import Workshop
 from support.host_device import FORMS, HostDevice, open_on_host
+from support.searches import generate
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.generation.options import GenerationOptions
-from t5edge.runtime.generation.search import generate
 from t5edge.runtime.generation.step import BestModel
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.tensorrt.run import EngineModel

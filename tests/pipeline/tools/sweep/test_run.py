@@ -19,6 +19,7 @@ import pytest
 
 from support.sweep_fakes import PROGRAM, hear_interrupts
 from support.tiny_models import TinyModel, save_tiny_model, tiny_models
+from support.traces import leave_traces
 from t5edge.bundle.manifest import damaged_files, is_bundle
 from t5edge.errors import UserError
 from t5edge.progress import Silent
@@ -81,6 +82,7 @@ def statuses(found: Found) -> dict[str, str]:
 def test_a_poisoned_variant_fails_alone_and_a_second_run_does_the_rest(tmp_path: Path) -> None:
     sound, broken = save_tiny_models(tmp_path / "in", 2)
     truncate(broken)
+    leave_traces(tiny_models()[0].architecture)
     out = tmp_path / "out"
     code, found = run_sweep([sound, broken], out, precision="fp32")
     assert code == 1

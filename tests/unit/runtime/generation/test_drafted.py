@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.searches import generate, generate_with_scores
 from support.toy_model import VOCAB, ToyModel
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.pace import Pace
 from t5edge.runtime.generation.scores import softmax
-from t5edge.runtime.generation.search import generate, generate_with_scores
 
 
 class Eager(Pace):

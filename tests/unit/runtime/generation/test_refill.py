@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.searches import generate, generate_with_scores
 from support.toy_model import ToyModel, ToyState
 from t5edge.runtime.generation.drafts import Drafting
 from t5edge.runtime.generation.options import GenerationOptions
 from t5edge.runtime.generation.pace import Pace
 from t5edge.runtime.generation.refill import Prompt, RefillModel, stream
 from t5edge.runtime.generation.scores import Generated, pick_log_probabilities
-from t5edge.runtime.generation.search import generate, generate_with_scores
 
 
 class ToyRefill(ToyModel):
