@@ -117,34 +117,34 @@ def test_without_fusion_nothing_is_fused_and_the_fused_check_sees_it(
     check_attention(spec, built)
     assert built.attention.fused == 0
     assert len(built.attention.decomposed) == attentions_of(shallow.bundle("fp16"), graph)
-    with pytest.raises(GateError, match=r"0 of 4 attentions have a fused kernel \(without: .*Attention_\d+"):
+    with pytest.raises(GateError, match=r"0 of 2 attentions have a fused kernel \(without: .*Attention_\d+"):
         check_attention(replace(spec, form="fused"), built)
 
 
 def test_a_fused_engine_does_not_pass_for_a_split_one(shallow: Workshop, rtx: TensorRT) -> None:
     spec = spec_of(shallow.bundle("fp16"), "encoder")
     built = build_engine(rtx, spec, Silent())
-    with pytest.raises(GateError, match="the builder fused 4 attentions in spite of --no-fuse"):
+    with pytest.raises(GateError, match="the builder fused 2 attentions in spite of --no-fuse"):
         check_attention(replace(spec, form="split"), built)
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_the_in_place_cache_becomes_cache_update_layers(shallow: Workshop, rtx: TensorRT) -> None:
+def test_the_in_place_cache_becomes_cache_update_layers(demo: Workshop, rtx: TensorRT) -> None:
     trt, log = rtx.trt, make_log(rtx)
     network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    assert parser.parse_from_file(str(shallow.bundle("fp16") / "decoder_in_place.onnx"))
+    assert parser.parse_from_file(str(demo.bundle("fp16") / "decoder_in_place.onnx"))
     kinds = [network.get_layer(index).type for index in range(network.num_layers)]
-    assert kinds.count(trt.LayerType.KV_CACHE_UPDATE) == 2 * shallow.checkpoint.architecture.decoder_layers
+    assert kinds.count(trt.LayerType.KV_CACHE_UPDATE) == 2 * demo.checkpoint.architecture.decoder_layers
     names = [entry.name for entry in find_attentions(rtx, network)]
     assert len(names) == 4
     assert all(name.startswith("decoder.block.") for name in names)
 
 
 def test_a_graph_that_cannot_be_read_names_the_node_and_the_layer(
-    shallow: Workshop, rtx: TensorRT, tmp_path: Path
+    demo: Workshop, rtx: TensorRT, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(shallow.bundle("fp16"), tmp_path / "bundle"))
+    folder = Path(shutil.copytree(demo.bundle("fp16"), tmp_path / "bundle"))
     model = onnx.load(folder / "decoder.onnx", load_external_data=False)
     node = next(node for node in model.graph.node if node.name.startswith("decoder.block.1") and node.op_type == "Gelu")
     node.op_type = "Unheard"
