@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiled modules are kept, as Python does unless told otherwise: without them each process takes seconds to begin.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import importlib.util
 import itertools

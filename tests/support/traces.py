@@ -43,12 +43,15 @@ def leave_traces(architecture: Architecture) -> None:
 
 
 def kept_in(folder: Path) -> Callable[[Architecture, BlockKind, Callable[[], ir.Model]], ir.Model]:
-    """``cached_trace`` in ``folder``, where each block is traced once by all processes that share it."""
+    """``cached_trace`` in ``folder``, where each block is traced once by all processes that share it, and read once."""
+    read: dict[Path, ir.Model] = {}
 
     def cached_trace(architecture: Architecture, kind: BlockKind, tracer: Callable[[], ir.Model]) -> ir.Model:
         facts = repr((kind, *(getattr(architecture, name) for name in DEPENDS_ON)))
         path = folder / hashlib.sha256(facts.encode()).hexdigest()[:16]
-        once(path, lambda file: file.write_bytes(to_bytes(tracer())))
-        return from_bytes(path.read_bytes())
+        if path not in read:
+            once(path, lambda file: file.write_bytes(to_bytes(tracer())))
+            read[path] = from_bytes(path.read_bytes())
+        return read[path].clone()
 
     return cached_trace

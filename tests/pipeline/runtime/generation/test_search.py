@@ -17,6 +17,28 @@ from t5edge.runtime.generation.scores import draw_candidates, draw_tokens
 
 MANY_ENDS = tuple(range(1, 97, 9))
 """Eleven end tokens: sentences end early and at different times."""
+MODELS = ("deep-decoder", "tied-relu", "untied-gated")
+
+
+def on_models_in_turn(points: dict[str, dict[str, Any]]) -> pytest.MarkDecorator:
+    """Each point on one model, the next point on the next; on the others when slow tests are run.
+
+    A search sees a model's logits alone, so the models are no more than three sources of them.
+    """
+    pairs = [(place, point, number) for place, point in enumerate(points) for number in range(len(MODELS))]
+    return pytest.mark.parametrize(
+        ("name", "settings"),
+        [
+            pytest.param(
+                MODELS[number],
+                points[point],
+                id=f"{point}-{MODELS[number]}",
+                marks=[] if number == place % len(MODELS) else [pytest.mark.slow],
+            )
+            for place, point, number in pairs
+        ],
+    )
+
 
 GREEDY: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -61,13 +83,17 @@ BEAMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("settings", (GREEDY | GREEDY_ONLY).values(), ids=GREEDY | GREEDY_ONLY)
-def test_greedy_equals_transformers(tiny: Any, torch_step: Any, settings: dict[str, Any]) -> None:
+@on_models_in_turn(GREEDY | GREEDY_ONLY)
+def test_greedy_equals_transformers(tiny_model_of: Any, torch_step: Any, name: str, settings: dict[str, Any]) -> None:
+    tiny = tiny_model_of(name)
     check_equal(tiny, torch_step(tiny), GenerationOptions(**{"max_new_tokens": 14, **settings}))
 
 
-@pytest.mark.parametrize("settings", BEAMS.values(), ids=BEAMS)
-def test_beam_search_equals_transformers(tiny: Any, torch_step: Any, settings: dict[str, Any]) -> None:
+@on_models_in_turn(BEAMS)
+def test_beam_search_equals_transformers(
+    tiny_model_of: Any, torch_step: Any, name: str, settings: dict[str, Any]
+) -> None:
+    tiny = tiny_model_of(name)
     defaults = {"max_new_tokens": 14, "num_beams": 3}
     check_equal(tiny, torch_step(tiny), GenerationOptions(**{**defaults, **settings}))
 
