@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Compiled modules are kept, as Python does unless told otherwise: without them each process takes seconds to begin.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import importlib.util
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from support.gpus import SetGpus
     from t5edge.runtime.tensorrt.flavor import TensorRT
 
+sys.dont_write_bytecode = False  # compiled modules are kept, or each process takes seconds to begin
 
 TESTS = Path(__file__).parent
 LONGEST = (
