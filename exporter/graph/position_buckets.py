@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from t5edge.exporter.graph.trace_cache import cached_numbers
 
 
+@lru_cache
 def bucket_table(num_buckets: int, max_distance: int, bidirectional: bool) -> tuple[int, ...]:
     """Bucket of each distance key - query, from ``-max_distance`` to ``max_distance`` (decoder: to 0).
 

@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ LIBRARIES = {
 """What asks for the CPU, by package; of those that are installed."""
 CPUID, MARK = b"\x0f\xa2", b"\x0e\xa2"
 INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\tcpuid", re.MULTILINE)
+IN_STEP, LONGEST = 4096, 16
+"""Bytes in front of an instruction that are read with it, and behind its begin: no instruction is longer."""
 AMX = {"amx_bf16": ("edx", 22), "amx_tile": ("edx", 24), "amx_int8": ("edx", 25), "amx_fp16": ("eax1", 21)}
 VNNI = {
     **AMX,
@@ -91,7 +94,7 @@ CPUS = {
 
 
 def masked_environment(name: str) -> dict[str, str]:
-    """The variables under which a process takes this CPU for ``name``; builds what is missing (10 s)."""
+    """The variables under which a process takes this CPU for ``name``; builds what is missing (5 s)."""
     packages = [package for package in LIBRARIES if importlib.util.find_spec(package)]
     versions = "-".join(importlib.metadata.version(package) for package in packages)
     cpu, folder = CPUS[name], BUILD / versions
@@ -128,15 +131,27 @@ def _patch(library: Path) -> int:
     """Mark every CPUID of the library's code; returns how many there are."""
     data = bytearray(library.read_bytes())
     headers = subprocess.check_output(["objdump", "-h", "-j", ".text", library], text=True)
-    (header,) = re.findall(r"\.text +\w+ +(\w+) +\w+ +(\w+) ", headers)
-    address, offset = (int(number, 16) for number in header)
-    code = subprocess.check_output(["objdump", "-d", "-j", ".text", "--no-show-raw-insn", library], text=True)
-    places = [int(place, 16) - address + offset for place in INSTRUCTION.findall(code)]
+    (header,) = re.findall(r"\.text +(\w+) +(\w+) +\w+ +(\w+) ", headers)
+    size, address, offset = (int(number, 16) for number in header)
+    bytes_alike = [found.start() for found in re.finditer(re.escape(CPUID), data[offset : offset + size])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sure = pool.map(lambda place: _is_cpuid(library, address, address + place), bytes_alike)
+        places = [offset + place for place, found in zip(bytes_alike, sure, strict=True) if found]
     for place in places:
-        assert data[place : place + 2] == CPUID
         data[place : place + 2] = MARK
     library.write_bytes(data)
     return len(places)
+
+
+def _is_cpuid(library: Path, begin: int, place: int) -> bool:
+    """Whether the bytes of a CPUID at ``place`` are one, and no part of another instruction.
+
+    Only what is around is read, which takes a fifth of the time of all: x86 code that is read from between two
+    instructions falls into step after a few.
+    """
+    span = [f"--start-address={max(begin, place - IN_STEP)}", f"--stop-address={place + LONGEST}"]
+    code = subprocess.check_output(["objdump", "-d", "-j", ".text", "--no-show-raw-insn", *span, library], text=True)
+    return f"{place:x}" in INSTRUCTION.findall(code)
 
 
 def _bits(hidden: dict[str, tuple[str, int]]) -> str:
