@@ -33,6 +33,11 @@ class EngineAttention:
     decomposed: tuple[str, ...] = ()
     kernels: Mapping[str, Count] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """Whether each is one fused kernel in every profile."""
+        return self.fused == self.expected and not self.decomposed
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecord:

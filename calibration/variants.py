@@ -164,20 +164,21 @@ class _Run:
         """Normed hidden states [rows, length, d_model] of the reference and of the variants that have begun."""
         import torch
 
-        reference = _Blocks(self.checkpoint, torch.float32)
+        reference = StreamedReference(self.checkpoint, torch.float32)
         hidden = self._embedded(reference, ids, encoded)
         padding = reference.padding(self.batch.attention_mask)
         prefixes = PaddedPrefixes(self.checkpoint, self.batch.input_ids)
         offset, length = 0, ids.shape[1]
         if encoded is not None:
             offset, length = self.checkpoint.architecture.encoder_layers, length + prefixes.length
-        for layer, block, biases in reference.blocks(stack, length):
+        for layer, block, bias in reference.blocks(stack):
+            biases = bias(length)
             hidden = self._grown(hidden, offset + layer)
             self._hook(f"{stack}.block.{layer}", block, len(hidden) // self.texts - 1)
             if encoded is not None:
                 encoded, biases = self._grown(encoded, offset + layer), prefixes.hide(biases + reference.causal(length))
             cache = partial(prefixes.cache, layer, torch.float32)
-            self._run(partial(reference.run, block), hidden, biases, encoded, padding, cache)
+            self._run(partial(reference.run_block, block), hidden, biases, encoded, padding, cache)
             if self.on_layer is not None:
                 self.on_layer()
         return reference.norm(stack, hidden)
@@ -207,7 +208,7 @@ class _Run:
                 own = bias.repeat(copies, 1, 1, 1) if len(bias) > 1 else bias
                 hidden[rows] = run(hidden[rows], own, encoded[rows], mask, *cache(copies))
 
-    def _embedded(self, reference: _Blocks, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
+    def _embedded(self, reference: StreamedReference, ids: Any, encoded: torch.Tensor | None) -> torch.Tensor:
         """Embeddings [rows, length, d_model]; variants that round the table have begun before the first layer."""
         import torch
 
@@ -321,29 +322,3 @@ def _rounded_linear(
         return out
 
     return hook
-
-
-class _Blocks(StreamedReference):
-    """The streamed reference's parts, for a loop of our own."""
-
-    def blocks(self, stack: Any, length: int) -> Any:
-        """(layer, block, bias [1, heads, length, length]) one after the other."""
-        for layer, block, bias in self._blocks(stack):
-            yield layer, block, bias(length)
-
-    def run(self, *arguments: Any) -> torch.Tensor:
-        """A block's hidden states [rows, length, d_model]."""
-        hidden: torch.Tensor = self._run(*arguments)
-        return hidden
-
-    def embed(self, ids: Any) -> torch.Tensor:
-        return self._embed(ids)
-
-    def norm(self, stack: Any, hidden: torch.Tensor) -> torch.Tensor:
-        return self._norm(stack, hidden)
-
-    def padding(self, mask: Any) -> torch.Tensor:
-        return self._padding(mask)
-
-    def causal(self, length: int) -> torch.Tensor:
-        return self._causal(length)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t5edge.bundle.engine_record import EngineAttention, EngineEntry, EngineRecord
+from t5edge.bundle.engine_record import EngineEntry, EngineRecord
 from t5edge.bundle.files import write_json
 from t5edge.bundle.manifest import Manifest
 from t5edge.engines.attention import attention_form
@@ -215,7 +215,7 @@ def _engine(job: Job, tool: TensorRT, capability: str, graph: str, progress: Pro
     spec = _spec(job, capability, graph, tuple(places))
     built = build_engine(tool, spec, progress, timing_cache(tool, capability))
     check_attention(spec, built)
-    if spec.form == "fused" and not built.attention.shown:
+    if spec.form == "fused" and built.attention.fused is None:
         progress.message(
             f"{graph} for {tool.flavor.target} {capability}: the plan names no kernels, so whether its "
             f"attentions are fused is not shown"
@@ -263,6 +263,6 @@ def _facts(folder: Path, path: Path, spec: EngineSpec, built: BuiltEngine) -> di
         "bytes": built.plan.nbytes,
         "sha256": hashlib.sha256(built.plan).hexdigest(),
         "seconds": round(built.seconds, 2),
-        "attention": EngineAttention(form=spec.form, **asdict(built.attention)),
+        "attention": built.attention,
         "profiles": tuple({axis: profile[axis] for axis in axes} for profile in spec.profiles),
     }

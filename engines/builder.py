@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t5edge.bundle.engine_record import EngineAttention
 from t5edge.bundle.ports import GraphPorts, Limits
 from t5edge.engines.attention import Form, find_attentions, shape_attentions
 from t5edge.engines.embedding import lift_dequantize
 from t5edge.engines.heads import SMALLEST_BATCH
 from t5edge.engines.monitor import make_monitor
-from t5edge.engines.plan import AttentionProof, prove_attention, read_kernels
+from t5edge.engines.plan import prove_attention, read_kernels
 from t5edge.engines.polygraphy_backend import point_polygraphy
 from t5edge.engines.weights import weights_to_inputs
 from t5edge.errors import GateError
@@ -61,7 +62,7 @@ class BuiltEngine:
 
     plan: memoryview
     seconds: float
-    attention: AttentionProof
+    attention: EngineAttention
 
 
 def engine_profiles(limits: Limits, graph: str, form: Form, num_heads: int) -> tuple[Sizes, ...]:
@@ -104,7 +105,8 @@ def build_engine(tool: TensorRT, spec: EngineSpec, progress: Progress, timing_ca
     if plan is None:
         raise builder_error(tool, spec.onnx.name, spec.compute_capability, log.errors)
     view = memoryview(plan)
-    proof = prove_attention(read_kernels(view), [entry.name for entry in attentions], len(spec.profiles))
+    names = [entry.name for entry in attentions]
+    proof = prove_attention(spec.form, read_kernels(view), names, len(spec.profiles))
     return BuiltEngine(view, time.monotonic() - started, proof)
 
 

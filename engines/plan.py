@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from t5edge.bundle.engine_record import EngineAttention
+
 FUSED = re.compile(r"_(?:gemm|gemv)_mha_v\d+")
 START = rb"function=\{ name="
 WINDOW = 1 << 20
@@ -42,40 +44,15 @@ def read_kernels(plan: bytes | memoryview) -> tuple[Kernel, ...]:
     return tuple(kernels)
 
 
-@dataclass(frozen=True)
-class AttentionProof:
-    """How the attentions of one engine were built.
-
-    Attributes:
-        expected: attentions of the graph times profiles.
-        fused: fused attention kernels found; None when the plan carries no program text.
-        decomposed: nodes that lack a fused kernel in at least one profile.
-        kernels: how often each fused kernel occurs.
-    """
-
-    expected: int
-    fused: int | None
-    decomposed: tuple[str, ...]
-    kernels: dict[str, int]
-
-    @property
-    def shown(self) -> bool:
-        """Whether the plan names its kernels at all."""
-        return self.fused is not None
-
-    @property
-    def complete(self) -> bool:
-        return self.fused == self.expected and not self.decomposed
-
-
-def prove_attention(kernels: Sequence[Kernel], attentions: Sequence[str], profiles: int) -> AttentionProof:
+def prove_attention(form: str, kernels: Sequence[Kernel], attentions: Sequence[str], profiles: int) -> EngineAttention:
     """Match fused kernels with the ``Attention`` nodes' names; each must occur once per profile."""
     if not kernels:
-        return AttentionProof(len(attentions) * profiles, None, (), {})
+        return EngineAttention(form, len(attentions) * profiles, None)
     fused = [kernel for kernel in kernels if FUSED.fullmatch(kernel.name)]
     found = {name: sum(name in kernel.nodes for kernel in fused) for name in attentions}
     names = [kernel.name for kernel in fused]
-    return AttentionProof(
+    return EngineAttention(
+        form,
         len(attentions) * profiles,
         len(fused),
         tuple(name for name, count in found.items() if count < profiles),

@@ -17,7 +17,7 @@ import numpy as np
 
 from t5edge.bundle.parity_report import CheckResult, at_least, at_most, failure, not_applicable, not_run
 from t5edge.errors import UserError
-from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, read_examples
+from t5edge.exporter.reference.texts import Batch, Encoder, Example, read_examples
 from t5edge.exporter.reference.whole import WholeReference
 from t5edge.parity.judged_texts import TASK_FILE
 from t5edge.parity.limits import judge_rate, rates, tie_margin
@@ -25,6 +25,7 @@ from t5edge.parity.measures import log_softmax, wilson
 from t5edge.parity.subject import Subject
 from t5edge.runtime.generation.options import read_options
 from t5edge.runtime.generation.processors import build_rules
+from t5edge.runtime.tokenizer import pad
 
 if TYPE_CHECKING:
     import torch

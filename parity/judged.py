@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from t5edge.bundle.architecture import Architecture
 from t5edge.bundle.parity_report import CheckResult, at_least
-from t5edge.exporter.reference.texts import Batch, Encoder, Example, pad, target_mask
+from t5edge.exporter.reference.texts import Batch, Encoder, Example, target_mask
 from t5edge.parity.hidden import HiddenErrors, compare_hidden, judge_many
 from t5edge.parity.judged_texts import judged_texts
 from t5edge.parity.limits import judge_logits
@@ -22,6 +22,7 @@ from t5edge.parity.measures import LogitErrors, compare_logits, pool
 from t5edge.parity.subject import Subject, bundle_outputs
 from t5edge.parity.workload import RowMaker, with_marked_prompts
 from t5edge.runtime.generation.options import read_options
+from t5edge.runtime.tokenizer import pad
 
 PORTION = 32
 """Texts between two looks at the clock."""

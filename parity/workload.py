@@ -20,9 +20,10 @@ from t5edge.bundle.ports import Limits
 from t5edge.exporter.checkpoint.open import Checkpoint
 from t5edge.exporter.checkpoint.sentence import SentenceModules
 from t5edge.exporter.checkpoint.tokenizer_files import tokenizer_json
-from t5edge.exporter.reference.texts import MAX_TOKENS, Batch, Encoder, Example, pad
+from t5edge.exporter.reference.texts import MAX_TOKENS, Batch, Encoder, Example
 from t5edge.parity.judged_texts import judged_texts
 from t5edge.runtime.inputs import PROMPT
+from t5edge.runtime.tokenizer import pad
 
 BEYOND = 12
 """Target tokens past the last position bucket, so that the cached steps cross every edge."""

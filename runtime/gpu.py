@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from t5edge.errors import UserError
+
 MAJOR, MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h."""
 
@@ -43,6 +45,20 @@ def find_gpus() -> GpuReport:
     if count.value == 0:
         return GpuReport((), "no GPU: the NVIDIA driver lists no device")
     return GpuReport(tuple(_describe(driver, index) for index in range(count.value)))
+
+
+def require_gpu(target: str) -> GpuReport:
+    """What ``find_gpus`` finds.
+
+    Raises:
+        UserError: nothing; with the reason and the target that works.
+    """
+    found = find_gpus()
+    if not found.gpus:
+        raise UserError(
+            f"{found.reason}; target {target} runs on an NVIDIA GPU. --target onnxruntime runs this bundle on the CPU."
+        )
+    return found
 
 
 def _describe(driver: Any, index: int) -> Gpu:

@@ -13,6 +13,19 @@ MOST_CHARACTERS = 1 << 20
 """Of one text: no model attends to as many tokens as that makes, and the tokenizer would take minutes and gigabytes."""
 
 
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right.
+
+    Ids below 0, which name learnt prefixes, are masked.
+    """
+    ids = np.full((len(rows), max(1, *map(len, rows))), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = ids[index, : len(row)] >= 0
+    return ids, mask
+
+
 class BundleTokenizer:
     """The tokenizer of a bundle: adds the end token, pads to the longest of the batch."""
 
@@ -59,17 +72,8 @@ class BundleTokenizer:
         return vocabulary
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """``input_ids`` and ``attention_mask`` of rows of ids, int64 [batch, longest], padded on the right.
-
-        Ids below 0, which name learnt prefixes, are masked.
-        """
-        longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
-        ids = np.full((len(rows), longest), self._pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = ids[index, : len(row)] >= 0
-        return ids, mask
+        """See ``pad``."""
+        return pad(rows, self._pad)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """``input_ids`` and ``attention_mask``, int64 [batch, longest], padded on the right."""

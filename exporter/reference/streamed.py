@@ -77,29 +77,29 @@ class StreamedReference:
 
     def encode_all(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """``encode`` for several batches; each layer is loaded once."""
-        masks = [self._padding(batch.attention_mask) for batch in batches]
-        hidden = [self._embed(batch.input_ids) for batch in batches]
-        for layer, block, bias in self._blocks("encoder"):
+        masks = [self.padding(batch.attention_mask) for batch in batches]
+        hidden = [self.embed(batch.input_ids) for batch in batches]
+        for layer, block, bias in self.blocks("encoder"):
             for index, mask in enumerate(masks):
-                hidden[index] = self._run(block, hidden[index], bias(hidden[index].shape[1]) + mask)
+                hidden[index] = self.run_block(block, hidden[index], bias(hidden[index].shape[1]) + mask)
                 self._after("encoder", layer, hidden[index])
             del block  # before the next is read
-        return [self._norm("encoder", states) for states in hidden]
+        return [self.norm("encoder", states) for states in hidden]
 
     def decode_all(self, batches: Sequence[Batch], encoded: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """``decode`` for several batches; each layer is loaded once."""
-        masks = [self._padding(batch.attention_mask) for batch in batches]
-        hidden = [self._embed(batch.decoder_input_ids) for batch in batches]
+        masks = [self.padding(batch.attention_mask) for batch in batches]
+        hidden = [self.embed(batch.decoder_input_ids) for batch in batches]
         prefixes = [self._prefixes(batch.input_ids) for batch in batches]
-        for layer, block, bias in self._blocks("decoder"):
+        for layer, block, bias in self.blocks("decoder"):
             for index, (states, prefix) in enumerate(zip(hidden, prefixes, strict=True)):
                 length = prefix.length + states.shape[1]
-                own = prefix.hide(bias(length) + self._causal(length))
+                own = prefix.hide(bias(length) + self.causal(length))
                 cache = prefix.cache(layer, self.dtype)
-                hidden[index] = self._run(block, states, own, encoded[index], masks[index], *cache)
+                hidden[index] = self.run_block(block, states, own, encoded[index], masks[index], *cache)
                 self._after("decoder", layer, hidden[index])
             del block
-        return [self._norm("decoder", states) for states in hidden]
+        return [self.norm("decoder", states) for states in hidden]
 
     def _prefixes(self, input_ids: np.ndarray) -> PaddedPrefixes:
         """What rows of ``input_ids`` int64 [batch, source] put before a decoder's own positions."""
@@ -130,7 +130,8 @@ class StreamedReference:
         slices = (weight[start : start + VOCABULARY_ROWS] for start in range(0, a.vocab_size, VOCABULARY_ROWS))
         return torch.cat([wide_linear(stored(rows.to(normed.dtype)), scaled).float() for rows in slices], dim=-1)
 
-    def _causal(self, length: int) -> torch.Tensor:
+    def causal(self, length: int) -> torch.Tensor:
+        """Additive mask [length, length] of what comes later."""
         import torch
 
         return torch.full((length, length), torch.finfo(self.dtype).min, dtype=self.dtype).triu(1)
@@ -138,18 +139,19 @@ class StreamedReference:
     def _after(self, stack: Stack, layer: int, hidden: torch.Tensor) -> None:
         """A place for subclasses to look at each layer's output."""
 
-    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
+    def run_block(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
+        """A block's hidden states [batch, length, d_model]."""
         import torch
 
         with torch.inference_mode():
             kept = {cache_keyword(block.forward): cache[0]} if cache else {}
             return block(hidden, None, bias, encoded, None, cross, **kept)[0]
 
-    def _blocks(self, stack: Stack) -> Iterator[tuple[int, Any, Bias]]:
+    def blocks(self, stack: Stack) -> Iterator[tuple[int, Any, Bias]]:
         """Layer by layer its block, and its position bias by length, which is made when asked for: batches are many."""
         architecture = self.checkpoint.architecture
         for layer in range(architecture.layers(stack)):
-            bias = partial(self._bias, stack, layer if architecture.per_layer_bias else 0)
+            bias = partial(self.bias, stack, layer if architecture.per_layer_bias else 0)
             block = self._block(stack, layer)
             if self.on_block is not None:
                 self.on_block(stack, layer, block)
@@ -169,8 +171,8 @@ class StreamedReference:
         speed_up_float16(block)
         return block.eval()
 
-    def _bias(self, stack: Stack, layer: int, length: int) -> torch.Tensor:
-        """[1, heads, length, length], by transformers' own bucket arithmetic."""
+    def bias(self, stack: Stack, layer: int, length: int) -> torch.Tensor:
+        """Position bias without any mask, [1, heads, length, length], by transformers' own bucket arithmetic."""
         import torch
         from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -187,16 +189,19 @@ class StreamedReference:
         )
         return weight[buckets].permute(2, 0, 1)[None]
 
-    def _padding(self, attention_mask: np.ndarray) -> torch.Tensor:
+    def padding(self, attention_mask: np.ndarray) -> torch.Tensor:
+        """Additive mask [batch, 1, 1, source] of int64 [batch, source]."""
         import torch
 
         hidden = torch.from_numpy(attention_mask)[:, None, None, :] == 0
         return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill(hidden, torch.finfo(self.dtype).min)
 
-    def _embed(self, ids: np.ndarray) -> torch.Tensor:
+    def embed(self, ids: np.ndarray) -> torch.Tensor:
+        """[batch, length, d_model] for int64 ids [batch, length]."""
         return embed_source(self.checkpoint, ids, self.dtype)
 
-    def _norm(self, stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
+    def norm(self, stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
+        """The stack's final norm, [batch, length, d_model]."""
         import torch
 
         weight = self.checkpoint.read(f"{stack}.final_layer_norm.weight").to(self.dtype)

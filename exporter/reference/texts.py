@@ -14,6 +14,7 @@ import numpy as np
 
 from t5edge.bundle.files import regular
 from t5edge.errors import UserError
+from t5edge.runtime.tokenizer import pad
 
 if TYPE_CHECKING:
     from t5edge.bundle.architecture import Architecture
@@ -148,17 +149,6 @@ class Encoder:
         ordered = sorted(examples, key=lambda example: len(example.source))
         size = max(1, -(-len(ordered) // count))
         return [self.batch(ordered[start : start + size]) for start in range(0, len(ordered), size)]
-
-
-def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded on the right: ids and mask, int64 [rows, longest]. Ids below 0 name prefixes and are masked."""
-    longest = max(map(len, rows))
-    ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = ids[index, : len(row)] >= 0
-    return ids, mask
 
 
 TEXTS_FILE = "calibration.jsonl"

@@ -101,7 +101,7 @@ class SublayerReference(StreamedReference):
         """Layers are compared without learnt prefixes: what the cache begins with is compared elsewhere."""
         return super()._prefixes(np.maximum(input_ids, 0))
 
-    def _run(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
+    def run_block(self, block: Any, hidden: Any, bias: Any, encoded: Any = None, cross: Any = None, *cache: Any) -> Any:
         import torch
 
         steps = []
@@ -117,17 +117,9 @@ class SublayerReference(StreamedReference):
         if self.on_layer is not None:
             self.on_layer(stack, layer, self._latest)
 
-    def bias(self, stack: Stack, layer: int, length: int) -> torch.Tensor:
-        """Position bias without any mask, [1, heads, length, length]."""
-        return self._bias(stack, layer, length)
-
-    def embed(self, ids: Any) -> torch.Tensor:
-        """[batch, length, d_model] for int64 ids [batch, length]."""
-        return self._embed(ids)
-
     def norm(self, stack: Stack, hidden: torch.Tensor) -> torch.Tensor:
         """The stack's final norm, [batch, length, d_model], in the dtype of ``hidden``."""
-        return self._norm(stack, hidden).to(hidden.dtype)
+        return super().norm(stack, hidden).to(hidden.dtype)
 
 
 def round_block(block: Any, precision: Precision) -> None:

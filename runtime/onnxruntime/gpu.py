@@ -14,7 +14,6 @@ import numpy as np
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
-from t5edge.runtime.gpu import find_gpus
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel, positions_of
 from t5edge.runtime.onnxruntime.rows import Rows
 
@@ -68,19 +67,6 @@ class DeviceModel(OnnxRuntimeModel):
         if copies == 1 or len(value.shape()) != 4:  # where the cache starts is one number per sentence, of the host
             return super()._repeated(value, copies)
         return self._rows.take(value, np.repeat(np.arange(value.shape()[0]), copies), positions_of(value))
-
-
-def require_gpu(target: str) -> None:
-    """Refuse a machine without a GPU.
-
-    Raises:
-        UserError: with the reason and the target that works.
-    """
-    found = find_gpus()
-    if not found.gpus:
-        raise UserError(
-            f"{found.reason}; target {target} runs on an NVIDIA GPU. --target onnxruntime runs this bundle on the CPU."
-        )
 
 
 def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -> OnnxRuntimeEncoder:

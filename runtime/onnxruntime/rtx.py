@@ -8,7 +8,8 @@ from typing import Any
 
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
-from t5edge.runtime.onnxruntime.gpu import open_on_gpu, require_gpu
+from t5edge.runtime.gpu import require_gpu
+from t5edge.runtime.onnxruntime.gpu import open_on_gpu
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder
 from t5edge.runtime.onnxruntime.sessions import session_options
 

@@ -9,7 +9,7 @@ from t5edge.bundle.engine_record import EngineRecord
 from t5edge.bundle.files import sha256_of
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
-from t5edge.runtime.gpu import GpuReport, find_gpus
+from t5edge.runtime.gpu import GpuReport, require_gpu
 from t5edge.runtime.tensorrt.device import CudaDevice, Device
 from t5edge.runtime.tensorrt.flavor import TensorRT, collector_paused, load_tensorrt
 from t5edge.runtime.tensorrt.guards import check_engine
@@ -27,11 +27,7 @@ def open(folder: Path, manifest: Manifest, target: str, *, cuda_graphs: bool = T
     Raises:
         UserError: no GPU, the package is missing, no engine for this GPU, or an engine that does not fit.
     """
-    found = find_gpus()
-    if not found.gpus:
-        raise UserError(
-            f"{found.reason}; target {target} runs on an NVIDIA GPU. --target onnxruntime runs this bundle on the CPU."
-        )
+    found = require_gpu(target)
     tool = load_tensorrt(target)
     records = find_records(folder, manifest, tool, found)
     device = CudaDevice()

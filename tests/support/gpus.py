@@ -15,9 +15,8 @@ SetGpus = Callable[..., None]
 
 FINDERS = (
     "t5edge.engines.build.find_gpus",
-    "t5edge.runtime.tensorrt.open.find_gpus",
     "t5edge.engines.proof.find_gpus",
-    "t5edge.runtime.onnxruntime.gpu.find_gpus",
+    "t5edge.runtime.gpu.find_gpus",
     "t5edge.engines.doctor.find_gpus",
 )
 

@@ -17,8 +17,9 @@ from t5edge.calibration.points import EMBEDDING, OUTPUT
 from t5edge.calibration.variants import Divergence, _Run, measure_variants
 from t5edge.exporter.checkpoint.open import open_checkpoint
 from t5edge.exporter.reference.streamed import StreamedReference
-from t5edge.exporter.reference.texts import Batch, pad
+from t5edge.exporter.reference.texts import Batch
 from t5edge.progress import Silent
+from t5edge.runtime.tokenizer import pad
 
 
 def close(left: Divergence, right: Divergence) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from t5edge.engines.plan import AttentionProof, Kernel, prove_attention, read_kernels
+from t5edge.bundle.engine_record import EngineAttention
+from t5edge.engines.plan import Kernel, prove_attention, read_kernels
 
 PLAN = b"""\x00\x01 binary function={ name=__myl_Gath fqn=__myl_Gath_0x1 args={ "a" } kernel_kind=1
   layers="[ONNX Layer: encoder/stem/Gather_0]" swap_ab=false }
@@ -17,29 +18,29 @@ def test_kernels_are_read_with_their_nodes() -> None:
 
 
 def test_an_attention_with_a_fused_kernel_is_proven() -> None:
-    proof = prove_attention(read_kernels(PLAN), ["encoder.block.0.block/Attention_7"], 1)
+    proof = prove_attention("fused", read_kernels(PLAN), ["encoder.block.0.block/Attention_7"], 1)
     assert proof.complete
-    assert proof == AttentionProof(expected=1, fused=1, decomposed=(), kernels={"_gemm_mha_v2": 1})
+    assert proof == EngineAttention("fused", expected=1, fused=1, decomposed=(), kernels={"_gemm_mha_v2": 1})
 
 
 def test_an_attention_without_one_is_named() -> None:
     attentions = ["encoder.block.0.block/Attention_7", "encoder.block.1.block/Attention_20"]
-    proof = prove_attention(read_kernels(PLAN), attentions, 1)
+    proof = prove_attention("fused", read_kernels(PLAN), attentions, 1)
     assert not proof.complete
     assert proof.decomposed == ("encoder.block.1.block/Attention_20",)
 
 
 def test_every_profile_needs_its_kernel() -> None:
-    proof = prove_attention(read_kernels(PLAN), ["encoder.block.0.block/Attention_7"], 2)
+    proof = prove_attention("fused", read_kernels(PLAN), ["encoder.block.0.block/Attention_7"], 2)
     assert (proof.expected, proof.fused, proof.complete) == (2, 1, False)
 
 
 def test_a_plan_without_text_proves_nothing() -> None:
-    proof = prove_attention(read_kernels(b"\x00" * 64), ["encoder.block.0.block/Attention_7"], 1)
+    proof = prove_attention("fused", read_kernels(b"\x00" * 64), ["encoder.block.0.block/Attention_7"], 1)
     assert proof.fused is None
     assert not proof.complete
 
 
 def test_a_plan_that_names_no_kernels_shows_nothing() -> None:
-    proof = prove_attention(read_kernels(b"no program text"), ["encoder.block.0.block/Attention_7"], 2)
-    assert (proof.expected, proof.shown, proof.complete) == (2, False, False)
+    proof = prove_attention("fused", read_kernels(b"no program text"), ["encoder.block.0.block/Attention_7"], 2)
+    assert (proof.expected, proof.fused, proof.complete) == (2, None, False)
