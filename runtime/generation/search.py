@@ -44,9 +44,7 @@ def run_search(
     [rows], the padding id for rows that are finished.
 
     ``pick`` says what every token scored, after all rules, as transformers' ``output_scores`` has it; without it all
-    scores are 0.
-
-    ``drafting``: with what tokens may be drafted, see ``drafted``.
+    scores are 0. ``drafting``: with what tokens may be drafted, see ``drafted``.
 
     Raises ``UserError`` for inputs of the wrong shape or type and for streaming with beams,
     ``FloatingPointError`` when the model's logits are NaN or infinite.
