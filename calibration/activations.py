@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from t5edge.calibration.quantize import QuantizedMatrix, round_up
+from t5edge.calibration.quantize import QuantizedMatrix
+from t5edge.calibration.scheme import round_up
 from t5edge.kernels.values import constant_value
 from t5edge.kernels.weights import expression_of
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from t5edge.bundle.precision import Precision
-from t5edge.calibration.quantize import TABLE, Scheme, scheme_for, table_scheme
+from t5edge.calibration.quantize import TABLE
+from t5edge.calibration.scheme import Scheme, scheme_for, table_scheme
 from t5edge.exporter.graph.assemble import Graphs
 from t5edge.kernels.weights import PlannedTensor, StackedWeight, is_behind_pooling
 

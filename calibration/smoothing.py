@@ -28,7 +28,8 @@ import onnx_ir as ir
 from t5edge.calibration.collect import Sample
 from t5edge.calibration.observers import LARGEST, Observer, round_values
 from t5edge.calibration.points import OUTPUT, QuantizationPoint, matrix_of, point_name
-from t5edge.calibration.quantize import TABLE, Scheme, round_columns
+from t5edge.calibration.quantize import TABLE
+from t5edge.calibration.scheme import Scheme, round_columns
 from t5edge.exporter.graph.weight_expressions import Factors, Smoothed
 from t5edge.kernels.values import constant_value
 from t5edge.kernels.weights import StackedWeight, expression_of, planned_value

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from t5edge.calibration.observers import round_values
 from t5edge.calibration.points import EMBEDDING, OUTPUT, QuantizationPoint
-from t5edge.calibration.quantize import TABLE, Scheme, round_columns
+from t5edge.calibration.quantize import TABLE
+from t5edge.calibration.scheme import Scheme, round_columns
 from t5edge.exporter.graph.weight_expressions import Factors
 from t5edge.exporter.reference.prompts import PaddedPrefixes
 from t5edge.exporter.reference.streamed import StreamedReference

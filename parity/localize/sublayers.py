@@ -10,7 +10,7 @@ import numpy as np
 
 from t5edge.bundle.architecture import Stack
 from t5edge.bundle.precision import Precision
-from t5edge.calibration.quantize import round_columns, scheme_for, table_scheme
+from t5edge.calibration.scheme import round_columns, scheme_for, table_scheme
 from t5edge.exporter.reference.prompts import PaddedPrefixes
 from t5edge.exporter.reference.streamed import StreamedReference
 from t5edge.parity.localize.bounds import torch_dtype

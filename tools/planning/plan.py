@@ -150,7 +150,7 @@ class _Weights:
 
     def matrix(self, rows: int, columns: int) -> int:
         """A MatMul weight [rows, columns] with its scales."""
-        from t5edge.calibration.quantize import scheme_for
+        from t5edge.calibration.scheme import scheme_for
 
         scheme = scheme_for(self.precision, rows, columns) if self.precision.quantized else None
         if scheme is None:

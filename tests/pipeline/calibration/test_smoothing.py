@@ -14,7 +14,7 @@ from t5edge.calibration.observers import minmax
 from t5edge.calibration.placement import SHARE, tie_margin
 from t5edge.calibration.plan import Settings
 from t5edge.calibration.points import OUTPUT, find_points
-from t5edge.calibration.quantize import Scheme
+from t5edge.calibration.scheme import Scheme
 from t5edge.calibration.smoothing import MAX_EXPONENT, apply_smoothing, can_smooth, choose, smoothing_factors
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.weight_expressions import Factors
