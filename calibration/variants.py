@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 150e6
 """Rough bound on the widest activation of the variants that run through a layer together."""
-HIDDEN_BYTES = 500e6
-"""Bound on the hidden states of all variants of a pass, the encoder's beside the decoder's; more take another pass."""
+HIDDEN_BYTES = 1.2e9
+"""Bound on the hidden states of all variants of a pass, the encoder's beside the decoder's; more take another pass.
+
+Every point of the widest and deepest published shape (UL2) goes into one.
+"""
 
 
 @dataclass(frozen=True)

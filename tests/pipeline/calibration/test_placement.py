@@ -10,8 +10,12 @@ import pytest
 from support.quantized_models import Model, row_with
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.precision import precision
-from t5edge.calibration.placement import holds, max_kl
+from t5edge.calibration.placement import _rounds, holds, max_kl
 from t5edge.calibration.plan import Settings
+from t5edge.calibration.texts import GATE, SENSITIVITY
+from t5edge.calibration.variants import variants_of_a_pass
+from t5edge.exporter.checkpoint.open import open_checkpoint
+from t5edge.exporter.reference.texts import Batch
 
 LIMITS = {
     "int8": (0.05, 0.97),
@@ -29,6 +33,17 @@ def test_the_demo_holds_its_gate_in_the_bundle(demo: Model, name: str) -> None:
     assert errors.top1(0.0)[0] >= top1
     assert not plan.excluded
     json.dumps(Manifest.read(folder).quantization, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["google/t5-v1_1-xxl", "google/ul2", "google-t5/t5-11b"])
+def test_one_pass_over_a_large_checkpoint_ranks_every_point_and_one_searches(name: str) -> None:
+    checkpoint = open_checkpoint(name, random_weights=0)
+    a = checkpoint.architecture
+    points = 5 * a.encoder_layers + 6 * a.decoder_layers + 2  # qkv, o, wi, wo; the decoder's q, o and keys and values
+    for share, variants in ((SENSITIVITY, points), (GATE, len(_rounds(points)[1]))):
+        source, target = (np.zeros((share.texts, length), np.int64) for length in (share.source, share.target))
+        batch = Batch(source, np.ones_like(source), target)
+        assert variants_of_a_pass(checkpoint, batch) >= variants
 
 
 def test_sensitive_sites_fall_back_until_the_gate_holds(outliers: Model) -> None:
