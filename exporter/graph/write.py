@@ -118,8 +118,7 @@ def write_weights(
         UserError: not enough room on the disk, or a tensor has values its dtype cannot hold.
     """
     check_room(folder, plan.size)
-    digest = hashlib.sha256(plan.header)
-    rows = rows or (lambda name: slices(read(name)))
+    digest, rows = hashlib.sha256(plan.header), rows or (lambda name: slices(read(name)))
 
     def store(file: BinaryIO, data: np.ndarray) -> None:
         _write(file, data)
