@@ -69,8 +69,9 @@ def choose(manifest: Manifest, graph: str, *, measured: bool = True) -> tuple[Ke
 
     ``measured``: what ``tune`` has found here comes first.
     """
-    row, why = _choose(manifest, graph, tuned(manifest).get(graph) if measured else None)
-    threads = tuned_threads(manifest).get(graph) if measured else None
+    kept = _kept(manifest) if measured else {}
+    row, why = _choose(manifest, graph, kept.get("kernels", {}).get(graph))
+    threads = kept.get("threads", {}).get(graph)
     return (replace(row, threads=threads) if threads else row), why
 
 
@@ -98,18 +99,14 @@ def multiplies_int8() -> bool:
 
 def tuned(manifest: Manifest) -> dict[str, str]:
     """The kernels that ``tune`` has found for this bundle on this machine, by graph; nothing where it was not run."""
-    return {graph: str(name) for graph, name in _kept(manifest, "kernels").items()}
+    return dict(_kept(manifest).get("kernels", {}))
 
 
-def tuned_threads(manifest: Manifest) -> dict[str, int]:
-    """The same of threads, of graphs that other numbers than the usual suit better."""
-    return {graph: count for graph, count in _kept(manifest, "threads").items() if isinstance(count, int) and count > 0}
-
-
-def _kept(manifest: Manifest, key: str) -> dict[str, Any]:
+def _kept(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """What ``keep_tuning`` wrote: kernels, and threads of graphs that other numbers than the usual suit better."""
     with suppress(OSError, ValueError):
-        found = json.loads(tuning_file(manifest).read_text("utf-8"))
-        return dict(found.get(key, {}))
+        found: dict[str, dict[str, Any]] = json.loads(tuning_file(manifest).read_text("utf-8"))
+        return found
     return {}
 
 

@@ -35,8 +35,8 @@ def threads_report() -> str:
 
 def thread_candidates() -> tuple[int, ...]:
     """What ``t5edge tune`` measures, the usual number first: one less, for the system; half; hardware threads."""
-    usual = usual_threads() or physical_cores()
-    logical = allowed_cpus() if usual_threads() is None else usual
+    few, cores = usual_threads(), physical_cores()
+    usual, logical = (cores, allowed_cpus()) if few is None else (few, few)
     others = {usual - 1, usual // 2, logical} - {0, usual}
     return (usual, *sorted(others))
 
