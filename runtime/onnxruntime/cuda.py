@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,21 @@ def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEnc
         raise UserError(f"onnxruntime-gpu is not installed; {install('onnxruntime-gpu')}") from error
     if PROVIDER not in onnxruntime.get_available_providers():
         raise UserError(no_provider(onnxruntime.__version__))
+    _load_cuda(onnxruntime)
 
     def start(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), session_options(entries={}), providers=[*PROVIDERS])
 
     return open_on_gpu(folder, manifest, PROVIDER, start)
+
+
+def _load_cuda(onnxruntime: Any) -> None:
+    """Load CUDA and cuDNN from the packages that the extra brings, which no search path names.
+
+    What it prints of libraries that are not there is left out: the session that does not start says it.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
 
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
