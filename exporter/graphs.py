@@ -39,7 +39,7 @@ class SavedGraphs:
 def assemble_graphs(
     checkpoint: Checkpoint, blocks: Mapping[BlockKind, Block], row: Precision, rescale: Rescale, form: Form
 ) -> Graphs:
-    """Encoder and decoder, the decoder's in-place forms (for float32 on a CPU, for engines that ask), another layout's.
+    """Encoder and decoder, the decoder's in-place forms (for ONNX Runtime, for engines that ask), another layout's.
 
     An encoder alone is one graph.
 
@@ -52,7 +52,7 @@ def assemble_graphs(
     graphs = assemble(*facts, None if checkpoint.sentence is None else checkpoint.sentence.facts)
     if graphs.decoder is None:
         return graphs
-    if row.compute == "float" and not form.portable:
+    if not form.portable:
         graphs = add_in_place(graphs, *facts)
     if form.cache != "concat":
         graphs = add_in_place(graphs, *facts, form.max_target_length)

@@ -163,12 +163,13 @@ class Subject:
     def buffered(self) -> BundleModel | None:
         """The bundle with the decoder that writes its cache in place; None where there is none."""
         from t5edge.runtime.onnxruntime.buffered import GRAPH, BufferedModel
+        from t5edge.runtime.onnxruntime.captured import CapturedModel
 
         backend = find_backend(self.opener.target)
         if not backend.writes_cache_in_place or GRAPH not in self.opener.manifest.ports:
             return None
         model = self.opener.model(buffers=True)
-        return model if isinstance(model.step_model, BufferedModel) else None
+        return model if isinstance(model.step_model, BufferedModel | CapturedModel) else None
 
     @cached_property
     def buffered_logits(self) -> np.ndarray | None:

@@ -61,7 +61,7 @@ BACKENDS = {
             emulates=("bfloat16",),
             writes_cache_in_place=True,
         ),
-        Backend("onnxruntime-cuda", "t5edge.runtime.onnxruntime.cuda"),
+        Backend("onnxruntime-cuda", "t5edge.runtime.onnxruntime.cuda", writes_cache_in_place=True),
         Backend("onnxruntime-rtx", "t5edge.runtime.onnxruntime.rtx"),
         Backend("tensorrt", "t5edge.runtime.tensorrt.open", is_engine=True),
         Backend("tensorrt-rtx", "t5edge.runtime.tensorrt.open", is_engine=True),

@@ -13,6 +13,8 @@ ENGINES = ("tensorrt", "tensorrt-rtx")
 TARGETS = ("onnxruntime-cuda", "onnxruntime-rtx", *ENGINES)
 FORMS = ("default", "no-fuse", "separate-weights", "no-cuda-graph")
 """How engines are built and run; all but the first in float16 alone."""
+RUN_FORMS = ("no-cuda-graph", "growing-cache")
+"""How ONNX Runtime's CUDA provider can run the same files."""
 DISK_GB = 12
 """Bundles and engines of everything."""
 
@@ -73,6 +75,8 @@ def _of(model: str, precision: str, targets: tuple[str, ...]) -> list[Step]:
 def _forms(model: str, targets: tuple[str, ...]) -> list[Step]:
     """Engines of fp16 in other forms."""
     found = []
+    if TARGETS[0] in targets:
+        found += [Step(kind, model, "fp16", TARGETS[0], form) for form in RUN_FORMS for kind in ("logits", "time")]
     for target in (target for target in targets if target in ENGINES):
         for form in FORMS[1:]:
             kinds = ("logits", "time") if form == "no-cuda-graph" else ("build", "logits", "time")

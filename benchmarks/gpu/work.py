@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.plan import MODELS, TORCH_DTYPES, Step
+from benchmarks.gpu.plan import MODELS, RUN_FORMS, TORCH_DTYPES, Step
 from t5edge import pipeline
 from t5edge.bundle.manifest import Manifest
 from t5edge.engines.build import build_engines
@@ -51,7 +51,7 @@ class Place:
 
     def bundle(self, step: Step) -> Path:
         """The bundle of a step; other forms of engines have links to the same files."""
-        form = "" if step.form in ("", "default", "no-cuda-graph") else f"-{step.form}"
+        form = "" if step.form in ("", "default", *RUN_FORMS) else f"-{step.form}"
         return self.folder / "bundles" / f"{step.model.rpartition('/')[2]}-{step.precision}{form}"
 
 
@@ -168,8 +168,11 @@ def torch_timed(step: Step, place: Place) -> dict[str, Any]:
 
 
 def _opened(step: Step, place: Place) -> BundleModel:
-    folder, settings = place.bundle(step), {"cuda_graphs": False} if step.form == "no-cuda-graph" else {}
-    return open_model(folder, Manifest.read(folder), step.target, **settings)
+    folder = place.bundle(step)
+    return open_model(folder, Manifest.read(folder), step.target, **SETTINGS.get(step.form, {}))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {"no-cuda-graph": {"cuda_graphs": False}, "growing-cache": {"buffers": False}}
 
 
 KINDS: dict[str, Callable[[Step, Place], dict[str, Any]]] = {

@@ -64,7 +64,8 @@ def open(
     if manifest.precision.compute in find_backend(target).emulates and tuple(providers) == PROVIDERS:
         threads = threads or kernels.get("encoder", RECORDED).threads
         return open_rounded(folder, manifest, session_options(threads, session_entries(manifest, "encoder")))
-    buffered = buffers and recent and GRAPH in manifest.ports and tuple(providers) == PROVIDERS
+    buffered = buffers and recent and tuple(providers) == PROVIDERS
+    buffered = buffered and GRAPH in manifest.ports and manifest.precision.compute == "float"
     encoder, arithmetic = open_graph(folder / "encoder.onnx", manifest, "encoder", threads, providers, kernels)
     if manifest.architecture.encoder_alone:
         _give_back_memory()

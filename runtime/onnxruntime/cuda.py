@@ -17,12 +17,22 @@ from t5edge.runtime.onnxruntime.sessions import session_options
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
-PROVIDERS: tuple[Any, ...] = ((PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider")
-"""Float32 products stay float32, which the provider would round to TF32's 10 bits from Ampere on."""
 
 
-def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEncoder:
-    """Open a bundle on the first CUDA device.
+def providers(record: bool) -> list[Any]:
+    """The provider and its settings; ``record``: sessions whose runs can be CUDA graphs.
+
+    Float32 products stay float32, which the provider would round to TF32's 10 bits from Ampere on.
+    """
+    return [(PROVIDER, {"use_tf32": "0", "enable_cuda_graph": str(int(record))}), "CPUExecutionProvider"]
+
+
+def open(
+    folder: Path, manifest: Manifest, target: str = NAME, *, buffers: bool = True, cuda_graphs: bool = True
+) -> OnnxRuntimeEncoder:
+    """Open a bundle on the first CUDA device; its decoder writes its cache in place where it can.
+
+    ``buffers`` False: always ``decoder.onnx``. ``cuda_graphs`` False: every step's kernels are launched one by one.
 
     Raises:
         UserError: no GPU, no onnxruntime-gpu, or its CUDA provider does not start.
@@ -37,9 +47,16 @@ def open(folder: Path, manifest: Manifest, target: str = NAME) -> OnnxRuntimeEnc
     _load_cuda(onnxruntime)
 
     def start(path: Path) -> Any:
-        return onnxruntime.InferenceSession(str(path), session_options(entries={}), providers=[*PROVIDERS])
+        return onnxruntime.InferenceSession(str(path), session_options(entries={}), providers=providers(record))
 
-    return open_on_gpu(folder, manifest, PROVIDER, start)
+    record = buffers and cuda_graphs
+    try:
+        return open_on_gpu(folder, manifest, PROVIDER, start, buffers=buffers, record=record)
+    except UserError:
+        if not record:
+            raise
+    record = False  # a graph with an operator of the CPU cannot be recorded, and its session says so by not starting
+    return open_on_gpu(folder, manifest, PROVIDER, start, buffers=buffers)
 
 
 def _load_cuda(onnxruntime: Any) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 from t5edge.bundle.manifest import Manifest
 from t5edge.bundle.ports import GraphPorts
 from t5edge.errors import UserError
+from t5edge.runtime.onnxruntime.buffered import GRAPH
+from t5edge.runtime.onnxruntime.captured import CapturedModel
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder, OnnxRuntimeModel, positions_of
 from t5edge.runtime.onnxruntime.rows import Rows
 
@@ -69,26 +71,39 @@ class DeviceModel(OnnxRuntimeModel):
         return self._rows.take(value, np.repeat(np.arange(value.shape()[0]), copies), positions_of(value))
 
 
-def open_on_gpu(folder: Path, manifest: Manifest, provider: str, start: Start) -> OnnxRuntimeEncoder:
+def open_on_gpu(
+    folder: Path, manifest: Manifest, provider: str, start: Start, *, buffers: bool = False, record: bool = False
+) -> OnnxRuntimeEncoder:
     """Open every graph and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
+
+    ``buffers``: the decoder that writes its cache in place, where the bundle has one; ``record``: ``start`` makes
+    sessions that can record CUDA graphs, and such a decoder's steps are.
 
     Raises:
         UserError: a graph cannot be loaded, or the provider did not start.
     """
-    sessions = []
-    for name in manifest.architecture.stacks:
-        path = folder / f"{name}.onnx"
-        try:
-            session = start(path)
-        except Exception as error:  # onnxruntime raises its own classes, all below Exception
-            raise UserError(f"onnxruntime's {provider} cannot load '{path}': {' '.join(str(error).split())}") from error
-        if provider not in session.get_providers():
-            raise UserError(
-                f"onnxruntime's {provider} did not start and the CPU would run instead; check the CUDA and cuDNN "
-                "libraries, or use --target onnxruntime."
-            )
-        sessions.append(session)
+    buffers = buffers and GRAPH in manifest.ports and manifest.rows_share_cross
+    buffers = buffers and not manifest.architecture.prefix_lengths
+    files = {"decoder": GRAPH if buffers else "decoder"}
+    sessions = [
+        _started(folder / f"{files.get(name, name)}.onnx", provider, start) for name in manifest.architecture.stacks
+    ]
     if manifest.architecture.encoder_alone:
         return OnnxRuntimeEncoder(sessions[0])  # its outputs come to the host
     ports = manifest.ports["decoder"]
+    if buffers:
+        return CapturedModel(sessions[0], sessions[1], ports, "cuda", start, record=record)
     return DeviceModel(sessions[0], sessions[1], ports, "cuda", start, rows_share_cross=manifest.rows_share_cross)
+
+
+def _started(path: Path, provider: str, start: Start) -> Any:
+    try:
+        session = start(path)
+    except Exception as error:  # onnxruntime raises its own classes, all below Exception
+        raise UserError(f"onnxruntime's {provider} cannot load '{path}': {' '.join(str(error).split())}") from error
+    if provider not in session.get_providers():
+        raise UserError(
+            f"onnxruntime's {provider} did not start and the CPU would run instead; check the CUDA and cuDNN "
+            "libraries, or use --target onnxruntime."
+        )
+    return session

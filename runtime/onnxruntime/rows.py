@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5edge.runtime.onnxruntime.memory import unrecorded
 from t5edge.runtime.onnxruntime.values import to_value
+
+if TYPE_CHECKING:
+    from t5edge.runtime.onnxruntime.memory import Memory
 
 FILES = {dtype: Path(__file__).with_name(f"rows-{dtype}.onnx") for dtype in ("float", "float16", "bfloat16")}
 
@@ -25,10 +29,21 @@ class Rows:
 
     def take(self, tensor: Any, rows: np.ndarray, length: int) -> Any:
         """``tensor[rows][:, :, :length]`` as an ``OrtValue`` on the device; ``rows`` int64 [taken]."""
-        binding = self._session.io_binding()
+        binding = self._bound(rows, np.arange(length))
         binding.bind_ortvalue_input("x", tensor)
-        binding.bind_ortvalue_input("rows", to_value(rows.astype(np.int64)))
-        binding.bind_ortvalue_input("positions", to_value(np.arange(length, dtype=np.int64)))
         binding.bind_output("y", self._device)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, unrecorded())
         return binding.get_outputs()[0]
+
+    def into(self, old: Memory, new: Memory, rows: np.ndarray, positions: np.ndarray) -> None:
+        """Write ``old[rows][:, :, positions]`` into ``new``, which has that shape."""
+        binding = self._bound(rows, positions)
+        binding.bind_input("x", *old.whole())
+        binding.bind_output("y", *new.whole())
+        self._session.run_with_iobinding(binding, unrecorded())
+
+    def _bound(self, rows: np.ndarray, positions: np.ndarray) -> Any:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("rows", to_value(rows.astype(np.int64)))
+        binding.bind_ortvalue_input("positions", to_value(positions.astype(np.int64)))
+        return binding

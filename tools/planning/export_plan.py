@@ -141,7 +141,7 @@ def _files(ready: Prepared, options: ExportOptions) -> Iterator[str]:
     if not ready.checkpoint.architecture.encoder_alone:
         graphs += DECODERS[options.cache]
         yield "decoder.onnx"
-        yield from ["decoder_buffered.onnx"] if ready.row.compute == "float" and not options.form.portable else []
+        yield from [] if options.form.portable else ["decoder_buffered.onnx"]
         yield from ["decoder_in_place.onnx"] if options.cache != "concat" else []
     yield from [] if options.no_verify else ["parity.json"]
     yield from ("tokenizer.json", "weights.safetensors")

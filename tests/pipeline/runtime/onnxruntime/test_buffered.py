@@ -48,7 +48,9 @@ def test_the_runtime_takes_the_decoder_with_buffers_where_it_can(folder: Path, d
     assert type(open_onnxruntime(folder, manifest, buffers=False)) is OnnxRuntimeModel
     older = replace(manifest, ports={name: manifest.ports[name] for name in ("encoder", "decoder")})
     assert type(open_onnxruntime(folder, older)) is OnnxRuntimeModel
-    assert GRAPH not in Manifest.read(demo.bundle("fp16")).ports
+    narrow = demo.bundle("fp16")
+    assert GRAPH in Manifest.read(narrow).ports
+    assert type(open_onnxruntime(narrow, Manifest.read(narrow))) is OnnxRuntimeModel
 
 
 @pytest.mark.parametrize(("version", "expected"), [("1.26.9", False), ("1.27.0", True), ("2.0.0", True)])

@@ -1,0 +1,176 @@
+"""The device is the CPU here, which ignores the numbers of CUDA graphs; memory, shapes and moves are the same."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.bundles import Workshop
+from t5edge.bundle.manifest import Manifest
+from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.onnxruntime import captured
+from t5edge.runtime.onnxruntime.captured import FIRST_CAPACITY, IDLE, CapturedModel, Run, rounded
+
+STEPS = 2 * FIRST_CAPACITY + 9
+
+
+def start(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def growing(demo: Workshop) -> BundleModel:
+    return load(demo.bundle("fp32"), buffers=False)
+
+
+@pytest.fixture(scope="module")
+def model(demo: Workshop) -> BundleModel:
+    return opened(demo.bundle("fp32"))
+
+
+def opened(folder: Path) -> BundleModel:
+    manifest = Manifest.read(folder)
+    sessions = [start(folder / f"{name}.onnx") for name in ("encoder", "decoder_buffered")]
+    return BundleModel(folder, manifest, CapturedModel(*sessions, manifest.ports["decoder"], "cpu", start))
+
+
+def inputs(batch: int, source: int = 21) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(batch).integers(3, 180, (batch, source))
+    mask = np.ones_like(ids)
+    mask[-1, 13:] = 0
+    return ids, mask
+
+
+def test_lengths_are_rounded_up_to_few() -> None:
+    lengths = [rounded(source) for source in range(1, 2049)]
+    assert all(length >= source and length - source < max(16, source / 4) for source, length in enumerate(lengths, 1))
+    assert len(set(lengths)) == 24
+    assert (rounded(1), rounded(64), rounded(65), rounded(257)) == (16, 64, 80, 320)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_are_those_of_the_growing_cache(model: BundleModel, growing: BundleModel, batch: int) -> None:
+    targets = np.random.default_rng(7).integers(3, 180, (batch, STEPS))
+    expected = growing.logits(*inputs(batch), targets)
+    for found in (model.logits(*inputs(batch), targets), model.logits_uncached(*inputs(batch), targets)):
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_float16_is_held_as_such(demo: Workshop) -> None:
+    folder, targets = demo.bundle("fp16"), np.random.default_rng(7).integers(3, 180, (3, STEPS))
+    expected = load(folder).logits(*inputs(3), targets)
+    assert np.abs(opened(folder).logits(*inputs(3), targets) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+def test_steps_of_any_length_follow_each_other(model: BundleModel, growing: BundleModel) -> None:
+    ids, mask = inputs(2)
+    targets = np.random.default_rng(8).integers(3, 180, (2, STEPS))
+    expected = growing.logits_uncached(ids, mask, targets)
+    state, steps, found, begin = model.step_model.encode(ids, mask), model.step_model, [], 0
+    for length in (5, 1, 1, FIRST_CAPACITY, 1, 60, 5):
+        found.append(steps.step(state, np.ascontiguousarray(targets[:, begin : begin + length])).copy())
+        begin += length
+    assert begin == STEPS
+    assert np.abs(np.concatenate(found, axis=1) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"do_sample": True, "seed": 3, "top_k": 20},
+        {"prompt_lookup_num_tokens": 5},
+    ],
+)
+def test_tokens_are_those_of_the_growing_cache(
+    model: BundleModel, growing: BundleModel, options: dict[str, Any]
+) -> None:
+    ids, mask = inputs(3)
+    settings = {"max_new_tokens": STEPS, "min_new_tokens": FIRST_CAPACITY + 9, **options}
+    assert np.array_equal(model.generate(ids, mask, **settings), growing.generate(ids, mask, **settings))
+
+
+def test_batches_under_way_do_not_meet(model: BundleModel) -> None:
+    steps, (ids, mask) = model.step_model, inputs(2)
+    tokens = np.random.default_rng(9).integers(3, 180, (2, 12))
+    expected = model.logits(ids, mask, tokens)
+    states = [steps.encode(ids[[row]], mask[[row]]) for row in range(2)]
+    for column in range(12):
+        for row, state in enumerate(states):
+            found = steps.step(state, tokens[[row], column : column + 1])
+            assert np.abs(found[:, 0] - expected[[row], column]).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_next_batch_of_a_shape_takes_its_memory(model: BundleModel) -> None:
+    steps = model.step_model
+    assert isinstance(steps, CapturedModel)
+    gc.collect()
+    steps._idle.clear()
+    memory = [id(steps.encode(*inputs(2, source)).sentences) for source in (20, 32, 33, 17)]
+    assert memory[0] == memory[1] == memory[3] != memory[2]
+    for batch in range(1, IDLE + 4):
+        steps.encode(*inputs(batch))
+    assert [kept.shape[0] for kept in steps._idle] == list(range(4, IDLE + 4))
+
+
+def test_memory_that_may_hold_what_is_not_finite_is_dropped(model: BundleModel) -> None:
+    steps = model.step_model
+    assert isinstance(steps, CapturedModel)
+    state = steps.encode(*inputs(2))
+    steps.step(state, np.zeros((2, 1), np.int64))
+    sentences = state.sentences
+    sentences.last = np.full((2, 1, 4), np.nan, np.float32)
+    del state
+    assert sentences not in steps._idle
+
+
+def test_the_best_token_is_the_first_of_the_highest(model: BundleModel) -> None:
+    logits = np.random.default_rng(0).standard_normal((4, 2, 500), np.float32)
+    logits[0, 0, [7, 90]], logits[1, 1, 3], logits[2, 1, 4] = 9, -np.inf, np.nan
+    logits[3, 0, 8] = np.inf
+    tokens, scores = start(captured.BEST).run(None, {"x": logits})
+    finite = np.isfinite(logits.max(axis=-1))
+    assert np.array_equal(np.isfinite(scores), finite)
+    assert finite.sum() == 6
+    assert np.array_equal(tokens[finite], logits.argmax(axis=-1)[finite])
+    assert np.array_equal(scores[finite], logits.max(axis=-1)[finite])
+
+
+def test_the_best_tokens_are_those_of_the_logits(model: BundleModel) -> None:
+    steps, tokens = model.step_model, np.array([[5], [7], [0]])
+    logits = steps.step(steps.encode(*inputs(3)), tokens)[:, -1]
+    best, scores = steps.best(steps.encode(*inputs(3)), tokens)
+    assert np.array_equal(best, logits.argmax(axis=-1))
+    assert np.array_equal(scores, logits.max(axis=-1))
+
+
+class Session:
+    """Stands for a session; keeps the numbers of its runs."""
+
+    def __init__(self) -> None:
+        self.numbers: list[str] = []
+
+    def io_binding(self) -> None:
+        return None
+
+    def run_with_iobinding(self, binding: object, options: Any) -> None:
+        self.numbers.append(options.get_run_config_entry("gpu_graph_id"))
+
+
+def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    session, numbers = Session(), iter(range(1, 3))
+    runs = [Run(session, numbers) for _ in range(3)]
+    for run in runs:
+        run()
+    for run in runs:
+        run()
+        run()
+    assert session.numbers == ["-1", "-1", "-1", "1", "1", "2", "2", "-1", "-1"]
+    assert captured.RECORDED > 2
