@@ -17,7 +17,6 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from t5edge.runtime.onnxruntime.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from t5edge.runtime.generation.step import Scores, Tokens
 
@@ -41,8 +41,6 @@ RECORDED = 256
 SHORT = 16
 """Tokens of a step up to which it is recorded, and numbers of them whose memory is kept: drafts have few lengths."""
 HIDDEN = "last_hidden_state"
-BEST = Path(__file__).with_name("best.onnx")
-"""Of logits ``x`` [rows, target, vocab]: the first of the highest, and its logit, not finite if one of them is NaN."""
 
 
 def rounded(source: int) -> int:
@@ -71,9 +69,6 @@ class Step:
 
     fed: Memory
     logits: Memory
-    tokens: Memory
-    scores: Memory
-    best: Run
     runs: dict[int, Run] = field(default_factory=dict)
 
 
@@ -98,7 +93,7 @@ class Sentences:
     encoder: Run
     caches: dict[int, Cache] = field(default_factory=dict)
     last: Scores | None = None
-    """Logits of the last step, or the best of them: what is not finite stays in the cache."""
+    """Logits of the last step: what is not finite stays in the cache."""
 
 
 @dataclass
@@ -138,14 +133,14 @@ class CapturedModel(OnnxRuntimeEncoder):
         self._own = [port.name for port in own]
         self._cross = [port.name for port in ports.inputs if port.name.endswith(("encoder.key", "encoder.value"))]
         self._heads, self._d_kv, self._dtype = int(own[0].axes[1]), int(own[0].axes[3]), own[0].dtype
-        self._rows, self._best = Rows(self._dtype, start, device), start(BEST)
+        self._rows = Rows(self._dtype, start, device)
         self._vocab_size = int(ports.outputs[0].axes[2])
         (self._hidden,) = (output for output in encoder.get_outputs() if output.name == HIDDEN)
-        self._numbers = {kind: iter(range(1, RECORDED if record else 1)) for kind in ("encoder", "decoder", "best")}
+        self._numbers = {kind: iter(range(1, RECORDED if record else 1)) for kind in ("encoder", "decoder")}
         self._idle: list[Sentences] = []
         self._one_at_a_time = threading.Lock()
 
-    def execute(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+    def on_host(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """See ``OnnxRuntimeEncoder``; never recorded."""
         with self._one_at_a_time:
             outputs: Sequence[Any] = session.run_with_ort_values(names, feeds, unrecorded())
@@ -166,29 +161,17 @@ class CapturedModel(OnnxRuntimeEncoder):
 
     def step(self, state: CapturedState, tokens: Tokens) -> Scores:
         """Advance by ``tokens`` [rows, target]; returns logits float32 [rows, target, vocab]."""
+        needed = int(state.past_length.max()) + tokens.shape[1]
         with self._one_at_a_time:
-            logits: Scores = self._advanced(state, tokens).logits.value.numpy()
+            if needed > state.cache.capacity:
+                self._grow(state, needed)
+            step = self._step(state, tokens.shape)
+            step.fed.value.update_inplace(np.concatenate((state.past_length, tokens.reshape(-1))))
+            step.runs[state.side]()
+            logits: Scores = step.logits.value.numpy()
+        state.past_length = state.past_length + tokens.shape[1]
         state.sentences.last = logits
         return logits
-
-    def best(self, state: CapturedState, tokens: Tokens) -> tuple[Tokens, Scores]:
-        """Advance by ``tokens`` [rows, 1]; returns the likeliest next tokens int64 and their logits float32, [rows]."""
-        with self._one_at_a_time:
-            step = self._advanced(state, tokens)
-            step.best()
-            found, scores = step.tokens.value.numpy()[:, -1], step.scores.value.numpy()[:, -1]
-        state.sentences.last = scores
-        return found, scores
-
-    def _advanced(self, state: CapturedState, tokens: Tokens) -> Step:
-        needed = int(state.past_length.max()) + tokens.shape[1]
-        if needed > state.cache.capacity:
-            self._grow(state, needed)
-        step = self._step(state, tokens.shape)
-        step.fed.value.update_inplace(np.concatenate((state.past_length, tokens.reshape(-1))))
-        step.runs[state.side]()
-        state.past_length = state.past_length + tokens.shape[1]
-        return step
 
     def keep(self, state: CapturedState, lengths: Tokens) -> None:
         """Row ``r`` goes on behind its first ``lengths[r]`` positions. See ``DraftModel.keep``."""
@@ -256,7 +239,8 @@ class CapturedModel(OnnxRuntimeEncoder):
         cache, (rows, target) = state.cache, shape
         step = cache.steps.pop(target, None)
         if step is None:
-            step = self._new_step(rows, target)
+            logits = self._memory((rows, target, self._vocab_size), "float")
+            step = Step(self._memory((rows * (1 + target),), "int64"), logits)
         cache.steps[target] = step  # the least recently used is the first
         if len(cache.steps) > SHORT:
             del cache.steps[next(iter(cache.steps))]
@@ -264,18 +248,6 @@ class CapturedModel(OnnxRuntimeEncoder):
             step.runs[state.side] = run = Run(self.decoder, self._numbers["decoder"] if target <= SHORT else iter(()))
             self._bind_step(run.binding, step, (rows, target), state)
         return step
-
-    def _new_step(self, rows: int, target: int) -> Step:
-        fed, logits = (
-            self._memory((rows * (1 + target),), "int64"),
-            self._memory((rows, target, self._vocab_size), "float"),
-        )
-        tokens, scores = self._memory((rows, target), "int64"), self._memory((rows, target), "float")
-        best = Run(self._best, self._numbers["best"])
-        best.binding.bind_input("x", *logits.whole())
-        best.binding.bind_output("tokens", *tokens.whole())
-        best.binding.bind_output("scores", *scores.whole())
-        return Step(fed, logits, tokens, scores, best)
 
     def _bind_step(self, binding: Any, step: Step, shape: tuple[int, int], state: CapturedState) -> None:
         sentences = state.sentences

@@ -11,12 +11,15 @@ from typing import Any
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError, install
 from t5edge.runtime.gpu import require_gpu
-from t5edge.runtime.onnxruntime.gpu import open_on_gpu
+from t5edge.runtime.onnxruntime.cpu import is_recent
+from t5edge.runtime.onnxruntime.gpu import has_buffers, open_on_gpu
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeEncoder
 from t5edge.runtime.onnxruntime.sessions import session_options
 
 NAME = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
+NOT_RECORDABLE = "cannot use the graph capture feature"
+"""What ONNX Runtime says of a graph with an operator that the provider does not have."""
 
 
 def providers(record: bool) -> list[Any]:
@@ -49,13 +52,14 @@ def open(
     def start(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), session_options(entries={}), providers=providers(record))
 
+    buffers = buffers and has_buffers(manifest) and is_recent(onnxruntime.__version__)
     record = buffers and cuda_graphs
     try:
         return open_on_gpu(folder, manifest, PROVIDER, start, buffers=buffers, record=record)
-    except UserError:
-        if not record:
+    except UserError as error:
+        if NOT_RECORDABLE not in str(error):
             raise
-    record = False  # a graph with an operator of the CPU cannot be recorded, and its session says so by not starting
+    record = False
     return open_on_gpu(folder, manifest, PROVIDER, start, buffers=buffers)
 
 

@@ -71,19 +71,22 @@ class DeviceModel(OnnxRuntimeModel):
         return self._rows.take(value, np.repeat(np.arange(value.shape()[0]), copies), positions_of(value))
 
 
+def has_buffers(manifest: Manifest) -> bool:
+    """Whether ``CapturedModel`` runs the bundle."""
+    return GRAPH in manifest.ports and manifest.rows_share_cross and not manifest.architecture.prefix_lengths
+
+
 def open_on_gpu(
     folder: Path, manifest: Manifest, provider: str, start: Start, *, buffers: bool = False, record: bool = False
 ) -> OnnxRuntimeEncoder:
     """Open every graph and make sure that ``provider`` took them: ONNX Runtime falls back to the CPU without a word.
 
-    ``buffers``: the decoder that writes its cache in place, where the bundle has one; ``record``: ``start`` makes
-    sessions that can record CUDA graphs, and such a decoder's steps are.
+    ``buffers``: the decoder that writes its cache in place (only if ``has_buffers``). ``record``: ``start`` makes
+    sessions that record every run as a CUDA graph unless told otherwise, which that decoder alone can be run by.
 
     Raises:
         UserError: a graph cannot be loaded, or the provider did not start.
     """
-    buffers = buffers and GRAPH in manifest.ports and manifest.rows_share_cross
-    buffers = buffers and not manifest.architecture.prefix_lengths
     files = {"decoder": GRAPH if buffers else "decoder"}
     sessions = [
         _started(folder / f"{files.get(name, name)}.onnx", provider, start) for name in manifest.architecture.stacks

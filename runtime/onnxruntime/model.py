@@ -64,8 +64,7 @@ class OnnxRuntimeEncoder:
         """Run a session on ``OrtValue`` inputs; returns the named outputs as such."""
         return self.on_host(session, names, feeds)
 
-    @staticmethod
-    def on_host(session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
+    def on_host(self, session: Any, names: Sequence[str], feeds: dict[str, Any]) -> Sequence[Any]:
         """``execute``, with every output in host memory."""
         outputs: Sequence[Any] = session.run_with_ort_values(names, feeds)
         return outputs

@@ -12,8 +12,7 @@ import pytest
 from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
 from t5edge.runtime.model import BundleModel, load
-from t5edge.runtime.onnxruntime import captured
-from t5edge.runtime.onnxruntime.captured import FIRST_CAPACITY, IDLE, CapturedModel, Run, rounded
+from t5edge.runtime.onnxruntime.captured import FIRST_CAPACITY, IDLE, RECORDED, CapturedModel, Run, rounded
 
 STEPS = 2 * FIRST_CAPACITY + 9
 
@@ -131,24 +130,12 @@ def test_memory_that_may_hold_what_is_not_finite_is_dropped(model: BundleModel) 
     assert sentences not in steps._idle
 
 
-def test_the_best_token_is_the_first_of_the_highest(model: BundleModel) -> None:
-    logits = np.random.default_rng(0).standard_normal((4, 2, 500), np.float32)
-    logits[0, 0, [7, 90]], logits[1, 1, 3], logits[2, 1, 4] = 9, -np.inf, np.nan
-    logits[3, 0, 8] = np.inf
-    tokens, scores = start(captured.BEST).run(None, {"x": logits})
-    finite = np.isfinite(logits.max(axis=-1))
-    assert np.array_equal(np.isfinite(scores), finite)
-    assert finite.sum() == 6
-    assert np.array_equal(tokens[finite], logits.argmax(axis=-1)[finite])
-    assert np.array_equal(scores[finite], logits.max(axis=-1)[finite])
-
-
-def test_the_best_tokens_are_those_of_the_logits(model: BundleModel) -> None:
-    steps, tokens = model.step_model, np.array([[5], [7], [0]])
-    logits = steps.step(steps.encode(*inputs(3)), tokens)[:, -1]
-    best, scores = steps.best(steps.encode(*inputs(3)), tokens)
-    assert np.array_equal(best, logits.argmax(axis=-1))
-    assert np.array_equal(scores, logits.max(axis=-1))
+def test_the_encoder_gives_all_to_the_host(model: BundleModel, growing: BundleModel) -> None:
+    ids, mask = inputs(2)
+    expected = growing.step_model.hidden_and_cross(ids, mask)
+    found = model.step_model.hidden_and_cross(ids, mask)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
 class Session:
@@ -164,7 +151,7 @@ class Session:
         self.numbers.append(options.get_run_config_entry("gpu_graph_id"))
 
 
-def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_is_recorded_when_it_comes_again() -> None:
     session, numbers = Session(), iter(range(1, 3))
     runs = [Run(session, numbers) for _ in range(3)]
     for run in runs:
@@ -173,4 +160,4 @@ def test_a_shape_is_recorded_when_it_comes_again(monkeypatch: pytest.MonkeyPatch
         run()
         run()
     assert session.numbers == ["-1", "-1", "-1", "1", "1", "2", "2", "-1", "-1"]
-    assert captured.RECORDED > 2
+    assert RECORDED > 2

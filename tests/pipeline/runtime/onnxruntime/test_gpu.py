@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.gpus import SetGpus
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
+from t5edge.runtime.onnxruntime import cuda
 from t5edge.runtime.onnxruntime.gpu import DeviceModel, open_on_gpu
 from t5edge.runtime.onnxruntime.model import OnnxRuntimeModel
 
@@ -115,3 +117,42 @@ def test_a_graph_that_cannot_be_loaded_is_named(demo: Workshop) -> None:
     folder = demo.bundle("fp16")
     with pytest.raises(UserError, match=r"CUDAExecutionProvider cannot load '.*encoder.onnx': bad node"):
         open_on_gpu(folder, Manifest.read(folder), "CUDAExecutionProvider", fail)
+
+
+@pytest.mark.parametrize(
+    ("precision", "settings", "expected"),
+    [
+        ("fp16", {}, [(True, True), (True, False)]),
+        ("fp16", {"cuda_graphs": False}, [(True, False)]),
+        ("fp16", {"buffers": False}, [(False, False)]),
+        ("portable", {}, [(False, False)]),
+    ],
+)
+def test_only_the_decoder_with_buffers_is_recorded(
+    demo: Workshop,
+    set_gpus: SetGpus,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    settings: dict[str, bool],
+    expected: list[tuple[bool, bool]],
+) -> None:
+    """A graph that cannot be recorded is opened again, to be run as it is."""
+    import onnxruntime
+
+    set_gpus("9.0")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [cuda.PROVIDER])
+    tried: list[tuple[bool, bool]] = []
+
+    def refuse(
+        folder: Path, manifest: Manifest, provider: str, start: object, *, buffers: bool, record: bool = False
+    ) -> None:
+        tried.append((buffers, record))
+        raise UserError(f"This session {cuda.NOT_RECORDABLE} as requested" if record else "it is over")
+
+    monkeypatch.setattr(cuda, "open_on_gpu", refuse)
+    manifest = Manifest.read(demo.bundle("fp16"))
+    if precision == "portable":
+        manifest = replace(manifest, ports={name: manifest.ports[name] for name in ("encoder", "decoder")})
+    with pytest.raises(UserError):
+        cuda.open(demo.bundle("fp16"), manifest, **settings)
+    assert tried == expected
