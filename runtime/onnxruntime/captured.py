@@ -8,7 +8,7 @@ is for good: in memory of one shape, which the next batch of that shape takes ag
     Tokens    : past lengths and tokens as one upload, logits; of one number of positions per step
 
 Only ``decoder_buffered.onnx`` runs so. A shape is recorded when it comes for the second time. Launching the kernels of
-a step of t5-base one by one takes 2.5 times as long as replaying them (docs/platforms/gpu.md).
+a step of t5-base one by one takes 2.5 times as long as replaying them (docs/platforms/cuda.md).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 FIRST_CAPACITY = 64
 """Positions of a new cache; doubled when they are full."""
-IDLE = 4
-"""Batches whose memory is kept for the next of their shape."""
+IDLE, IDLE_BYTES = 4, 1 << 30
+"""Batches that are over whose memory is kept for the next of their shape, and how much of it."""
 RECORDED = 256
 """Graphs at most: ONNX Runtime keeps each until the session ends. Further shapes run unrecorded."""
 SHORT = 16
@@ -94,6 +94,13 @@ class Sentences:
     caches: dict[int, Cache] = field(default_factory=dict)
     last: Scores | None = None
     """Logits of the last step: what is not finite stays in the cache."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the device."""
+        caches = [side for cache in self.caches.values() for side in cache.sides.values()]
+        steps = [step.logits for cache in self.caches.values() for step in cache.steps.values()]
+        return sum(memory.bytes for memory in (self.cross, self.hidden, *caches, *steps))
 
 
 @dataclass
@@ -192,7 +199,9 @@ class CapturedModel(OnnxRuntimeEncoder):
     def _give_back(self, sentences: Sentences) -> None:
         """Keep the memory for the next batch of this shape; what may hold values that are not finite goes."""
         if sentences.last is None or np.isfinite(sentences.last).all():
-            self._idle = [*self._idle, sentences][-IDLE:]
+            self._idle.append(sentences)
+        while len(self._idle) > IDLE or sum(idle.bytes for idle in self._idle) > IDLE_BYTES:
+            del self._idle[0]
         sentences.last = None
 
     def _sentences(self, shape: tuple[int, int, int]) -> Sentences:
@@ -265,4 +274,10 @@ class CapturedModel(OnnxRuntimeEncoder):
         return self._memory((rows, self._heads, positions, self._d_kv), self._dtype)
 
     def _memory(self, shape: tuple[int, ...], dtype: str) -> Memory:
-        return Memory(shape, dtype, self._device)
+        try:
+            return Memory(shape, dtype, self._device)
+        except Exception:  # onnxruntime raises its own classes, all below Exception
+            if not self._idle:
+                raise
+            self._idle.clear()
+            return Memory(shape, dtype, self._device)

@@ -24,6 +24,11 @@ class Memory:
         self._element, self._item = BFLOAT16 if dtype == "bfloat16" else held.type, held.itemsize
         self._of_the_cpu = zeros if device == "cpu" else None  # there it is the memory itself
 
+    @property
+    def bytes(self) -> int:
+        """How much it takes."""
+        return math.prod(self.shape) * self._item
+
     def view(self, first: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
         """How a binding takes the elements from ``first`` on as a tensor of ``shape``."""
         return self._device, 0, self._element, shape, self.value.data_ptr() + first * self._item

@@ -13,6 +13,7 @@ from support.bundles import Workshop
 from t5edge.bundle.manifest import Manifest
 from t5edge.runtime.model import BundleModel, load
 from t5edge.runtime.onnxruntime.captured import FIRST_CAPACITY, IDLE, RECORDED, CapturedModel, Run, rounded
+from t5edge.runtime.onnxruntime.memory import Memory
 
 STEPS = 2 * FIRST_CAPACITY + 9
 
@@ -136,6 +137,35 @@ def test_the_encoder_gives_all_to_the_host(model: BundleModel, growing: BundleMo
     found = model.step_model.hidden_and_cross(ids, mask)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_little_memory_is_kept(model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = model.step_model
+    assert isinstance(steps, CapturedModel)
+    steps._idle.clear()
+    each = steps.encode(*inputs(2)).sentences.bytes
+    assert each > 2 * 2 * 8 * 24 * 4 * (32 + FIRST_CAPACITY)
+    monkeypatch.setattr("t5edge.runtime.onnxruntime.captured.IDLE_BYTES", 2 * each)
+    held = [steps.encode(*inputs(2)) for _ in range(3)]
+    del held
+    assert len(steps._idle) == 2
+
+
+def test_memory_is_taken_from_what_is_idle(model: BundleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, tried = model.step_model, []
+    assert isinstance(steps, CapturedModel)
+    steps.encode(*inputs(2))
+    assert steps._idle
+
+    def full(*arguments: Any) -> Memory:
+        tried.append(arguments)
+        if steps._idle:
+            raise RuntimeError("out of memory")
+        return Memory(*arguments)
+
+    monkeypatch.setattr("t5edge.runtime.onnxruntime.captured.Memory", full)
+    steps.encode(*inputs(7))
+    assert tried[0] == tried[1]
 
 
 class Session:
