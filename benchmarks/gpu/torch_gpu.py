@@ -70,7 +70,8 @@ def timings(model: T5ForConditionalGeneration, compiled: bool, sizes: list[tuple
     """Encoder and step of every (batch, source); ``compiled``: torch.compile with a cache of static length."""
     settings: dict[str, Any] = {}
     with suppress(ValueError, ImportError):  # transformers before T5 had it
-        model.set_attn_implementation("sdpa")
+        for part in (model, model.get_encoder(), model.get_decoder()):  # transformers 5.17 sets the one named alone
+            part.set_attn_implementation("sdpa")
     encoder = model.get_encoder()
     if compiled:
         model.forward = torch.compile(model.forward, dynamic=False)  # type: ignore[method-assign]

@@ -32,7 +32,9 @@ Bundles = Callable[..., Path]
 
 def save_head(family: str, head: str, folder: Path, **settings: Any) -> Any:
     """A tiny model with a head, random weights, saved as transformers saves it."""
-    config = getattr(transformers, f"{family}Config")(**{**find_tiny_model(FAMILIES[family]).config, **settings})
+    sizes = {**find_tiny_model(FAMILIES[family]).config, **settings}
+    # by its default attention the decoder of UMT5 in transformers 5.17 sees later tokens
+    config = getattr(transformers, f"{family}Config")(**sizes, attn_implementation="eager")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, f"{family}For{head}")(config)
