@@ -28,11 +28,10 @@ from t5edge.exporter.checkpoint.prompts import require_room
 from t5edge.exporter.family.config import label_names
 from t5edge.exporter.form import check_portable
 from t5edge.exporter.graph.assemble import Graphs
-from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
 from t5edge.exporter.graph.trace import trace_blocks
 from t5edge.exporter.graph.write import FILE_NAME as WEIGHTS
-from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_files, save_graphs
+from t5edge.exporter.graphs import SavedGraphs, assemble_graphs, copy_small_files, finish_graphs, save_graphs
 from t5edge.exporter.layouts.files import check_layout, write_layout
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions, checkpoint_options, export_options, recorded_options, wanted_row
@@ -207,8 +206,7 @@ def make_parts(checkpoint: Checkpoint, row: Precision, options: ExportOptions, p
         settings = Settings() if options.observer is None else Settings(options.observer)
         plan = make_plan(checkpoint, graphs, row, texts, progress, settings)
         apply_plan(plan, graphs)
-    if options.form.portable:
-        make_portable(graphs)
+    finish_graphs(graphs, checkpoint, options.form)
     return Parts(checkpoint, blocks, rescale, graphs, plan)
 
 

@@ -20,8 +20,9 @@ from t5edge.exporter.form import Form
 from t5edge.exporter.graph.assemble import Graphs, assemble
 from t5edge.exporter.graph.costs import graph_costs
 from t5edge.exporter.graph.in_place import add_in_place
-from t5edge.exporter.graph.portable import check_file, is_portable
+from t5edge.exporter.graph.portable import check_file, is_portable, make_portable
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graph.whole_heads import keep_heads_together
 from t5edge.exporter.graph.write import SLICE_BYTES, attach, plan_weights, write_weights
 from t5edge.exporter.layouts.optimum import add_optimum
 from t5edge.kernels.block import Block, BlockKind
@@ -59,6 +60,18 @@ def assemble_graphs(
     if form.layout == "optimum":
         graphs = add_optimum(graphs, *facts)
     return graphs
+
+
+def finish_graphs(graphs: Graphs, checkpoint: Checkpoint, form: Form) -> None:
+    """The last pass over assembled, rescaled and quantized graphs, in place: older operators, or fewer of them.
+
+    Raises:
+        FusionError: a graph is not what the pass expects.
+    """
+    if form.portable:
+        make_portable(graphs)
+    else:
+        keep_heads_together(graphs.encoder, checkpoint.architecture)
 
 
 def save_graphs(graphs: Graphs, checkpoint: Checkpoint, folder: Path, progress: Progress) -> SavedGraphs:

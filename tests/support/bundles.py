@@ -23,8 +23,8 @@ from t5edge.calibration.texts import choose_examples, read_texts
 from t5edge.exporter.checkpoint.open import Checkpoint, open_checkpoint
 from t5edge.exporter.family.variants import DEMO_FOLDER
 from t5edge.exporter.graph.assemble import Graphs
-from t5edge.exporter.graph.portable import make_portable
 from t5edge.exporter.graph.rescale import Rescale
+from t5edge.exporter.graphs import finish_graphs
 from t5edge.kernels.block import Block, BlockKind
 from t5edge.options import ExportOptions
 from t5edge.progress import Silent
@@ -67,8 +67,6 @@ class Workshop:
         plan = quick_plan(self.checkpoint, graphs, row, options.limits) if row.quantized else None
         if plan is not None:
             apply_plan(plan, graphs)
-        if form.portable:
-            make_portable(graphs)
         write_bundle(pipeline.Parts(self.checkpoint, self.blocks(), Rescale(), graphs, plan), row, options, folder)
 
 
@@ -86,7 +84,8 @@ def quick_plan(checkpoint: Checkpoint, graphs: Graphs, row: Precision, limits: L
 
 
 def write_bundle(parts: pipeline.Parts, row: Precision, options: ExportOptions, folder: Path) -> Path:
-    """Write ``parts`` as a bundle of which nothing is proven."""
+    """Write ``parts``, whose graphs are not finished yet, as a bundle of which nothing is proven."""
+    finish_graphs(parts.graphs, parts.checkpoint, options.form)
     saved = pipeline.save_parts(parts, row, options, folder, Silent())
     manifest = pipeline.describe(parts, row, options, saved)
     manifest.with_files(folder, {"weights.safetensors": saved.weights_sha256}).write(folder)
