@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -237,7 +238,10 @@ from t5edge.engines.doctor import targets_report
 print(sorted(build_engines({str(bundle)!r}, "tensorrt-rtx", ["8.6"])["8.6"].to_dict()))
 print([row["target"] for row in targets_report() if row["can_build"]])
 """
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "t5edge").symlink_to(Path(__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "path")}
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["['decoder', 'encoder', 'run']", "['tensorrt-rtx']"]
 
