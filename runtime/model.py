@@ -270,9 +270,9 @@ class BundleModel(BundleEncoder):
     ) -> Iterator[list[str]] | Iterator[list[Answer]]:
         """``generate_text`` for a list of any length: the answers of each text, in order, as soon as they are there.
 
-        ``batch_size`` rows are under way at a time. With ``decoder_buffered.onnx`` and without beams a row that has
-        ended is given the next text at once. Texts are read some hundreds ahead. ``first`` is the number of the first
-        text, which with the seed decides what is drawn for it.
+        ``batch_size`` rows are under way at a time. On a CPU, with ``decoder_buffered.onnx`` and no beams, a row that
+        has ended is given the next text at once. Texts are read some hundreds ahead. ``first`` is the number of the
+        first text, which with the seed decides what is drawn for it.
 
         Raises:
             UserError: as ``generate_text``, when the first answer is asked for.
