@@ -8,7 +8,7 @@ is for good: in memory of one shape, which the next batch of that shape takes ag
     Tokens    : past lengths and tokens as one upload, logits; of one number of positions per step
 
 Only ``decoder_buffered.onnx`` runs so. A shape is recorded when it comes for the second time. Launching the kernels of
-a step of t5-base one by one takes 2.5 times as long as replaying them (docs/platforms/cuda.md).
+a step of t5-base one by one takes twice as long as replaying them (docs/platforms/cuda.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class Cache:
     steps: dict[int, Step] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Sentences:
     """Everything of one shape: batch, copies of each sentence, source length."""
 
@@ -103,7 +104,7 @@ class Sentences:
         return sum(memory.bytes for memory in (self.cross, self.hidden, *caches, *steps))
 
 
-@dataclass
+@dataclass(eq=False)
 class CapturedState:
     """One batch under way. ``past_length`` int64 [rows]: filled positions of ``side`` of ``cache``."""
 
@@ -111,8 +112,6 @@ class CapturedState:
     cache: Cache
     past_length: Tokens
     side: int = 0
-
-    __hash__ = object.__hash__
 
 
 class CapturedModel(OnnxRuntimeEncoder):
@@ -197,18 +196,24 @@ class CapturedModel(OnnxRuntimeEncoder):
         state.past_length = state.past_length[rows]
 
     def _give_back(self, sentences: Sentences) -> None:
-        """Keep the memory for the next batch of this shape; what may hold values that are not finite goes."""
-        if sentences.last is None or np.isfinite(sentences.last).all():
+        """Keep the memory for the next batch of this shape; what may hold values that are not finite goes.
+
+        No lock: it runs wherever the last reference to a state goes, in a thread that holds one too.
+        """
+        finite = sentences.last is None or bool(np.isfinite(sentences.last).all())
+        sentences.last = None
+        if finite:
             self._idle.append(sentences)
         while len(self._idle) > IDLE or sum(idle.bytes for idle in self._idle) > IDLE_BYTES:
-            del self._idle[0]
-        sentences.last = None
+            with suppress(IndexError):  # another thread was first
+                self._idle.pop(0)
 
     def _sentences(self, shape: tuple[int, int, int]) -> Sentences:
         """Memory of one shape that no batch under way holds."""
-        for place, idle in enumerate(self._idle):
-            if idle.shape == shape:
-                return self._idle.pop(place)
+        for idle in [idle for idle in self._idle if idle.shape == shape]:
+            with suppress(ValueError):  # another thread was first
+                self._idle.remove(idle)
+                return idle
         batch, _, source = shape
         made = Sentences(
             shape,
@@ -233,7 +238,7 @@ class CapturedModel(OnnxRuntimeEncoder):
         return sentences.caches[capacity]
 
     def _grow(self, state: CapturedState, needed: int) -> None:
-        """Go on in a cache of twice the capacity, or of what is needed; what is behind the old one is not read."""
+        """Go on in a cache with room for ``needed`` positions; what is behind the old ones is not read."""
         old, rows = state.cache, len(state.past_length)
         capacity = old.capacity
         while capacity < needed:

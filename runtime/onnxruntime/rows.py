@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from t5edge.runtime.onnxruntime.memory import unrecorded
+from t5edge.runtime.onnxruntime.memory import Memory, unrecorded
 from t5edge.runtime.onnxruntime.values import to_value
-
-if TYPE_CHECKING:
-    from t5edge.runtime.onnxruntime.memory import Memory
 
 FILES = {dtype: Path(__file__).with_name(f"rows-{dtype}.onnx") for dtype in ("float", "float16", "bfloat16")}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.bundles import Workshop
+from support.searches import logits_in_steps
 from t5edge.bundle.manifest import Manifest
 from t5edge.errors import UserError
 from t5edge.runtime.model import BundleModel, load
@@ -86,15 +87,10 @@ def test_logits_are_those_of_the_growing_cache_while_buffers_grow(
 
 
 def test_steps_of_any_length_follow_each_other(buffered: BundleModel, growing: BundleModel) -> None:
-    ids, mask = inputs(2)
     targets = np.random.default_rng(8).integers(3, 180, (2, STEPS))
-    expected = growing.logits_uncached(ids, mask, targets)
-    state, model, found, begin = buffered.step_model.encode(ids, mask), buffered.step_model, [], 0
-    for length in (5, 1, 1, FIRST_CAPACITY, 1, 60, 5):
-        found.append(model.step(state, np.ascontiguousarray(targets[:, begin : begin + length])).copy())
-        begin += length
-    assert begin == STEPS
-    assert np.abs(np.concatenate(found, axis=1) - expected).max() < 1e-5 * np.abs(expected).max()
+    expected = growing.logits_uncached(*inputs(2), targets)
+    found = logits_in_steps(buffered.step_model, *inputs(2), targets, (5, 1, 1, FIRST_CAPACITY, 1, 60, 5))
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

@@ -120,11 +120,11 @@ def test_a_graph_that_cannot_be_loaded_is_named(demo: Workshop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "settings", "expected"),
+    ("form", "settings", "expected"),
     [
-        ("fp16", {}, [(True, True), (True, False)]),
-        ("fp16", {"cuda_graphs": False}, [(True, False)]),
-        ("fp16", {"buffers": False}, [(False, False)]),
+        ("standard", {}, [(True, True), (True, False)]),
+        ("standard", {"cuda_graphs": False}, [(True, False)]),
+        ("standard", {"buffers": False}, [(False, False)]),
         ("portable", {}, [(False, False)]),
     ],
 )
@@ -132,7 +132,7 @@ def test_only_the_decoder_with_buffers_is_recorded(
     demo: Workshop,
     set_gpus: SetGpus,
     monkeypatch: pytest.MonkeyPatch,
-    precision: str,
+    form: str,
     settings: dict[str, bool],
     expected: list[tuple[bool, bool]],
 ) -> None:
@@ -151,7 +151,7 @@ def test_only_the_decoder_with_buffers_is_recorded(
 
     monkeypatch.setattr(cuda, "open_on_gpu", refuse)
     manifest = Manifest.read(demo.bundle("fp16"))
-    if precision == "portable":
+    if form == "portable":
         manifest = replace(manifest, ports={name: manifest.ports[name] for name in ("encoder", "decoder")})
     with pytest.raises(UserError):
         cuda.open(demo.bundle("fp16"), manifest, **settings)
